@@ -1,0 +1,1 @@
+"""The nouns: tables, artifacts, recipes, campaigns, prompts. Imports nothing of ours; everything else imports it."""

@@ -1,0 +1,59 @@
+"""One error type per kind of mistake; each message says what was expected, what was found and what to do."""
+
+from __future__ import annotations
+
+
+class RatchetError(Exception):
+    """Anything Ratchet stops for on purpose. `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class WrongUse(RatchetError):
+    """The user asked for something that cannot be done; nothing was started."""
+
+    exit_code = 2
+
+
+class RecipeError(WrongUse):
+    """A recipe that does not validate: unknown key, wrong type, contradictory settings."""
+
+
+class PartError(WrongUse):
+    """A part (scorer, selector, pairer, engine) that does not exist or refuses its settings."""
+
+
+class PromptsError(WrongUse):
+    """A prompts file that is missing, lacks a column or has a bad row (the row is named)."""
+
+
+class ModelError(WrongUse):
+    """A model directory that is missing, incomplete or not safetensors."""
+
+
+class HomeError(WrongUse):
+    """The home directory cannot be written, or has too little room."""
+
+
+class CampaignError(WrongUse):
+    """A campaign name that does not exist, is malformed, is taken by another recipe, or is already running."""
+
+
+class TableError(RatchetError):
+    """A table that breaks its schema or its rules; the column or row is named."""
+
+
+class DamagedArtifact(RatchetError):
+    """Stored bytes that no longer match their manifest."""
+
+
+class StageFailed(RatchetError):
+    """A stage that could not finish; the cause is chained or named."""
+
+
+class ScorerFailed(StageFailed):
+    """A scorer raised, or returned something that is not one score per completion; the row is named."""
+
+
+class ReferenceMismatch(StageFailed):
+    """The reference in the trainer's memory is not the checkpoint the round names."""

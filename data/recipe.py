@@ -1,0 +1,349 @@
+"""The recipe: a frozen model of one TOML file that says how a round turns prompts and a checkpoint into better ones.
+
+Unknown keys are refused with a suggestion, `--set a.b=c` changes one value, `[[at]]` changes settings from a round on.
+`[hardware]` says where the work runs; it never enters an artifact's key. `[prompts] path` and `[model] path` enter as content.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data.errors import RecipeError
+
+SHIPPED = Path(__file__).parent / "recipes"
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Prompts(Strict):
+    """Where prompts come from and how they split. Counts are rows per split; splits never share a prompt."""
+
+    source: Literal["addition", "file"] = Field("addition", description="the built-in tiny world, or a file of one's own")
+    path: str = Field("", description="JSONL, JSONL.gz or Parquet, for source = 'file'")
+    prompt_column: str = Field("", description="empty: the first of the usual names (prompt, question, problem, ...)")
+    answer_column: str = Field("", description="empty: the first of the usual names, if any")
+    answer_after: str = Field("", description="keep only what follows this marker in the answer, e.g. '####'")
+    template: str = Field("{prompt}", description="the user message; {prompt} stands for the row's prompt")
+    limit: int = Field(0, ge=0, description="use at most this many rows of the file, chosen by hash; 0 = all")
+    seed: int = Field(0, ge=0, description="rows in the seed split (given solutions)")
+    rounds: int = Field(0, ge=0, description="rows in the rounds split; 0 = what the other splits leave")
+    probe: int = Field(0, ge=0, description="rows in the probe split")
+    held_out: int = Field(200, ge=1, description="rows the gate decides on; never trained on")
+    test: int = Field(200, ge=0, description="rows read once, after the last round")
+    ood: int = Field(0, ge=0, description="out-of-distribution rows, read once (tiny world: five digits)")
+    per_round: int = Field(0, ge=0, description="prompts sampled each round; 0 = the whole rounds split")
+
+
+class Model(Strict):
+    """Checkpoint 0: a directory, or the tiny world's own model, trained here on the seed split."""
+
+    path: str = Field("", description="a Hugging Face directory with safetensors; empty = make the tiny model")
+    trust_remote_code: bool = False
+    hidden: int = Field(64, ge=8, description="tiny model only")
+    layers: int = Field(2, ge=1, description="tiny model only")
+    steps: int = Field(900, ge=1, description="tiny model only: supervised steps on the seed split")
+    batch: int = Field(32, ge=1, description="tiny model only")
+    learning_rate: float = Field(3e-3, gt=0, description="tiny model only")
+
+
+class Generate(Strict):
+    engine: str = Field("transformers", description="a name on the engines shelf, or package.module:name")
+    n: int = Field(8, ge=1, description="completions per prompt")
+    temperature: float = Field(1.0, ge=0, description="0 = greedy")
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int = Field(1024, ge=1)
+    batch: int = Field(64, ge=1, description="sequences decoded together; shapes the draw, so it is part of the key")
+    shard: int = Field(512, ge=1, description="completions committed together; what a crash can lose")
+
+
+class Score(Strict):
+    scorer: str = Field(description="a name on the scorers shelf, or package.module:name")
+    weight: float = 1.0
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class Select(Strict):
+    selector: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class Pair(Strict):
+    pairer: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+PAIR_LOSSES = (
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sigmoid_norm",
+)  # fmt: skip
+Checkpoint = Literal["previous", "base", "best"]
+
+
+class Loss(Strict):
+    """`nll` trains on selected completions (SFT, RAFT); every other name is a TRL DPO `loss_type` and trains on pairs."""
+
+    name: str = Field("nll", description=f"nll, or one of {', '.join(PAIR_LOSSES)}")
+    beta: float = Field(0.1, gt=0, description="pairs only")
+    nll: float = Field(0.0, ge=0, description="pairs only: weight of the NLL of the chosen completion (IRPO's alpha)")
+    reference: Checkpoint = Field("previous", description="pairs only: which checkpoint is the reference")
+
+    @model_validator(mode="after")
+    def _known(self) -> Loss:
+        if self.name not in ("nll", *PAIR_LOSSES):
+            raise ValueError(f"unknown loss '{self.name}'{did_you_mean(self.name, ('nll', *PAIR_LOSSES))}")
+        return self
+
+
+class Train(Strict):
+    steps: int = Field(0, ge=0, description="optimizer steps; 0 = by epochs")
+    epochs: float = Field(1.0, gt=0, description="used where steps = 0")
+    batch: int = Field(32, ge=1, description="examples (or pairs) per optimizer step")
+    accumulate: int = Field(1, ge=1, description="micro-batches per optimizer step; batch must divide by it")
+    learning_rate: float = Field(5e-7, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps")
+    max_length: int = Field(4096, ge=8, description="prompt + completion, tokens; longer rows are left out and counted")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU, else float32")
+    start_from: Checkpoint = "previous"
+    replay: bool = Field(False, description="mix the seed split's given solutions into what is trained on")
+    minimum: int = Field(8, ge=1, description="fewer rows or pairs than this end the round without training")
+    save_every: int = Field(50, ge=1, description="steps between trainer checkpoints; what a crash can lose")
+
+    @model_validator(mode="after")
+    def _divides(self) -> Train:
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch ({self.batch}) must divide by accumulate ({self.accumulate})")
+        return self
+
+
+class Evaluate(Strict):
+    samples: int = Field(4, ge=0, description="sampled completions per held-out prompt for pass@k; 0 = greedy only")
+    temperature: float = Field(1.0, gt=0)
+    batch: int = Field(256, ge=1)
+    max_tokens: int = Field(0, ge=0, description="0 = as in [generate]")
+
+
+class Gate(Strict):
+    """Who moves forward. Promote: head = champion = k. Hold: head = k. Roll back: head = champion."""
+
+    rule: Literal["paired_interval", "always_promote"] = "paired_interval"
+    on_better: Literal["promote", "ask"] = "promote"
+    on_unclear: Literal["hold", "ask"] = "hold"
+    on_worse: Literal["roll_back", "stop", "ask"] = "roll_back"
+
+
+class Keep(Strict):
+    checkpoints: Literal["all", "best+last"] = Field(
+        "all", description="best+last evicts other rounds' weights, keeps manifests"
+    )
+
+
+class Hardware(Strict):
+    """Where and how the work runs. Never part of a key."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    isolation: Literal["auto", "inline", "process"] = Field(
+        "auto", description="auto: a process per stage on a GPU, else inline"
+    )
+    workers: int = Field(2, ge=1, description="processes that verify answers")
+    prefect: bool = Field(True, description="false: run the same rounds without Prefect")
+
+
+class At(Strict):
+    round: int = Field(ge=1)
+    set: dict[str, Any]
+
+
+class Recipe(Strict):
+    description: str = ""
+    rounds: int = Field(3, ge=1, le=1000)
+    seed: int = Field(0, ge=0)
+    prompts: Prompts = Prompts()
+    model: Model = Model()
+    generate: Generate = Generate()
+    score: tuple[Score, ...] = (Score(scorer="exact_match"),)
+    select: Select | None = None
+    pair: Pair | None = None
+    loss: Loss = Loss()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    gate: Gate = Gate()
+    keep: Keep = Keep()
+    hardware: Hardware = Hardware()
+    at: tuple[At, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.select and self.pair:
+            raise ValueError("give [select] (trains on completions) or [pair] (trains on pairs), not both")
+        if self.pair and self.loss.name == "nll":
+            raise ValueError("[pair] needs a pair loss: set loss.name, e.g. 'sigmoid' (DPO)")
+        if not self.pair and self.loss.name != "nll":
+            raise ValueError(f"loss.name = '{self.loss.name}' trains on pairs: add a [pair] table, or set loss.name = 'nll'")
+        if not self.select and not self.pair and not self.train.replay:
+            raise ValueError("nothing to train on: add [select] or [pair], or set train.replay = true (seed data only)")
+        if self.train.replay and not self.prompts.seed:
+            raise ValueError("train.replay = true needs given solutions: set prompts.seed")
+        if self.pair and self.train.replay:
+            raise ValueError("train.replay mixes whole completions in; it works with [select], not with [pair]")
+        if self.model.path == "" and self.prompts.source != "addition":
+            raise ValueError("the tiny model only knows addition: pass --model DIR (or set model.path)")
+        if self.prompts.source == "file" and not self.prompts.path:
+            raise ValueError("source = 'file' needs prompts of your own: pass --prompts FILE (or set prompts.path)")
+        if not self.score:
+            raise ValueError("at least one [[score]] is needed; the first one is the verifier that held-out accuracy uses")
+        names = [score.scorer for score in self.score]
+        if len(set(names)) != len(names):
+            raise ValueError(f"each scorer once: found {names}")
+        return self
+
+    @property
+    def samples(self) -> bool:
+        """Whether rounds draw completions (a seed-only control does not)."""
+        return self.select is not None or self.pair is not None
+
+    def at_round(self, number: int) -> Recipe:
+        """The recipe as it stands in a round: `[[at]]` entries with round <= number applied in order."""
+        values = self.model_dump(mode="json")
+        for entry in sorted((e for e in self.at if e.round <= number), key=lambda e: e.round):
+            for path, value in entry.set.items():
+                set_value(values, path, value)
+        return build(values, f"[[at]] of round {number}")
+
+    def plain(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+
+FROZEN_AFTER_START = ("prompts", "model", "seed", "rounds", "at", "hardware", "keep", "description")
+
+
+def build(values: Mapping[str, Any], where: str) -> Recipe:
+    """Validate plain values; one RecipeError names every problem with its place and a suggestion."""
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from error
+    for entry in recipe.at:
+        for path in entry.set:
+            if path.split(".")[0] in FROZEN_AFTER_START:
+                raise RecipeError(f"{where}: [[at]] round {entry.round}: '{path}' cannot change between rounds")
+    return recipe
+
+
+def load(source: str | Path, sets: Sequence[str] = (), overrides: Mapping[str, Any] = types.MappingProxyType({})) -> Recipe:
+    """Read a shipped recipe by name or a TOML file by path, apply overrides and `--set` values, validate everything."""
+    path = find(source)
+    try:
+        values = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: expected TOML: {error}") from error
+    for dotted, value in [*overrides.items(), *(parse_set(item) for item in sets)]:
+        set_value(values, dotted, value)
+    recipe = build(values, str(path))
+    for number in {entry.round for entry in recipe.at}:  # an override that breaks a later round is found now
+        recipe.at_round(number)
+    return recipe
+
+
+def shipped() -> dict[str, Path]:
+    return {p.stem: p for p in sorted(SHIPPED.glob("*.toml"))}
+
+
+def find(source: str | Path) -> Path:
+    names = shipped()
+    if str(source) in names:
+        return names[str(source)]
+    path = Path(source)
+    if path.suffix != ".toml" or not path.is_file():
+        hint = did_you_mean(str(source), names)
+        raise RecipeError(f"no recipe '{source}': expected one of {', '.join(names)}, or a .toml file that exists{hint}")
+    return path
+
+
+def parse_set(item: str) -> tuple[str, Any]:
+    """`a.b=c`: the value is read as TOML, and as a plain string where it is not TOML."""
+    path, found, text = item.partition("=")
+    if not found or not path:
+        raise RecipeError(f"--set {item}: expected a.b=value")
+    try:
+        return path, tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return path, text
+
+
+def set_value(values: dict[str, Any], path: str, value: Any) -> None:
+    """Set one dotted place, e.g. `loss.beta` or `score.0.weight`; the place must exist in the recipe model."""
+    place: Any = values
+    *parents, last = path.split(".")
+    try:
+        for name in parents:
+            if isinstance(place, list):
+                place = place[int(name)]
+            else:
+                place[name] = place.get(name) if place.get(name) is not None else {}
+                place = place[name]
+        if isinstance(place, list):
+            place[int(last)] = value
+        else:
+            place[last] = value
+    except (ValueError, IndexError, AttributeError, TypeError) as error:
+        raise RecipeError(f"'{path}' names no place in the recipe") from error
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """What differs between two recipes, one line per value; hardware does not count, it may change between runs."""
+    before, after = (flatten({k: v for k, v in r.plain().items() if k != "hardware"}) for r in (old, new))
+    changed = [path for path in sorted(before.keys() | after.keys()) if before.get(path, "-") != after.get(path, "-")]
+    return [f"{path}: {before.get(path, '-')} -> {after.get(path, '-')}" for path in changed]
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested values as dotted paths."""
+    if isinstance(value, Mapping):
+        items: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, (list, tuple)):
+        items = enumerate(value)
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for name, inner in items:
+        flat |= flatten(inner, f"{prefix}.{name}" if prefix else str(name))
+    return flat
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    place = ".".join(str(p) for p in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _fields(error["loc"][:-1])
+        return f"unknown key '{place}'{did_you_mean(str(error['loc'][-1]), known)}; known here: {', '.join(known)}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not place or error["type"] == "value_error":
+        return f"{place}: {message}" if place else message
+    return f"{place}: {message}, found {error['input']!r}"
+
+
+def _fields(loc: Sequence[Any]) -> list[str]:
+    """The keys a place in the recipe accepts, found by walking the models' annotations."""
+    model: Any = Recipe
+    for step in loc:
+        if isinstance(step, int):
+            continue
+        kind = model.model_fields[step].annotation
+        inner = [kind, *typing.get_args(kind)]
+        model = next(k for k in inner if isinstance(k, type) and issubclass(k, BaseModel))
+    return list(model.model_fields)

@@ -1,0 +1,306 @@
+"""The artifact store: immutable, content-addressed stage outputs. It is why resume, fork and sweep need no code of their own.
+
+An artifact is a folder `artifacts/<kk>/<key>/` with `manifest.json`, `log.json` and `payload/`. Its **key** is the sha256 of
+everything that shapes it (the `Job`); its **digest** is the sha256 over the sorted (path, sha256) of the payload files. It is
+written under `partial/<key>/`, fsynced and renamed into place last, so it is whole or absent, and never changed afterwards.
+`partial/<key>/scratch/` outlives a crash: shards and trainer checkpoints there are what a second attempt starts from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from data.errors import DamagedArtifact, HomeError
+
+
+def canonical(value: Any) -> str:
+    """JSON that is equal exactly when the value is: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def sha256_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def derive_seed(campaign_seed: int, stage: str, round_number: int) -> int:
+    """Seeds differ by stage and round, so a round after a roll-back does not repeat the failure."""
+    return int(sha256_text(f"{campaign_seed}/{stage}/{round_number}")[:8], 16) & 0x7FFFFFFF
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that shapes one stage's output, and nothing else: no names, no times, no hardware."""
+
+    stage: str
+    version: int
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]  # input name -> digest
+    seed: int
+    parts: Mapping[str, str] = field(default_factory=dict)  # "scorer:exact_match" -> version, or hash of a user's file
+    libraries: Mapping[str, str] = field(default_factory=dict)  # name -> version
+
+    @property
+    def key(self) -> str:
+        return sha256_text(canonical(asdict(self)))
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage output. `path` is its payload folder.
+
+    `absent` is "" where the payload is there, "evicted" or "damaged" where only manifest and digest are left; a stage that
+    needs it makes it again.
+    """
+
+    key: str
+    digest: str
+    stage: str
+    path: Path
+    absent: str = ""
+    reused: bool = True
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+
+@dataclass(frozen=True)
+class External:
+    """A user's own file or folder as a stage input: its digest enters the key, its place does not."""
+
+    digest: str
+    path: Path
+    key: str | None = None
+
+
+def digest_of(files: Mapping[str, str]) -> str:
+    """The digest of a payload: sha256 over its sorted (path, sha256)."""
+    return sha256_text(canonical(sorted(files.items())))
+
+
+def hash_folder(folder: Path) -> dict[str, str]:
+    return {p.relative_to(folder).as_posix(): sha256_file(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+class Store:
+    """A folder of artifacts, safe to share between processes on one file system.
+
+    Locks (flock, freed by the kernel when a process dies) only spare double work; correctness rests on the atomic rename.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        try:
+            for name in ("artifacts", "partial", "locks", "stamps", "quarantine"):
+                (root / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise HomeError(f"expected a writable home, cannot create {root}: {error.strerror}; pass another --home") from error
+
+    # -- places -----------------------------------------------------------------------------------------------------
+    def folder(self, key: str) -> Path:
+        return self.root / "artifacts" / key[:2] / key
+
+    def scratch(self, key: str) -> Path:
+        return self.root / "partial" / key / "scratch"
+
+    def keys(self) -> list[str]:
+        return sorted(p.parent.name for p in (self.root / "artifacts").glob("*/*/manifest.json"))
+
+    def manifest(self, key: str) -> dict[str, Any]:
+        try:
+            loaded: dict[str, Any] = json.loads((self.folder(key) / "manifest.json").read_text())
+            if loaded["digest"] != digest_of({name: f["sha256"] for name, f in loaded["files"].items()}):
+                raise ValueError("its digest does not match its list of files")
+            return loaded
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise DamagedArtifact(f"manifest of {key[:12]}: {error}") from error
+
+    # -- reading ----------------------------------------------------------------------------------------------------
+    def find(self, key: str) -> Artifact | None:
+        """The artifact, checked by size and mtime (full hash where this host has no stamp yet); damage is set aside."""
+        folder = self.folder(key)
+        if not folder.exists():
+            return None
+        try:
+            manifest = self.manifest(key)
+        except DamagedArtifact as damage:
+            self.quarantine(key, str(damage))
+            return None
+        if not self._absent(key):
+            try:
+                self._check_files(key, manifest, full=False)
+            except DamagedArtifact as damage:
+                self.quarantine(key, str(damage))
+        return Artifact(key, manifest["digest"], manifest["job"]["stage"], folder / "payload", self._absent(key))
+
+    def _absent(self, key: str) -> str:
+        note = self.folder(key) / "absent"
+        return note.read_text() if note.exists() else ""
+
+    def _check_files(self, key: str, manifest: Mapping[str, Any], full: bool) -> None:
+        payload = self.folder(key) / "payload"
+        present = {p.relative_to(payload).as_posix(): p for p in payload.rglob("*") if p.is_file()}
+        if set(present) != set(manifest["files"]):
+            changed = sorted(set(present) ^ set(manifest["files"]))
+            raise DamagedArtifact(f"{manifest['job']['stage']} {key[:12]}: files added or missing: {', '.join(changed[:3])}")
+        stamp = self._stamp(payload, present)
+        if not full and self._stamp_file(key).exists() and self._stamp_file(key).read_text() == stamp:
+            return
+        for name, path in present.items():
+            if sha256_file(path) != manifest["files"][name]["sha256"]:
+                raise DamagedArtifact(f"{manifest['job']['stage']} {key[:12]}: {name} no longer matches its hash")
+        self._stamp_file(key).write_text(stamp)
+
+    def _stamp_file(self, key: str) -> Path:
+        return self.root / "stamps" / f"{key}.{socket.gethostname()}"
+
+    @staticmethod
+    def _stamp(payload: Path, present: Mapping[str, Path]) -> str:
+        stats = {name: path.stat() for name, path in present.items()}
+        return canonical({name: [s.st_size, s.st_mtime_ns] for name, s in stats.items()})
+
+    def verify(self, tick: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
+        """Hash everything. Returns one line per damaged artifact, each set aside so that the next run makes it again."""
+        damaged = []
+        keys = self.keys()
+        stray = [p.name for p in (self.root / "artifacts").glob("*/*") if not (p / "manifest.json").exists()]
+        for done, key in enumerate([*keys, *stray], 1):
+            try:
+                manifest = self.manifest(key)
+                if not self._absent(key):
+                    self._check_files(key, manifest, full=True)
+            except DamagedArtifact as damage:
+                damaged.append(str(damage))
+                self.quarantine(key, str(damage))
+            tick(done, len(keys) + len(stray))
+        return damaged
+
+    def quarantine(self, key: str, why: str) -> None:
+        """Set damage aside with the reason (it is evidence, so it stays): the payload, or all where the manifest is torn.
+
+        A manifest that holds stays, so that the payload can be made again from it.
+        """
+        place = self.root / "quarantine" / f"{key}.{time.time_ns()}"
+        try:
+            self.manifest(key)
+            damaged = self.folder(key) / "payload"
+            write_atomic(self.folder(key) / "absent", "damaged")
+        except DamagedArtifact:
+            damaged = self.folder(key)
+        place.mkdir()
+        (place / "why.txt").write_text(why + "\n")
+        with contextlib.suppress(FileNotFoundError):  # another process set it aside first
+            damaged.rename(place / damaged.name)
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def attempt(self, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[Path]:
+        """Hold the right to make `key`; yields `partial/<key>` with an empty `payload/` and whatever `scratch/` survived."""
+        with locked(self.root / "locks" / f"{key}.lock", waiting):
+            partial = self.root / "partial" / key
+            shutil.rmtree(partial / "payload", ignore_errors=True)
+            (partial / "payload").mkdir(parents=True)
+            (partial / "scratch").mkdir(exist_ok=True)
+            try:
+                yield partial
+            finally:
+                if partial.exists() and not any((partial / "scratch").iterdir()):
+                    shutil.rmtree(partial)  # a failed attempt that has nothing to offer the next one
+
+    def commit(self, job: Job, input_keys: Mapping[str, str | None], fingerprint: str, log: Mapping[str, Any]) -> Artifact:
+        """Hash, fsync and rename `partial/<key>` into place. Renaming onto a finished artifact means it is already done."""
+        key, partial = job.key, self.root / "partial" / job.key
+        files: dict[str, dict[str, Any]] = {
+            name: {"sha256": digest, "size": (partial / "payload" / name).stat().st_size}
+            for name, digest in hash_folder(partial / "payload").items()
+        }
+        digest = digest_of({name: f["sha256"] for name, f in files.items()})
+        manifest = {
+            "key": key,
+            "digest": digest,
+            "job": asdict(job),
+            "input_keys": dict(input_keys),
+            "files": files,
+            "fingerprint": fingerprint,
+        }
+        shutil.rmtree(partial / "scratch")
+        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
+        (partial / "log.json").write_text(json.dumps({"host": socket.gethostname(), **log}, indent=1))
+        for path in partial.rglob("*"):
+            fsync(path)
+        target = self.folder(key)
+        target.parent.mkdir(exist_ok=True)
+        if self._absent(key):
+            shutil.rmtree(target)  # the shell of an evicted or damaged artifact makes room for the whole one
+        try:
+            partial.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            shutil.rmtree(partial)
+        fsync(target.parent)
+        payload = target / "payload"
+        self._stamp_file(key).write_text(self._stamp(payload, {name: payload / name for name in files}))
+        found = Artifact(key, digest, job.stage, payload)
+        return replace(found, reused=False)
+
+    def evict(self, key: str) -> int:
+        """Delete the payload, keep manifest and digest; returns the bytes freed. A later need makes it again."""
+        folder = self.folder(key)
+        freed: int = sum(f["size"] for f in self.manifest(key)["files"].values())
+        write_atomic(folder / "absent", "evicted")
+        shutil.rmtree(folder / "payload", ignore_errors=True)
+        return freed
+
+
+def fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def locked(path: Path, waiting: Callable[[], None] = lambda: None, wait: bool = True) -> Iterator[None]:
+    """Hold an exclusive flock. The kernel frees it when the process dies, so nothing is ever left locked.
+
+    `waiting` is called once if somebody else holds it. With `wait=False` a held lock raises BlockingIOError.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise
+            waiting()
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    part.write_text(text)
+    fsync(part)
+    part.rename(path)
+    fsync(path.parent)

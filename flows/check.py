@@ -1,0 +1,83 @@
+"""Everything that can be known before anything runs: parts bind, prompts read, the model loads, and what it will cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data import prompts
+from data.campaign import free_bytes
+from data.errors import HomeError
+from data.recipe import Recipe
+from tasks import parts
+from tasks.models import inspect_checkpoint
+
+TINY_MODEL_BYTES = 500_000  # weights, tokenizer and configuration of the built-in model
+BYTES_PER_TOKEN = 12  # a completion token in Parquet: id, log-probability and text; measured below 12 on the tiny world
+
+
+def check(recipe: Recipe, home: Path) -> dict[str, Any]:
+    """Bind every part in every round, read prompts and model, estimate the work; returns the estimate.
+
+    Raises:
+        WrongUse: with the one line that says what is wrong (PartError, PromptsError, ModelError, HomeError).
+    """
+    for number in range(1, recipe.rounds + 1):
+        bind(recipe.at_round(number))
+    counts = prompt_counts(recipe)
+    estimate = cost(recipe, counts)
+    if estimate["disk_bytes"] > free_bytes(home):
+        raise HomeError(
+            f"expected room for about {estimate['disk_bytes'] / 1e9:.1f} GB below {home}, found "
+            f"{free_bytes(home) / 1e9:.1f} GB; pass another --home, or set keep.checkpoints = 'best+last'"
+        )
+    return estimate
+
+
+def bind(recipe: Recipe) -> None:
+    parts.find("engines", recipe.generate.engine)
+    for score in recipe.score:
+        parts.check_settings("scorers", score.scorer, score.settings)
+    if recipe.select:
+        parts.check_settings("selectors", recipe.select.selector, recipe.select.settings)
+    if recipe.pair:
+        parts.check_settings("pairers", recipe.pair.pairer, recipe.pair.settings)
+
+
+def prompt_counts(recipe: Recipe) -> dict[str, int]:
+    """Prompts per split; a user's file is read to the end, so that a bad row is found before anything runs."""
+    settings = recipe.prompts
+    if settings.source == "addition":
+        return {split: getattr(settings, split) for split in prompts.SPLITS}
+    rows, _ = prompts.splits(settings, Path(settings.path), recipe.seed)
+    counts: dict[str, int] = prompts.disjoint(rows)["prompts"]
+    return counts
+
+
+def cost(recipe: Recipe, counts: dict[str, int]) -> dict[str, Any]:
+    """Upper bounds: completions to draw, tokens to decode, optimizer steps, bytes on disk."""
+    g, e = recipe.generate, recipe.evaluate
+    per_round = min(recipe.prompts.per_round or counts["rounds"], counts["rounds"])
+    sampled = recipe.rounds * per_round * g.n if recipe.samples else 0
+    evaluations = (recipe.rounds + 1) * counts["held_out"] * (1 + e.samples) + counts["held_out"] * e.samples
+    evaluations += 3 * (counts["test"] + counts["ood"])
+    tokens = sampled * g.max_tokens + evaluations * (e.max_tokens or g.max_tokens)
+    weights = model_bytes(recipe)
+    kept = 3 if recipe.keep.checkpoints == "best+last" else recipe.rounds + 1
+    return {
+        "rounds": recipe.rounds,
+        "prompts": counts,
+        "completions_per_round": sampled // recipe.rounds,
+        "completions": sampled + evaluations,
+        "tokens_at_most": tokens,
+        "steps_per_round": recipe.train.steps or f"{recipe.train.epochs} epochs",
+        "model_bytes": weights,
+        # two trainer saves hold weights and two optimizer moments in float32 while a round trains
+        "disk_bytes": weights * (kept + 2 * 3) + tokens * BYTES_PER_TOKEN,
+    }
+
+
+def model_bytes(recipe: Recipe) -> int:
+    if not recipe.model.path:
+        return TINY_MODEL_BYTES
+    return sum(path.stat().st_size for path in inspect_checkpoint(Path(recipe.model.path)))

@@ -1,0 +1,357 @@
+"""The command line. Everything heavy is imported inside a command, so that `--help` and `check` answer at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from data import recipe as recipes
+from data.campaign import Campaign, names
+from data.errors import CampaignError, RatchetError
+from flows import environment
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
+out = Console(highlight=False)
+EXIT = {"done": 0, "stopped": 3, "waiting": 4}
+
+Home = Annotated[Path | None, typer.Option(help="Where runs live (default: RATCHET_HOME, else runs/ in the checkout).")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="Change one setting, e.g. --set loss.beta=0.2", metavar="A.B=C")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Source = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped name (see `recipes`) or a TOML file.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A campaign (see `runs`).")]
+Model = Annotated[Path | None, typer.Option(help="Checkpoint 0: a Hugging Face directory with safetensors.")]
+Prompts = Annotated[Path | None, typer.Option(help="Prompts and answers: .jsonl, .jsonl.gz or .parquet.")]
+Refresh = Annotated[
+    list[str] | None, typer.Option(help="Make a stage's artifacts again where its source changed.", metavar="STAGE")
+]
+
+
+@app.callback(epilog="Also: [bold]ratchet setup[/bold], [bold]ratchet test [--all][/bold], [bold]ratchet bench NAME[/bold].")
+def main() -> None:
+    """Ratchet: let a language model improve itself in rounds, safely and repeatably.
+
+    Examples:
+
+      ratchet demo
+
+      ratchet run tiny_raft --name first --set rounds=2
+
+      ratchet run iterative_dpo --model ./Qwen2.5-0.5B --prompts train.jsonl.gz
+
+      ratchet show first --round 1
+    """
+
+
+@app.command()
+def run(
+    source: Source,
+    name: Annotated[str, typer.Option(help="Name of the campaign (default: the recipe's).")] = "",
+    model: Model = None,
+    prompts: Prompts = None,
+    home: Home = None,
+    sets: Sets = None,
+    refresh: Refresh = None,
+) -> None:
+    """Run a recipe as a campaign; the same command again resumes it.
+
+    Examples:
+
+      ratchet run tiny_raft
+
+      ratchet run tiny_dpo --name low-beta --set loss.beta=0.2
+
+      ratchet run raft --model ./my-model --prompts questions.jsonl --set generate.max_tokens=512
+    """
+    from flows.check import check as ready
+
+    place = environment.home_of(home)
+    recipe = recipes.load(source, sets or [], overrides(model, prompts))
+    name = name or recipes.find(source).stem
+    if name not in names(place):
+        ready(recipe, place)  # before anything is written
+    environment.prepare(place)
+    conduct(Campaign.start(place, name, recipe), refresh or [])
+
+
+@app.command()
+def resume(
+    name: Name,
+    home: Home = None,
+    decide: Annotated[str, typer.Option(help="Answer a gate that asks: promote, hold, roll_back or stop.")] = "",
+    refresh: Refresh = None,
+) -> None:
+    """Go on with a campaign from its last finished artifact, or answer its gate.
+
+    Examples:
+
+      ratchet resume first
+
+      ratchet resume careful --decide promote
+    """
+    place = environment.home_of(home)
+    campaign = Campaign.open(place, name)
+    environment.prepare(place)
+    if decide:
+        campaign.decide(decide)
+    conduct(campaign, refresh or [])
+
+
+def conduct(campaign: Campaign, refresh: list[str]) -> None:
+    """Run a campaign to its end, show it, and exit with its code. A finished one is recognised before Prefect starts."""
+    state = campaign.state
+    over = campaign.final() is not None and campaign.delivered
+    if not (state == "waiting" or over):
+        from flows.improve import improve
+
+        call = improve if campaign.recipe.hardware.prefect else improve.fn
+        state = call(campaign.name, str(campaign.home), tuple(refresh))
+    summary([campaign])
+    if state == "waiting":
+        question = campaign.pending() or {}
+        out.print(f"waiting for a person: {escape(str(question.get('reason', '')))}")
+        out.print(f"answer with: ratchet resume {campaign.name} --decide promote|hold|roll_back|stop")
+    raise typer.Exit(EXIT[state])
+
+
+def summary(campaigns: list[Campaign]) -> None:
+    """The table of rounds, the test table, where everything lies and how to open the UIs."""
+    from flows.report import final_table, rounds_table
+
+    out.print(rounds_table(campaigns))
+    final = final_table(campaigns)
+    if final is not None:
+        out.print(final)
+    home = campaigns[0].home
+    out.print(f"everything lies below {home}: campaigns/, store/, mlflow.db, prefect/", soft_wrap=True)
+    out.print(f"MLflow:  {mlflow_command(home)}", soft_wrap=True)
+    out.print(f"Prefect: PREFECT_HOME={home / 'prefect'} {sys.executable} -m prefect server start", soft_wrap=True)
+
+
+def mlflow_command(home: Path) -> str:
+    from registry.compare import ui_command
+
+    return ui_command(home)
+
+
+@app.command()
+def runs(home: Home = None, as_json: Json = False) -> None:
+    """List campaigns and their state.
+
+    Example: ratchet runs --json
+    """
+    from rich.table import Table
+
+    place = environment.home_of(home)
+    rows = [row_of(Campaign.open(place, name)) for name in names(place)]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table("name", "state", "rounds", "held-out accuracy", "about", pad_edge=False)
+    for row in rows:
+        value = row["accuracy"]
+        table.add_row(
+            row["name"],
+            row["state"],
+            f"{row['rounds_done']}/{row['rounds']}",
+            "-" if value is None else f"{value:.3f}",
+            row["about"],
+        )
+    out.print(table if rows else f"no campaigns below {place} yet; try: ratchet run tiny_raft")
+
+
+def row_of(campaign: Campaign) -> dict[str, Any]:
+    finished = campaign.rounds()
+    accuracy = finished[-1].metrics.get("accuracy") if finished else None
+    return {
+        "name": campaign.name,
+        "state": campaign.state,
+        "rounds_done": finished[-1].round if finished else 0,
+        "rounds": campaign.recipe.rounds,
+        "accuracy": accuracy.value if accuracy else None,
+        "about": campaign.recipe.description,
+    }
+
+
+@app.command()
+def show(
+    name: Name,
+    number: Annotated[
+        int | None, typer.Option("--round", help="One round in full: which model, reference and data made it.")
+    ] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Show a campaign's rounds, or one round in full.
+
+    Examples:
+
+      ratchet show first
+
+      ratchet show first --round 2 --json
+    """
+    campaign = Campaign.open(environment.home_of(home), name)
+    finished = campaign.rounds()
+    if number is not None:
+        finished = [r for r in finished if r.round == number]
+        if not finished:
+            raise CampaignError(
+                f"campaign '{name}' has no finished round {number}; it has {len(campaign.rounds())} (0 is the base)"
+            )
+    if as_json:
+        print(json.dumps(described(campaign, finished), indent=1))
+    elif number is None:
+        summary([campaign])
+    else:
+        out.print_json(json.dumps({**finished[0].model_dump(mode="json"), "paths": paths(campaign, finished[0].artifacts)}))
+
+
+def described(campaign: Campaign, finished: list[Any]) -> dict[str, Any]:
+    rounds = [{**r.model_dump(mode="json"), "verdict": r.verdict.decision, "reason": r.verdict.reason} for r in finished]
+    final = {k: {n: m.model_dump() for n, m in v.items()} for k, v in (campaign.final() or {}).items()}
+    return {"name": campaign.name, "state": campaign.state, "recipe": campaign.recipe.plain(), "rounds": rounds, "final": final}
+
+
+def paths(campaign: Campaign, artifacts: dict[str, Any]) -> dict[str, str]:
+    return {label: str(campaign.store.folder(ref.key) / "payload") for label, ref in artifacts.items()}
+
+
+@app.command()
+def check(
+    source: Source, model: Model = None, prompts: Prompts = None, home: Home = None, sets: Sets = None, as_json: Json = False
+) -> None:
+    """Validate a recipe, bind every part, and estimate what it costs, before anything runs.
+
+    Examples:
+
+      ratchet check tiny_dpo --set loss.beta=0.2
+
+      ratchet check raft --model ./my-model --prompts questions.jsonl
+    """
+    from flows.check import check as ready
+
+    recipe = recipes.load(source, sets or [], overrides(model, prompts))
+    estimate = ready(recipe, environment.home_of(home))
+    if as_json:
+        print(json.dumps({"recipe": recipe.plain(), "estimate": estimate}, indent=1))
+        return
+    out.print(f"[green]ok[/green]  {recipe.description}")
+    out.print(f"prompts     {', '.join(f'{split} {count:,}' for split, count in estimate['prompts'].items() if count)}")
+    out.print(
+        f"completions {estimate['completions']:,} ({estimate['completions_per_round']:,} a round to train on), rest to measure"
+    )
+    out.print(f"tokens      at most {estimate['tokens_at_most']:,}")
+    out.print(f"training    {recipe.loss.name}, {estimate['steps_per_round']} steps a round, batch {recipe.train.batch}")
+    out.print(f"disk        at most {estimate['disk_bytes'] / 1e6:,.0f} MB")
+
+
+@app.command(name="parts")
+def list_parts(
+    family: Annotated[str, typer.Argument(metavar="[FAMILY]", help="scorers, selectors, pairers or engines.")] = "",
+    as_json: Json = False,
+) -> None:
+    """List the parts a recipe can name, with their settings and where they are defined.
+
+    Example: ratchet parts scorers
+    """
+    from rich.table import Table
+
+    from tasks import parts
+
+    if family and family not in parts.FAMILIES:
+        raise recipes.RecipeError(f"no family '{family}': expected one of {', '.join(parts.FAMILIES)}")
+    listing = {name: parts.listing(name) for name in ([family] if family else parts.FAMILIES)}
+    if as_json:
+        print(json.dumps(listing, indent=1))
+        return
+    table = Table("family", "name", "settings", "about", "source", pad_edge=False)
+    for name, rows in listing.items():
+        for row in rows:
+            table.add_row(name, *(escape(row[key]) for key in ("name", "settings", "about", "source")))
+    out.print(table)
+
+
+@app.command(name="recipes")
+def list_recipes(as_json: Json = False) -> None:
+    """List the shipped recipes."""
+    import tomllib
+
+    rows = [
+        {"name": n, "about": tomllib.loads(p.read_text())["description"], "path": str(p)} for n, p in recipes.shipped().items()
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        out.print(f"[bold]{row['name']:<16}[/bold]{row['about']}", soft_wrap=True)
+
+
+@app.command()
+def verify(home: Home = None) -> None:
+    """Hash every stored artifact. Damage is named and set aside; the next run that needs it makes it again (exit code 1)."""
+    from rich.progress import Progress
+
+    from data.store import Store
+
+    place = environment.home_of(home)
+    if not (place / "store").exists():
+        raise CampaignError(f"nothing stored below {place} yet")
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("verify", total=None)
+        store = Store(place / "store")
+        damaged = store.verify(lambda done, total: progress.update(bar, completed=done, total=total))
+    for line in damaged:
+        out.print(f"[red]damaged[/red] {escape(line)}", soft_wrap=True)
+    out.print(f"{len(store.keys())} artifacts checked, {len(damaged)} damaged")
+    raise typer.Exit(1 if damaged else 0)
+
+
+@app.command()
+def demo(home: Home = None, seed: Annotated[int, typer.Option(help="Seed of world, model and sampling.")] = 0) -> None:
+    """Run the main job on the built-in tiny world: RAFT, iterative DPO, and a control beside each.
+
+    Example: ratchet demo --home /tmp/try
+    """
+    from flows.demo import campaigns
+
+    place = environment.home_of(home)
+    environment.prepare(place)
+    started = campaigns(place, seed)
+    from flows.improve import improve
+
+    states = [improve(campaign.name, str(place)) if campaign.state != "done" else "done" for campaign in started]
+    summary(started)
+    raise typer.Exit(max(EXIT[state] for state in states))
+
+
+def overrides(model: Path | None, prompts: Path | None) -> dict[str, Any]:
+    """`--model` and `--prompts` as recipe values; absolute, so that a resume works from anywhere."""
+    values: dict[str, Any] = {}
+    if model is not None:
+        values["model.path"] = str(model.absolute())
+    if prompts is not None:
+        values |= {"prompts.source": "file", "prompts.path": str(prompts.absolute())}
+    return values
+
+
+def entry() -> None:
+    """Run the app; every error of ours is one clear line and an exit code."""
+    try:
+        app()
+    except RatchetError as error:
+        Console(stderr=True, highlight=False).print(f"[red]{type(error).__name__}[/red]: {escape(str(error))}", soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; nothing finished is lost: the same command goes on from here")
+        sys.stdout.flush()
+        os._exit(130)  # Prefect's threads must not hold up a person who wants out
+
+
+if __name__ == "__main__":
+    entry()

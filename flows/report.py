@@ -1,0 +1,131 @@
+"""What a person sees: a live bar per stage, one line per finished stage and round, and the table at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from data.campaign import Campaign, Metric, Round
+from data.store import Artifact
+from tasks.stage import Notes
+
+MARKS = {"promote": "green", "hold": "yellow", "roll_back": "red", "stop": "bold red", "start": "dim"}
+
+
+class Reporter:
+    """Live progress of one campaign on stderr; plain lines where stderr is no terminal."""
+
+    def __init__(self, name: str, refresh: frozenset[str] = frozenset()) -> None:
+        self.name, self.refresh = name, refresh
+        self.console = Console(stderr=True, highlight=False)
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.progress = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.began = time.time()
+
+    def __enter__(self) -> Reporter:
+        self.progress.start()
+        self.say(f"[bold]{self.name}[/bold]")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.progress.stop()
+
+    def say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True)
+
+    @contextlib.contextmanager
+    def stage(self, number: int, label: str) -> Iterator[Notes]:
+        """A bar for one stage; yields what the stage reports through."""
+        self.began = time.time()
+        bar = self.progress.add_task(f"round {number}  {label}", total=None)
+
+        def tick(done: int, total: int) -> None:
+            self.progress.update(bar, completed=done, total=total)
+
+        try:
+            yield Notes(tick=tick, warn=lambda text: self.say(f"  [yellow]{text}[/yellow]"), refresh=self.refresh)
+        finally:
+            self.progress.remove_task(bar)
+
+    def done(self, number: int, label: str, artifact: Artifact) -> None:
+        how = "reused" if artifact.reused else f"{time.time() - self.began:.1f} s"
+        self.say(f"  [dim]round {number}  {label:<24} {how}[/dim]")
+
+    def round(self, finished: Round) -> None:
+        style = MARKS.get(finished.verdict.decision, "")
+        accuracy = percent(finished.metrics.get("accuracy"))
+        self.say(
+            f"  round {finished.round}: held-out accuracy {accuracy}  "
+            f"[{style}]{finished.verdict.decision}[/{style}]: {finished.verdict.reason}"
+        )
+
+
+def percent(metric: Metric | None) -> str:
+    """`61.2 [58.1, 64.2]`, in percent, or a dash where it does not apply."""
+    if metric is None or metric.value is None:
+        return "-"
+    if metric.low is None or metric.high is None:
+        return f"{100 * metric.value:.1f}"
+    return f"{100 * metric.value:.1f} [{100 * metric.low:.1f}, {100 * metric.high:.1f}]"
+
+
+def rounds_table(campaigns: list[Campaign]) -> Table:
+    """Rounds of one or more campaigns: accuracy with its interval, length, length gap, verdict."""
+    table = Table(title=None, pad_edge=False)
+    for name in ("campaign", "round"):
+        table.add_column(name)
+    for name in ("held-out accuracy % [95%]", "pass@k %", "mean tokens", "finished %", "chosen-rejected tokens"):
+        table.add_column(name, justify="right")
+    table.add_column("verdict")
+    for campaign in campaigns:
+        for finished in campaign.rounds():
+            table.add_row(*_row(campaign.name, finished))
+        table.add_section()
+    return table
+
+
+def _row(name: str, finished: Round) -> list[str]:
+    m = finished.metrics
+    ks = sorted((int(key.removeprefix("pass@")) for key in m if key.startswith("pass@")), reverse=True)
+    best = m.get(f"pass@{ks[0]}") if ks else None
+    style = MARKS.get(finished.verdict.decision, "")
+    return [
+        name,
+        str(finished.round),
+        percent(m.get("accuracy")),
+        f"{percent(Metric(value=best.value))} (k={ks[0]})" if best else "-",
+        number(m.get("mean_tokens")),
+        percent(Metric(value=m["finished"].value)) if "finished" in m else "-",
+        number(m.get("length_gap"), sign=True),
+        f"[{style}]{finished.verdict.decision}[/{style}]",
+    ]
+
+
+def number(metric: Metric | None, sign: bool = False) -> str:
+    if metric is None or metric.value is None:
+        return "-"
+    return f"{metric.value:{'+' if sign else ''}.1f}"
+
+
+def final_table(campaigns: list[Campaign]) -> Table | None:
+    """Test and out-of-distribution accuracy, read once after the last round; None where no campaign has it."""
+    table = Table(title=None, pad_edge=False)
+    for name in ("campaign", "checkpoint"):
+        table.add_column(name)
+    for name in ("test accuracy % [95%]", "against round 0, points [95%]", "out-of-distribution %"):
+        table.add_column(name, justify="right")
+    for campaign in campaigns:
+        results: dict[str, dict[str, Any]] = campaign.final() or {}
+        for which, metrics in results.items():
+            if which == "last" and metrics == results["head"]:
+                continue
+            cells = [percent(metrics.get(key)) for key in ("accuracy", "accuracy_vs_base", "ood/accuracy")]
+            table.add_row(campaign.name, which, *cells)
+    return table if table.row_count else None

@@ -1,0 +1,121 @@
+"""One round on a page: prompts and a checkpoint in, better data, a measured checkpoint and a verdict out."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import time
+from collections.abc import Callable
+from typing import Any
+
+from data.campaign import Metric, Ref, Round, Verdict
+from data.store import Artifact, Store
+from flows.stages import Stages, read_audit, read_metrics, ref
+from tasks.gate import decide
+
+LIBRARIES = ("torch", "transformers", "trl", "tokenizers", "datasets", "pyarrow", "math-verify", "prefect", "mlflow")
+
+
+def round_zero(stages: Stages) -> Round:
+    """Measure checkpoint 0, and sample it a second time: what differs between the two is noise (A/A)."""
+    began = time.time()
+    prompts = stages.prepare()
+    base = stages.base(prompts)
+    metrics = read_metrics(stages.evaluate(prompts, base, against={}, again=True))
+    start = ref(base)
+    verdict = Verdict(decision="start", reason="checkpoint 0, measured before any training")
+    return _record(stages, began, start, start, start, start, metrics=metrics, verdict=verdict)
+
+
+def one_round(stages: Stages, store: Store, so_far: list[Round], settle: Callable[[Verdict], Verdict]) -> Round:
+    """Turn the head into checkpoint k, measure it, and let the gate decide. `settle` answers a gate that asks."""
+    began, last = time.time(), so_far[-1]
+    standing = {"previous": last.head, "base": so_far[0].checkpoint, "best": last.champion}
+    recipe = stages.recipe
+
+    prompts = stages.prepare()
+    data = sample(stages, prompts, held(store, last.head)) if recipe.samples else {}
+    untrained = too_little(stages, data)
+    reference = standing[recipe.loss.reference] if "pairs" in data and not untrained else None
+    start = standing[recipe.train.start_from]
+    if untrained:
+        checkpoint = held(store, last.head)
+    else:
+        seed_data = {"seed_data": prompts} if recipe.train.replay else {}
+        checkpoint = stages.train(held(store, start), held(store, reference) if reference else None, data | seed_data)
+
+    against = {name: greedy_score(store, so_far, standing[key]) for name, key in COMPARED.items()}
+    metrics = read_metrics(stages.evaluate(prompts, checkpoint, against))
+    verdict = settle(decide(recipe.gate, metrics, untrained))
+
+    k = ref(checkpoint)
+    head = last.champion if verdict.decision in ("roll_back", "stop") else k
+    champion = k if verdict.decision == "promote" else last.champion
+    facts = read_audit(data)
+    if facts.get("length_gap") is not None:
+        metrics["length_gap"] = Metric(value=facts["length_gap"], n=facts.get("pairs", facts.get("rows", 0)), split="rounds")
+    return _record(
+        stages, began, last.head, k, head, champion, metrics=metrics, verdict=verdict, facts=facts,
+        reference=reference, start_from=None if untrained else start,
+    )  # fmt: skip
+
+
+COMPARED = {"base": "base", "champion": "best", "previous": "previous"}
+
+
+def sample(stages: Stages, prompts: Artifact, head: Artifact) -> dict[str, Artifact]:
+    """Draw prompts, sample the head, score, and choose what to train on."""
+    drawn = stages.draw(prompts)
+    completions = stages.generate(drawn, head)
+    scores = stages.scores(drawn, completions)
+    reward = stages.reward(scores)
+    return {"prompts": drawn, "completions": completions, **stages.choose(completions, reward, scores)}
+
+
+def too_little(stages: Stages, data: dict[str, Artifact]) -> str | None:
+    """Why the round has nothing to train on, in words; None where it has enough."""
+    if not data:
+        return None  # a control trains on the seed split
+    facts, minimum = read_audit(data), stages.recipe.train.minimum
+    kind = "pairs" if "pairs" in data else "rows"
+    if facts[kind] >= minimum:
+        return None
+    without = ", ".join(f"{count} {why}" for why, count in facts.get("prompts_without", {}).items() if count)
+    kind = "pairs" if kind == "pairs" else "selected completions"
+    return f"{facts[kind if kind == 'pairs' else 'rows']} {kind} from {facts['prompts']} prompts, {minimum} needed" + (
+        f" (prompts without: {without})" if without else ""
+    )
+
+
+def greedy_score(store: Store, so_far: list[Round], checkpoint: Ref) -> Artifact:
+    """The greedy held-out scores of an earlier checkpoint, from the round that measured it."""
+    measured = next(r for r in reversed(so_far) if r.checkpoint.digest == checkpoint.digest)
+    return held(store, measured.artifacts["evaluate/greedy_score"])
+
+
+def held(store: Store, known: Ref) -> Artifact:
+    """An artifact a Round names; where its payload is gone, the stage that needs it makes it again."""
+    found = store.find(known.key)
+    return found or Artifact(known.key, known.digest, "artifact", store.folder(known.key) / "payload", absent="gone")
+
+
+def _record(
+    stages: Stages, began: float, head_before: Ref, checkpoint: Ref, head: Ref, champion: Ref, *,
+    metrics: dict[str, Metric], verdict: Verdict, facts: dict[str, Any] | None = None,
+    reference: Ref | None = None, start_from: Ref | None = None,
+) -> Round:  # fmt: skip
+    return Round(
+        round=stages.number,
+        head_before=head_before,
+        checkpoint=checkpoint,
+        head=head,
+        champion=champion,
+        reference=reference,
+        start_from=start_from,
+        artifacts={label: ref(artifact) for label, artifact in stages.made.items()},
+        metrics=metrics,
+        facts=facts or {},
+        verdict=verdict,
+        versions={"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in LIBRARIES}},
+        seconds=time.time() - began,
+    )

@@ -1,0 +1,207 @@
+"""The stages of one round, bound to the recipe's settings, inputs and seeds. `flows/rounds.py` puts them in order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from data import tables
+from data.campaign import Campaign, Metric, Ref
+from data.recipe import Recipe
+from data.store import Artifact, External, derive_seed, digest_of, sha256_file
+from tasks.models import inspect_checkpoint
+from tasks.stage import Input, device_of, module_of
+
+Call = Callable[[str, str, BaseModel, Mapping[str, Input], int], Artifact]
+REFERENCE_ROWS = 64  # completions on which the reference is proved
+
+
+class Stages:
+    """One method per stage. `call(label, stage, settings, inputs, seed)` runs it, under Prefect or without."""
+
+    def __init__(self, campaign: Campaign, number: int, call: Call) -> None:
+        self.number, self.call = number, call
+        self.recipe: Recipe = campaign.recipe.at_round(number)
+        self.made: dict[str, Artifact] = {}
+
+    # -- what every round stands on ---------------------------------------------------------------------------------
+    def prepare(self) -> Artifact:
+        prompts = self.recipe.prompts
+        source = {"file": external_file(Path(prompts.path))} if prompts.source == "file" else {}
+        settings = prompts.model_copy(update={"path": ""})  # its content is an input, its place does not matter
+        return self._do("prepare", "prepare", settings.model_dump(), source, seed=self._seed("world", 0))
+
+    def base(self, prompts: Artifact) -> Artifact:
+        """Checkpoint 0: a copy of the user's model, or the tiny one trained on the seed split."""
+        model = self.recipe.model
+        if model.path:
+            return self._do("base", "import_model", {}, {"model": external_model(Path(model.path))})
+        fresh = self._do(
+            "tiny_model", "tiny_model", {"hidden": model.hidden, "layers": model.layers}, {}, self._seed("model", 0)
+        )
+        settings = {
+            **self._train_settings(),
+            "loss": "nll",
+            "replay": True,
+            "steps": model.steps,
+            "batch": model.batch,
+            "accumulate": 1,
+            "learning_rate": model.learning_rate,
+            "schedule": "cosine",
+            "save_every": 300,
+            "max_length": 256,
+        }
+        return self._do("base", "train", settings, {"checkpoint": fresh, "seed_data": prompts}, self._seed("base", 0))
+
+    # -- a round ----------------------------------------------------------------------------------------------------
+    def draw(self, prompts: Artifact) -> Artifact:
+        settings = {"round": self.number, "count": self.recipe.prompts.per_round}
+        return self._do("draw", "draw", settings, {"prompts": prompts}, self._seed("draw", 0))
+
+    def generate(self, prompts: Artifact, checkpoint: Artifact) -> Artifact:
+        g = self.recipe.generate
+        settings = {**g.model_dump(), "split": "rounds", **self._loading()}
+        return self._do(
+            "generate", "generate", settings, {"prompts": prompts, "checkpoint": checkpoint}, self._seed("generate")
+        )
+
+    def scores(self, prompts: Artifact, completions: Artifact) -> dict[str, Artifact]:
+        return {
+            f"score/{score.scorer}": self._do(
+                f"score/{score.scorer}",
+                "score",
+                {"scorer": score.scorer, "settings": score.settings, "split": "rounds"},
+                {"prompts": prompts, "completions": completions},
+            )
+            for score in self.recipe.score
+        }
+
+    def reward(self, scores: Mapping[str, Artifact]) -> Artifact:
+        return self._do("reward", "reward", {"weights": {s.scorer: s.weight for s in self.recipe.score}}, scores)
+
+    def choose(self, completions: Artifact, reward: Artifact, scores: Mapping[str, Artifact]) -> dict[str, Artifact]:
+        """Select or pair, as the recipe says."""
+        inputs = {"completions": completions, "reward": reward, **scores}
+        scorers = [s.scorer for s in self.recipe.score]
+        if self.recipe.pair:
+            return {"pairs": self._do("pair", "pair", {**self.recipe.pair.model_dump(), "scorers": scorers}, inputs)}
+        assert self.recipe.select is not None
+        return {"selected": self._do("select", "select", {**self.recipe.select.model_dump(), "scorers": scorers}, inputs)}
+
+    def train(self, start: Artifact, reference: Artifact | None, data: Mapping[str, Artifact]) -> Artifact:
+        """Train from `start`; for pairs against `reference`, whose log-probabilities are stored first as its proof."""
+        inputs = {"checkpoint": start, **data}
+        if reference is not None:
+            proof = {"checkpoint": reference, **{k: data[k] for k in ("prompts", "completions", "pairs")}}
+            settings = {"split": "rounds", "limit": REFERENCE_ROWS, "trust_remote_code": self.recipe.model.trust_remote_code}
+            logprobs = self._do("logprobs/reference", "logprobs", settings, proof)
+            inputs |= {"reference": reference, "reference_logprobs": logprobs}
+        return self._do("train", "train", self._train_settings(), inputs, self._seed("train"))
+
+    # -- measuring --------------------------------------------------------------------------------------------------
+    def evaluate(
+        self,
+        prompts: Artifact,
+        checkpoint: Artifact,
+        against: Mapping[str, Artifact],
+        split: str = "held_out",
+        again: bool = False,
+    ) -> Artifact:
+        """METRICS of a checkpoint on a split. `against` names greedy score artifacts of other checkpoints.
+
+        Seeds do not depend on the round: the same checkpoint is measured once, different ones with common random numbers.
+        """
+        e, g = self.recipe.evaluate, self.recipe.generate
+        place = "evaluate" if split == "held_out" else f"evaluate/{split}"
+        common = {
+            "engine": g.engine,
+            "split": split,
+            "top_p": 1.0,
+            "max_tokens": e.max_tokens or g.max_tokens,
+            "batch": e.batch,
+            "shard": max(e.batch, 2000),
+            **self._loading(),
+        }
+        wanted = {"greedy": (1, 0.0, "evaluate")}
+        if e.samples and split == "held_out":
+            wanted["sampled"] = (e.samples, e.temperature, "evaluate")
+            if again:
+                wanted["again"] = (e.samples, e.temperature, "evaluate again")
+        inputs: dict[str, Artifact] = {f"greedy_score/{name}": score for name, score in against.items()}
+        for kind, (n, temperature, seed) in wanted.items():
+            settings = {**common, "n": n, "temperature": temperature}
+            sources = {"prompts": prompts, "checkpoint": checkpoint}
+            drawn = self._do(f"{place}/{kind}", "generate", settings, sources, self._seed(seed, 0))
+            scored = self._verify(f"{place}/{kind}_score", split, prompts, drawn)
+            inputs |= {"again": scored} if kind == "again" else {kind: drawn, f"{kind}_score": scored}
+        return self._do(f"{place}/metrics", "measure", {"split": split, "against": sorted(against)}, inputs)
+
+    def _verify(self, label: str, split: str, prompts: Artifact, completions: Artifact) -> Artifact:
+        """Score with the verifier: the recipe's first scorer."""
+        verifier = self.recipe.score[0]
+        settings = {"scorer": verifier.scorer, "settings": verifier.settings, "split": split}
+        return self._do(label, "score", settings, {"prompts": prompts, "completions": completions})
+
+    # -- how --------------------------------------------------------------------------------------------------------
+    def _do(self, label: str, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, Input], seed: int = 0) -> Artifact:
+        artifact = self.call(label, stage, module_of(stage).Settings.model_validate(settings), inputs, seed)
+        self.made[label] = artifact
+        return artifact
+
+    def _seed(self, stage: str, number: int | None = None) -> int:
+        return derive_seed(self.recipe.seed, stage, self.number if number is None else number)
+
+    def _loading(self) -> dict[str, Any]:
+        return {"dtype": precision(self.recipe), "trust_remote_code": self.recipe.model.trust_remote_code}
+
+    def _train_settings(self) -> dict[str, Any]:
+        t, loss = self.recipe.train, self.recipe.loss
+        return {
+            **t.model_dump(exclude={"start_from", "minimum", "precision"}),
+            "loss": loss.name,
+            "beta": loss.beta,
+            "nll": loss.nll,
+            "precision": precision(self.recipe),
+            "split": "rounds",
+            "trust_remote_code": self.recipe.model.trust_remote_code,
+        }
+
+
+def precision(recipe: Recipe) -> str:
+    """The number format, resolved before it enters a key: bfloat16 on a GPU, float32 on a CPU, unless the recipe says."""
+    if recipe.train.precision != "auto":
+        return recipe.train.precision
+    return "bfloat16" if device_of(recipe.hardware) == "cuda" else "float32"
+
+
+def external_file(path: Path) -> External:
+    return External(sha256_file(path), path)
+
+
+def external_model(path: Path) -> External:
+    """A user's model directory by content; only the files a checkpoint needs count."""
+    files = {p.name: sha256_file(p) for p in inspect_checkpoint(path)}
+    return External(digest_of(files), path)
+
+
+def read_metrics(artifact: Artifact) -> dict[str, Metric]:
+    rows = tables.read(artifact.file("metrics.parquet"), tables.METRICS).to_pylist()
+    keep = ("value", "low", "high", "n", "split")
+    return {row["metric"]: Metric(**{key: row[key] for key in keep}) for row in rows}
+
+
+def read_audit(data: Mapping[str, Artifact]) -> dict[str, Any]:
+    """The facts about what was chosen, from whichever stage chose."""
+    for name in ("pairs", "selected"):
+        if name in data:
+            facts: dict[str, Any] = json.loads(data[name].file("audit.json").read_text())
+            return facts
+    return {}
+
+
+def ref(artifact: Artifact) -> Ref:
+    return Ref(key=artifact.key, digest=artifact.digest)

@@ -1,0 +1,145 @@
+"""What a selection or a set of pairs looks like, as plain facts for audit.json; and the reading of judged completions that
+selectors, pairers and audits share. Null where nothing applies, never NaN."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Row = dict[str, Any]
+Values = Mapping[str, float | None]
+
+
+def by_prompt(completions: Sequence[Row]) -> dict[str, list[Row]]:
+    """Completions per prompt in sample order. Sorted, so that the order of the input cannot change any result."""
+    ordered = sorted(completions, key=lambda row: (row["prompt_id"], row["sample"], row["completion_id"]))
+    return {prompt: list(rows) for prompt, rows in itertools.groupby(ordered, key=lambda row: row["prompt_id"])}
+
+
+def verifier(scores: Mapping[str, Values]) -> Values:
+    """The values of the first scorer: 1.0 right, 0.0 wrong, None unknown."""
+    return next(iter(scores.values()))
+
+
+def finished(row: Row) -> bool:
+    """Whether the completion ended by itself, not at the token limit."""
+    return bool(row["finish_reason"] != "length")
+
+
+def unique_texts(rows: Iterable[Row], besides: Iterable[Row] = ()) -> list[Row]:
+    """The first row of every text, in order, less the texts of other rows."""
+    seen = {row["text"] for row in besides}
+    return [row for row in rows if not (row["text"] in seen or seen.add(row["text"]))]  # type: ignore[func-returns-value]
+
+
+def audit_pairs(pairs: Sequence[Row], completions: Sequence[Row], reward: Values, scores: Mapping[str, Values]) -> Row:
+    """Facts about PAIRS rows. Lengths are in tokens, gaps are chosen minus rejected.
+
+    Raises:
+        KeyError: a pair names a completion that is not there.
+    """
+    row_of = {row["completion_id"]: row for row in completions}
+    chosen = [row_of[pair["chosen_id"]] for pair in pairs]
+    rejected = [row_of[pair["rejected_id"]] for pair in pairs]
+    both = list(zip(chosen, rejected, strict=True))
+    without = _without(pairs, completions)
+    texts = {(c["prompt_id"], c["text"], r["text"]) for c, r in both}
+    return {
+        "pairs": len(pairs),
+        **_prompts(pairs, completions, "pairs"),
+        "prompts_without": _reasons(without, reward, scores),
+        "ties_skipped": sum(_tied(rows, reward) for rows in without),
+        "duplicate_pairs": len(pairs) - len(texts),
+        "identical_texts": sum(c["text"] == r["text"] for c, r in both),
+        "wrong_chosen": _count(chosen, verifier(scores), 0.0),
+        "right_rejected": _count(rejected, verifier(scores), 1.0),
+        "truncated_chosen": sum(not finished(row) for row in chosen),
+        "truncated_rejected": sum(not finished(row) for row in rejected),
+        "mean_chosen_tokens": _mean(map(_tokens, chosen)),
+        "mean_rejected_tokens": _mean(map(_tokens, rejected)),
+        "length_gap": _mean(_tokens(c) - _tokens(r) for c, r in both),
+        "chosen_longer_share": _mean(_tokens(c) > _tokens(r) for c, r in both),
+    }
+
+
+def audit_selection(selected: Sequence[Row], completions: Sequence[Row], reward: Values, scores: Mapping[str, Values]) -> Row:
+    """Facts about SELECTED rows. `length_gap` is the mean tokens of the selected minus those of the rest, prompt by prompt,
+    averaged over the prompts that have both.
+
+    Raises:
+        KeyError: a row names a completion that is not there.
+    """
+    row_of = {row["completion_id"]: row for row in completions}
+    chosen = [row_of[row["completion_id"]] for row in selected]
+    ids = {row["completion_id"] for row in chosen}
+    rest = [row for row in completions if row["completion_id"] not in ids]
+    per_prompt, rest_of = by_prompt(chosen), by_prompt(rest)
+    gaps = [_mean_tokens(rows) - _mean_tokens(rest_of[prompt]) for prompt, rows in per_prompt.items() if prompt in rest_of]
+    return {
+        "rows": len(selected),
+        **_prompts(selected, completions, "rows"),
+        "prompts_without": _reasons(_without(selected, completions), reward, scores),
+        "duplicates": len(chosen) - sum(len(unique_texts(rows)) for rows in per_prompt.values()),
+        "wrong_selected": _count(chosen, verifier(scores), 0.0),
+        "truncated_selected": sum(not finished(row) for row in chosen),
+        "mean_rows_per_prompt": _mean(map(len, per_prompt.values())),
+        "mean_selected_tokens": _mean(map(_tokens, chosen)),
+        "mean_other_tokens": _mean(map(_tokens, rest)),
+        "length_gap": _mean(gaps),
+    }
+
+
+def _prompts(kept: Sequence[Row], completions: Sequence[Row], what: str) -> dict[str, int]:
+    return {
+        "prompts": len({row["prompt_id"] for row in completions}),
+        f"prompts_with_{what}": len({row["prompt_id"] for row in kept}),
+    }
+
+
+def _without(kept: Sequence[Row], completions: Sequence[Row]) -> list[list[Row]]:
+    """The completions of each prompt that nothing was kept of."""
+    served = {row["prompt_id"] for row in kept}
+    return [rows for prompt, rows in by_prompt(completions).items() if prompt not in served]
+
+
+def _reasons(prompts: Sequence[Sequence[Row]], reward: Values, scores: Mapping[str, Values]) -> dict[str, int]:
+    """Why nothing was kept, counted over prompts; the first reason that holds."""
+    reasons = dict.fromkeys(("all right", "all wrong", "no score", "tied", "other"), 0)
+    for rows in prompts:
+        verdicts = set(_known(rows, verifier(scores)))
+        if not verdicts and not _known(rows, reward):
+            reasons["no score"] += 1
+        elif verdicts in ({1.0}, {0.0}):
+            reasons["all right" if verdicts == {1.0} else "all wrong"] += 1
+        else:
+            reasons["tied" if _tied(rows, reward) else "other"] += 1
+    return reasons
+
+
+def _tied(rows: Sequence[Row], reward: Values) -> bool:
+    known = _known(rows, reward)
+    return len(known) > 1 and len(set(known)) == 1
+
+
+def _known(rows: Iterable[Row], values: Values) -> list[float]:
+    return [value for row in rows if (value := values.get(row["completion_id"])) is not None]
+
+
+def _count(rows: Iterable[Row], values: Values, value: float) -> int:
+    return sum(values.get(row["completion_id"]) == value for row in rows)
+
+
+def _tokens(row: Row) -> int:
+    return len(row["token_ids"])
+
+
+def _mean_tokens(rows: Sequence[Row]) -> float:
+    return sum(map(_tokens, rows)) / len(rows)
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    """fsum, because the order of the rows must not show in the last digit."""
+    listed = list(values)
+    return math.fsum(listed) / len(listed) if listed else None

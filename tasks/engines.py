@@ -1,0 +1,123 @@
+"""The shelf of engines: what draws completions from a checkpoint.
+
+Signature: `(checkpoint: Path, *, device: str, dtype: str) -> Engine`, where an Engine has
+`sample(prompts, decoding, seeds) -> rows of COMPLETIONS without ids`, and `close()`. Batches are given by the stage, one seed
+each, so that what is drawn never depends on what is left to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tasks.models import load_model, load_tokenizer, render
+
+Row = dict[str, Any]
+NOT_PARTS = ("Decoding", "Engine")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    n: int
+    temperature: float  # 0 = greedy
+    top_p: float
+    max_tokens: int
+
+
+class Engine(Protocol):
+    def sample(self, prompts: Sequence[Row], decoding: Decoding, seed: int) -> list[Row]:
+        """`decoding.n` rows per prompt, in order: text, token_ids, logprobs, finish_reason. One batch, one seed."""
+
+    def length(self, prompt: Row) -> int:
+        """Prompt length in tokens; the stage sorts by it so that batches waste little padding."""
+
+    def close(self) -> None: ...
+
+
+def transformers(checkpoint: Path, *, device: str = "cpu", dtype: str = "float32", trust_remote_code: bool = False) -> Engine:
+    """`generate` of transformers: slow on large models, exact and everywhere."""
+    return _Transformers(checkpoint, device, dtype, trust_remote_code)
+
+
+class _Transformers:
+    def __init__(self, checkpoint: Path, device: str, dtype: str, trust_remote_code: bool) -> None:
+        self.tokenizer = load_tokenizer(checkpoint, trust_remote_code)
+        self.tokenizer.padding_side = "left"
+        self.model = load_model(checkpoint, device, dtype, trust_remote_code)
+        stops = self.model.generation_config.eos_token_id
+        known = stops if isinstance(stops, list) else [stops]
+        self.stops = sorted({self.tokenizer.eos_token_id, *(s for s in known if s is not None)})
+
+    def length(self, prompt: Row) -> int:
+        return len(render(self.tokenizer, prompt["messages"]))
+
+    def sample(self, prompts: Sequence[Row], decoding: Decoding, seed: int) -> list[Row]:
+        import torch
+        from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+        ids = [render(self.tokenizer, p["messages"]) for p in prompts for _ in range(decoding.n)]
+        batch = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)
+        greedy = decoding.temperature == 0
+        settings = {} if greedy else {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
+        config = GenerationConfig(
+            do_sample=not greedy,
+            max_new_tokens=decoding.max_tokens,
+            eos_token_id=self.stops,
+            pad_token_id=self.tokenizer.pad_token_id,
+            **settings,
+        )
+        tap = _LogprobTap()
+        with (
+            torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []),
+            torch.inference_mode(),
+        ):
+            torch.manual_seed(seed)
+            out = self.model.generate(
+                **batch,
+                generation_config=config,
+                logits_processor=LogitsProcessorList([tap.before]),
+                stopping_criteria=StoppingCriteriaList([tap.after]),
+            )
+        new = out[:, batch["input_ids"].shape[1] :].tolist()
+        return [self._row(tokens, logprobs) for tokens, logprobs in zip(new, tap.rows(), strict=True)]
+
+    def _row(self, tokens: list[int], logprobs: list[float]) -> Row:
+        """Cut at the first stop token, which belongs to the completion; a row without one was cut by the limit."""
+        end = next((i + 1 for i, token in enumerate(tokens) if token in self.stops), None)
+        tokens = tokens[:end]
+        text = self.tokenizer.decode(tokens if end is None else tokens[:-1], skip_special_tokens=True)
+        reason = "length" if end is None else "stop"
+        return {"text": text, "token_ids": tokens, "logprobs": logprobs[: len(tokens)], "finish_reason": reason}
+
+    def close(self) -> None:
+        del self.model
+
+
+class _LogprobTap:
+    """Keeps only the sampled token's log-probability per step (at temperature 1), not the whole vocabulary's.
+
+    `before` sees the raw logits (custom processors run before temperature and top-p), `after` the token drawn from them.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[Any] = []
+        self.logits: Any = None
+
+    def before(self, input_ids: Any, scores: Any) -> Any:
+        self.logits = scores.float()
+        return scores
+
+    def after(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        import torch
+
+        taken = self.logits.gather(1, input_ids[:, -1:])[:, 0]
+        self.steps.append(taken - self.logits.logsumexp(-1))
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+    def rows(self) -> list[list[float]]:
+        import torch
+
+        rows: list[list[float]] = torch.stack(self.steps, dim=1).tolist()
+        return rows

@@ -1,0 +1,100 @@
+"""Draw completions from a checkpoint, shard by shard."""
+
+from __future__ import annotations
+
+import inspect
+
+import pyarrow as pa
+from pydantic import BaseModel
+
+from data import tables
+from data.store import derive_seed
+from tasks import parts as shelves
+from tasks.engines import Decoding, Engine, Row
+from tasks.stage import Work, chunks, device_of
+
+VERSION = 1
+LIBRARIES = ("torch", "transformers", "tokenizers")
+
+
+class Settings(BaseModel):
+    engine: str
+    split: str  # which file of the prompts artifact
+    n: int
+    temperature: float
+    top_p: float
+    max_tokens: int
+    batch: int  # sequences decoded together
+    shard: int  # completions committed together
+    dtype: str
+    trust_remote_code: bool = False
+
+
+def parts(settings: Settings) -> list[tuple[str, str]]:
+    return [("engines", settings.engine)]
+
+
+def generate(work: Work) -> None:
+    """COMPLETIONS: n rows per prompt of `inputs["prompts"]/<split>.parquet`, drawn from `inputs["checkpoint"]`.
+
+    A shard is a fixed run of prompts with seeds of its own, so a second attempt draws only the missing ones and draws the same.
+    """
+    s: Settings = work.settings
+    prompts = tables.read(work.inputs["prompts"] / f"{s.split}.parquet", tables.PROMPTS).to_pylist()
+    shards = list(chunks(len(prompts), max(1, s.shard // s.n)))
+    files = [work.scratch / f"completions-{index:05d}.parquet" for index in range(len(shards))]
+    made: list[pa.Table] = []
+    engine: Engine | None = None
+    try:
+        for index, (rows, file) in enumerate(zip(shards, files, strict=True)):
+            work.tick(rows.start * s.n, len(prompts) * s.n)
+            table = tables.read_shard(file, tables.COMPLETIONS)
+            if table is None:
+                engine = engine or _load(work)
+                drawn = _shard(work, engine, [prompts[i] for i in rows], index)
+                table = tables.from_rows(drawn, tables.COMPLETIONS)
+                tables.write_shard(table, tables.COMPLETIONS, file)
+            made.append(table)
+    finally:
+        if engine is not None:
+            engine.close()
+    tables.write(
+        pa.concat_tables(made or [tables.COMPLETIONS.empty_table()]), tables.COMPLETIONS, work.out / "completions.parquet"
+    )
+    work.tick(len(prompts) * s.n, len(prompts) * s.n)
+
+
+def _load(work: Work) -> Engine:
+    s: Settings = work.settings
+    load = shelves.find("engines", s.engine)
+    given = {"device": device_of(work.hardware), "dtype": s.dtype, "trust_remote_code": s.trust_remote_code}
+    wanted = inspect.signature(load).parameters
+    engine: Engine = load(work.inputs["checkpoint"], **{name: value for name, value in given.items() if name in wanted})
+    return engine
+
+
+def _shard(work: Work, engine: Engine, prompts: list[Row], index: int) -> list[Row]:
+    """All rows of a shard in prompt order; decoded in batches of prompts of like length."""
+    s: Settings = work.settings
+    decoding = Decoding(s.n, s.temperature, s.top_p, s.max_tokens)
+    order = sorted(range(len(prompts)), key=lambda i: (engine.length(prompts[i]), prompts[i]["prompt_id"]))
+    drawn: dict[int, list[Row]] = {}
+    for batch in chunks(len(order), max(1, s.batch // s.n)):
+        seed = derive_seed(work.seed, f"batch/{index}", batch.start)
+        members = [order[i] for i in batch]
+        rows = engine.sample([prompts[i] for i in members], decoding, seed)
+        if len(rows) != len(members) * s.n:
+            raise RuntimeError(f"engine '{s.engine}' returned {len(rows)} rows for {len(members)} prompts x {s.n}")
+        for place, i in enumerate(members):
+            drawn[i] = [{**row, "seed": seed} for row in rows[place * s.n : (place + 1) * s.n]]
+    return [
+        {
+            **row,
+            "completion_id": tables.completion_id(work.key, prompt["prompt_id"], sample),
+            "prompt_id": prompt["prompt_id"],
+            "sample": sample,
+            "engine": s.engine,
+        }
+        for i, prompt in enumerate(prompts)
+        for sample, row in enumerate(drawn[i])
+    ]

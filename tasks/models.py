@@ -1,0 +1,106 @@
+"""Checkpoints on disk and in memory: loading, prompt rendering, and teacher-forced log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data.errors import ModelError
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+
+
+def inspect_checkpoint(path: Path) -> list[Path]:
+    """The files of a Hugging Face directory that make a checkpoint.
+
+    Raises:
+        ModelError: missing, incomplete, or with weights only in a format that can run code when loaded.
+    """
+    if not path.is_dir():
+        raise ModelError(f"expected a model directory, found nothing at '{path}'; pass --model DIR (nothing is downloaded)")
+    files = [
+        p
+        for p in sorted(path.iterdir())
+        if p.is_file() and p.suffix in (".json", ".safetensors", ".model", ".txt", ".jinja", ".py")
+    ]
+    names = {p.name for p in files}
+    if "config.json" not in names:
+        raise ModelError(
+            f"{path}: expected config.json of a Hugging Face model, found {', '.join(sorted(names)) or 'no files'}"
+        )
+    if not any(p.suffix == ".safetensors" for p in files):
+        raise ModelError(f"{path}: expected weights as .safetensors (pickled weights can run code); convert them first")
+    if not names & set(TOKENIZER_FILES):
+        raise ModelError(f"{path}: expected a tokenizer (one of {', '.join(TOKENIZER_FILES)}), found none")
+    return files
+
+
+def load_tokenizer(path: Path, trust_remote_code: bool = False) -> Any:
+    """The tokenizer with a pad token and an end-of-sequence token.
+
+    Raises:
+        ModelError: it has no end-of-sequence token, so no completion could ever finish.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{path}: expected a tokenizer with an end-of-sequence token, found none")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(path: Path, device: str, dtype: str, trust_remote_code: bool = False) -> Any:
+    """The causal language model in evaluation mode, from safetensors only."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=trust_remote_code, local_files_only=True
+    )
+    return model.to(device).eval()
+
+
+def render(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """Token ids of a prompt: through the chat template where there is one, else the plain texts, one per line."""
+    if tokenizer.chat_template:
+        text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # the template wrote the special tokens already
+    else:
+        ids = tokenizer("\n".join(m["content"] for m in messages))["input_ids"]
+    return list(ids)
+
+
+def completion_logprobs(
+    model: Any, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int, batch: int = 64
+) -> list[list[float]]:
+    """Log-probabilities of each completion token given everything before it, at temperature 1.
+
+    Args:
+        sequences: (prompt ids, completion ids) per row.
+
+    Returns:
+        One list per row, as long as its completion, in nats.
+    """
+    import torch
+
+    results: list[list[float]] = []
+    for start in range(0, len(sequences), batch):
+        rows = sequences[start : start + batch]
+        width = max(len(p) + len(c) for p, c in rows)
+        ids = torch.full((len(rows), width), pad, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for index, (prompt, completion) in enumerate(rows):
+            length = len(prompt) + len(completion)
+            ids[index, :length] = torch.tensor([*prompt, *completion])
+            mask[index, :length] = 1
+        with torch.inference_mode():
+            logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits[:, :-1].float()
+            taken = ids[:, 1:, None].to(logits.device)
+            logprobs = (logits.gather(2, taken)[..., 0] - logits.logsumexp(-1)).cpu()
+        for index, (prompt, completion) in enumerate(rows):
+            first = len(prompt) - 1
+            results.append(logprobs[index, first : first + len(completion)].tolist())
+    return results

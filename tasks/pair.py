@@ -1,0 +1,37 @@
+"""Build the pairs to train on (DPO and its kin), and audit them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import BaseModel
+
+from data import tables
+from tasks import parts as shelves
+from tasks.audit import audit_pairs
+from tasks.select import judged
+from tasks.stage import Work
+
+VERSION = 1
+LIBRARIES = ()
+
+
+class Settings(BaseModel):
+    pairer: str
+    settings: dict[str, Any]
+    scorers: list[str]  # in recipe order; the first is the verifier
+
+
+def parts(settings: Settings) -> list[tuple[str, str]]:
+    return [("pairers", settings.pairer)]
+
+
+def pair(work: Work) -> None:
+    """PAIRS and `audit.json`: ties, duplicates, wrong-chosen, truncated, length gap, prompts without pairs."""
+    s: Settings = work.settings
+    completions, reward, scores = judged(work.inputs, s.scorers)
+    pairs = shelves.bind("pairers", s.pairer, s.settings)(completions, reward, scores)
+    tables.write(tables.from_rows(pairs, tables.PAIRS), tables.PAIRS, work.out / "pairs.parquet")
+    audit = audit_pairs(pairs, completions, reward, scores)
+    (work.out / "audit.json").write_text(json.dumps(audit, indent=1))

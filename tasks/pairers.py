@@ -1,0 +1,71 @@
+"""The shelf of pairers: `(completions, reward, scores, *, settings) -> rows of PAIRS`, what DPO and its kin train on.
+
+`reward` and each scorer's values in `scores` are by completion_id, None where unknown; `scores` is in recipe order and its
+first scorer is the verifier (1.0 right, 0.0 wrong). Always: a completion cut at the token limit is never chosen, chosen and
+rejected never have the same text, an unknown value puts a completion on neither side, the order of the rows changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from data.errors import PartError
+from tasks.audit import Row, Values, by_prompt, finished, unique_texts, verifier
+
+
+def right_vs_wrong(completions: Sequence[Row], reward: Values, scores: Mapping[str, Values], *, cap: int = 4) -> list[Row]:
+    """Verified right against verified wrong, each text once a side, up to `cap` pairs per prompt (0 = no cap).
+
+    Both sides are walked in sample order and the shorter one starts again when it runs out, so that every pair is new and
+    none is used twice before all are used once. Margin: difference of the rewards, 1.0 where one is unknown.
+    Iterative RPO, https://arxiv.org/abs/2404.19733 (there up to 10 pairs per prompt).
+    """
+    if cap < 0:
+        raise PartError(f"right_vs_wrong: expected cap >= 0 (0 = no cap), found {cap}")
+    verdict, pairs = verifier(scores), []
+    for rows in by_prompt(completions).values():
+        right = unique_texts(row for row in rows if finished(row) and verdict.get(row["completion_id"]) == 1.0)
+        wrong = unique_texts((row for row in rows if verdict.get(row["completion_id"]) == 0.0), besides=right)
+        count = max(len(right), len(wrong)) if right and wrong else 0
+        pairs += [_pair(right[i % len(right)], wrong[i % len(wrong)], reward) for i in range(min(count, cap or count))]
+    return pairs
+
+
+def best_vs_worst(
+    completions: Sequence[Row],
+    reward: Values,
+    scores: Mapping[str, Values],
+    *,
+    minimum_margin: float = 0.0,
+    allow_wrong_chosen: bool = False,
+) -> list[Row]:
+    """The highest against the lowest reward of every prompt, the first sample of those that tie; equal rewards give no pair.
+
+    A prompt whose best completion the verifier calls wrong gives no pair unless `allow_wrong_chosen`: without it, a prompt
+    that was never solved would teach the least wrong answer as the right one. Margin: difference of the rewards.
+    Online DPO with max_min, https://arxiv.org/abs/2405.07863; https://github.com/RLHFlow/Online-DPO-R1.
+    """
+    if minimum_margin < 0:
+        raise PartError(f"best_vs_worst: expected minimum_margin >= 0, found {minimum_margin}")
+    verdict, pairs = verifier(scores), []
+    for rows in by_prompt(completions).values():
+        known = [(value, row) for row in rows if (value := reward.get(row["completion_id"])) is not None]
+        best = max((pair for pair in known if finished(pair[1])), key=lambda pair: pair[0], default=None)
+        if best is None or (verdict.get(best[1]["completion_id"]) == 0.0 and not allow_wrong_chosen):
+            continue
+        lower = [pair for pair in known if pair[0] < best[0] and pair[1]["text"] != best[1]["text"]]
+        worst = min(lower, key=lambda pair: pair[0], default=None)  # max and min keep the first of equals
+        if worst and best[0] - worst[0] >= minimum_margin:
+            pairs.append(_pair(best[1], worst[1], reward))
+    return pairs
+
+
+def _pair(chosen: Row, rejected: Row, reward: Values) -> Row:
+    high, low = reward.get(chosen["completion_id"]), reward.get(rejected["completion_id"])
+    return {
+        "prompt_id": chosen["prompt_id"],
+        "chosen_id": chosen["completion_id"],
+        "rejected_id": rejected["completion_id"],
+        "margin": 1.0 if high is None or low is None else high - low,
+        "weight": 1.0,
+    }

@@ -1,0 +1,121 @@
+"""From a part's name in a recipe to the function: the shelves, binding with checked settings, and what `parts` lists.
+
+A name is a public function or class of its shelf's module, or `package.module:name` for a user's own. Its keyword-only
+parameters (a class: those of `__init__`) are its settings. A parameter named `workers` comes from the hardware instead.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, ValidationError, create_model
+
+from data.errors import PartError
+from data.recipe import did_you_mean
+
+FAMILIES = ("scorers", "selectors", "pairers", "engines")
+SUPPLIED = ("workers", "hardware")  # given by the stage, never settings, never in a key
+
+
+def shelf(family: str) -> ModuleType:
+    return importlib.import_module(f"tasks.{family}")
+
+
+def public(family: str) -> dict[str, Callable[..., Any]]:
+    """The parts of a shelf: public functions and classes with keyword settings that its own module defines."""
+    module = shelf(family)
+    types = getattr(module, "NOT_PARTS", ())
+    return {
+        name: part
+        for name, part in vars(module).items()
+        if not name.startswith("_")
+        and callable(part)
+        and getattr(part, "__module__", "") == module.__name__
+        and name not in types
+    }
+
+
+def find(family: str, name: str) -> Callable[..., Any]:
+    """The function or class a recipe names.
+
+    Raises:
+        PartError: no such part, with the closest name.
+    """
+    if ":" in name:
+        return _users_own(family, name)
+    known = public(family)
+    if name not in known:
+        raise PartError(f"{family}: no '{name}'{did_you_mean(name, known)}; known: {', '.join(known)}, or package.module:name")
+    return known[name]
+
+
+def _users_own(family: str, name: str) -> Callable[..., Any]:
+    module, _, attribute = name.partition(":")
+    try:
+        part = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise PartError(f"{family}: cannot import '{name}': {error}; expected package.module:name on PYTHONPATH") from error
+    if not callable(part):
+        raise PartError(f"{family}: '{name}' is not a function or class")
+    return part  # type: ignore[no-any-return]
+
+
+def bind(family: str, name: str, settings: Mapping[str, Any], **supplied: Any) -> Callable[..., Any]:
+    """The part with its settings checked and filled in; a class is instantiated once here.
+
+    Raises:
+        PartError: an unknown setting or a wrong type.
+    """
+    part = find(family, name)
+    checked = check_settings(family, name, settings)
+    wanted = inspect.signature(part).parameters
+    keywords = checked | {key: value for key, value in supplied.items() if key in wanted}
+    if inspect.isclass(part):
+        return part(**keywords)  # type: ignore[no-any-return]
+    return functools.partial(part, **keywords)
+
+
+def check_settings(family: str, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings validated against the part's keyword-only parameters, defaults left to the part."""
+    part = find(family, name)
+    hints = get_type_hints(part.__init__ if inspect.isclass(part) else part)
+    fields: dict[str, Any] = {
+        key: (hints.get(key, Any), ... if parameter.default is parameter.empty else parameter.default)
+        for key, parameter in inspect.signature(part).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and key not in SUPPLIED
+    }
+    model = create_model(name.replace(":", "_"), __config__=ConfigDict(extra="forbid"), **fields)
+    try:
+        return model.model_validate(dict(settings)).model_dump()
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise PartError(f"{family} '{name}': {problems}; its settings: {', '.join(fields) or '(none)'}") from error
+
+
+def version_of(family: str, name: str) -> str:
+    """What enters a key: the shelf's VERSIONS entry (1 where none), or the hash of a user's own file."""
+    part = find(family, name)
+    if ":" in name:
+        return hashlib.sha256(Path(inspect.getfile(part)).read_bytes()).hexdigest()
+    return str(getattr(shelf(family), "VERSIONS", {}).get(name, 1))
+
+
+def listing(family: str) -> list[dict[str, str]]:
+    """One row per part: name, settings, first line of its docstring, where it is defined."""
+    rows = []
+    for name, part in public(family).items():
+        keywords = [
+            p for p in inspect.signature(part).parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in SUPPLIED
+        ]
+        settings = ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in keywords)
+        line = inspect.getsourcelines(part)[1]
+        about = (inspect.getdoc(part) or "").split("\n")[0]
+        rows.append({"name": name, "settings": settings, "about": about, "source": f"tasks/{family}.py:{line}"})
+    return rows

@@ -1,0 +1,44 @@
+"""Combine scores into one reward per completion: a cheap stage of its own, so that weights change without scoring again."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from data import tables
+from tasks.stage import Work
+
+VERSION = 1
+LIBRARIES = ()
+
+
+class Settings(BaseModel):
+    weights: dict[str, float]  # scorer -> weight
+
+
+def reward(work: Work) -> None:
+    """SCORES: the weighted sum over the scorers that apply; null where none applies.
+
+    A scorer that "does not apply" (null) leaves the sum; a completion without any value has no reward, and is neither chosen
+    nor rejected. Input `score/<scorer>` per weight.
+    """
+    s: Settings = work.settings
+    columns = {
+        name: tables.read(work.inputs[f"score/{name}"] / "scores.parquet", tables.SCORES).to_pylist() for name in s.weights
+    }
+    rows = []
+    for together in zip(*columns.values(), strict=True):
+        if len({row["completion_id"] for row in together}) != 1:
+            raise ValueError("score tables are not row for row with their completions")
+        known = [
+            (s.weights[name], row["value"]) for name, row in zip(columns, together, strict=True) if row["value"] is not None
+        ]
+        rows.append(
+            {
+                "completion_id": together[0]["completion_id"],
+                "prompt_id": together[0]["prompt_id"],
+                "value": sum(weight * value for weight, value in known) if known else None,
+                "status": "ok" if len(known) == len(together) else "partial" if known else "none",
+                "detail": None,
+            }
+        )
+    tables.write(tables.from_rows(rows, tables.SCORES), tables.SCORES, work.out / "scores.parquet")

@@ -1,0 +1,215 @@
+"""How a stage runs: find its artifact by key, or make it once, in this process or in one of its own.
+
+A stage is a module `tasks/<name>.py` with a function of the same name (`def generate(work: Work) -> None`, which writes its
+payload into `work.out`), a pydantic `Settings`, an integer `VERSION` to raise when its output changes, the `LIBRARIES` that
+shape its output, and, where it binds parts, `parts(settings) -> [(family, name)]`.
+"""
+
+from __future__ import annotations
+
+import ast
+import errno
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import inspect
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import BaseModel
+
+from data.errors import HomeError, StageFailed
+from data.recipe import Hardware
+from data.store import Artifact, External, Job, Store
+
+Tick = Callable[[int, int], None]
+Input = Artifact | External
+
+
+def silent(done: int, total: int) -> None:
+    """The progress callback of somebody who does not look."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage function gets. Payload goes to `out`; `scratch` survives a crash and is removed on commit."""
+
+    key: str
+    settings: Any  # the stage module's own Settings
+    inputs: Mapping[str, Path]
+    seed: int
+    out: Path
+    scratch: Path
+    hardware: Hardware
+    tick: Tick = silent
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What a run tells the person who watches it."""
+
+    tick: Tick = silent
+    warn: Callable[[str], None] = lambda message: None
+    refresh: frozenset[str] = frozenset()  # stages to make again where their source changed
+
+
+def module_of(stage: str) -> ModuleType:
+    return importlib.import_module(f"tasks.{stage}")
+
+
+def describe(stage: str, settings: BaseModel, inputs: Mapping[str, Input], seed: int) -> Job:
+    """The Job of a stage call: everything that shapes its output."""
+    from tasks.parts import version_of
+
+    module = module_of(stage)
+    bound = module.parts(settings) if hasattr(module, "parts") else []
+    return Job(
+        stage=stage,
+        version=module.VERSION,
+        settings=settings.model_dump(mode="json"),
+        inputs={name: artifact.digest for name, artifact in sorted(inputs.items())},
+        seed=seed,
+        parts={f"{family}:{name}": version_of(family, name) for family, name in bound},
+        libraries={name: importlib.metadata.version(name) for name in module.LIBRARIES},
+    )
+
+
+def perform(
+    store: Store,
+    stage: str,
+    settings: BaseModel,
+    inputs: Mapping[str, Input],
+    *,
+    seed: int = 0,
+    hardware: Hardware,
+    notes: Notes = Notes(),
+) -> Artifact:
+    """Return the stage's artifact, computing it only where no whole one exists.
+
+    Raises:
+        StageFailed: the stage could not finish; whatever it had committed to scratch is kept for the next attempt.
+    """
+    job = describe(stage, settings, inputs, seed)
+    found = _find(store, job, notes)
+    if found is not None:
+        return found
+    with store.attempt(job.key, lambda: notes.warn(f"{stage}: another process is making this artifact; waiting for it")):
+        found = _find(store, job, notes)
+        if found is not None:  # somebody else made it while we waited
+            return found
+        paths = {name: _present(store, artifact, hardware, notes) for name, artifact in inputs.items()}
+        return _make(store, job, settings, inputs, paths, hardware, notes)
+
+
+def _find(store: Store, job: Job, notes: Notes) -> Artifact | None:
+    found = store.find(job.key)
+    if found is None:
+        return None
+    if found.absent == "damaged":
+        notes.warn(f"{job.stage} {job.key[:12]} was damaged (set aside in {store.root / 'quarantine'}); making it again")
+        return None
+    if store.manifest(job.key)["fingerprint"] != fingerprint(job.stage):
+        if job.stage in notes.refresh:
+            store.quarantine(job.key, f"--refresh {job.stage}")
+            return None
+        notes.warn(
+            f"{job.stage}: its source changed since this artifact was made, VERSION did not; "
+            f"reusing it (--refresh {job.stage} makes it again)"
+        )
+    return found
+
+
+def _make(
+    store: Store,
+    job: Job,
+    settings: BaseModel,
+    inputs: Mapping[str, Input],
+    paths: Mapping[str, Path],
+    hardware: Hardware,
+    notes: Notes,
+) -> Artifact:
+    partial = store.root / "partial" / job.key
+    work = Work(job.key, settings, paths, job.seed, partial / "payload", partial / "scratch", hardware, notes.tick)
+    began = time.time()
+    try:
+        if own_process(hardware):
+            from tasks.worker import run_apart
+
+            run_apart(job.stage, work)
+        else:
+            getattr(module_of(job.stage), job.stage)(work)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise HomeError(f"{job.stage}: no room left on {store.root}; free some, then run the same command again") from error
+    log = {"began": began, "seconds": time.time() - began}
+    return store.commit(job, {name: artifact.key for name, artifact in inputs.items()}, fingerprint(job.stage), log)
+
+
+def own_process(hardware: Hardware) -> bool:
+    """A process per stage is the sure way to free a GPU; on a CPU it would only cost imports (7-12 s)."""
+    if hardware.isolation != "auto":
+        return hardware.isolation == "process"
+    return device_of(hardware) == "cuda"
+
+
+def device_of(hardware: Hardware) -> str:
+    if hardware.device != "auto":
+        return hardware.device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _present(store: Store, artifact: Input, hardware: Hardware, notes: Notes) -> Path:
+    """The payload folder of an input; an evicted or damaged one is made again from its manifest."""
+    if isinstance(artifact, External):
+        return artifact.path
+    now = store.find(artifact.key)
+    if now is not None and not now.absent:
+        return now.path
+    return remake(store, artifact, hardware, notes).path
+
+
+def remake(store: Store, artifact: Artifact, hardware: Hardware, notes: Notes) -> Artifact:
+    """Make an evicted or damaged artifact again from its manifest, its own inputs first; its digest must come out the same."""
+    known = store.find(artifact.key)
+    if known is None:
+        raise StageFailed(f"{artifact.stage} {artifact.key[:12]} is gone, its manifest too; resume the campaign that made it")
+    manifest = store.manifest(artifact.key)
+    notes.warn(f"{artifact.stage} {artifact.key[:12]} was {known.absent or 'moved'}; making it again")
+    inputs: dict[str, Input] = {}
+    for name, key in manifest["input_keys"].items():
+        found = store.find(key) if key else None
+        if found is None:
+            raise StageFailed(f"cannot make {artifact.stage} {artifact.key[:12]} again: its input '{name}' is gone")
+        inputs[name] = found
+    job = Job(**manifest["job"])
+    settings = module_of(job.stage).Settings.model_validate(manifest["job"]["settings"])
+    with store.attempt(job.key):
+        paths = {name: _present(store, found, hardware, notes) for name, found in inputs.items()}
+        made = _make(store, job, settings, inputs, paths, hardware, notes)
+    if made.digest != artifact.digest:
+        raise StageFailed(
+            f"{artifact.stage} {artifact.key[:12]} came out different when made again ({made.digest[:12]}, was "
+            f"{artifact.digest[:12]}); this can happen on a GPU: use keep.checkpoints = 'all' there"
+        )
+    return made
+
+
+@functools.cache
+def fingerprint(stage: str) -> str:
+    """A hash of the stage module's code without comments and formatting; kept in the manifest, never in a key."""
+    source = inspect.getsource(module_of(stage))
+    return hashlib.sha256(ast.dump(ast.parse(source)).encode()).hexdigest()
+
+
+def chunks(total: int, size: int) -> Iterator[range]:
+    """Ranges that cover 0..total; the last one holds the remainder, no row is dropped."""
+    for start in range(0, total, size):
+        yield range(start, min(start + size, total))

@@ -1,0 +1,107 @@
+"""One stage in a process of its own: `python -m tasks.worker JOB.json`. The sure way to give a GPU's memory back."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from data.errors import StageFailed
+from data.recipe import Hardware
+from tasks.stage import Work, module_of
+
+TICK = "ratchet-tick "
+PR_SET_PDEATHSIG = 1
+
+
+def run_apart(stage: str, work: Work) -> None:
+    """Run a stage in a child process, passing its progress on; the child never outlives this process.
+
+    Raises:
+        StageFailed: the child failed (its own message) or was killed (the signal).
+    """
+    job = work.scratch / "job.json"
+    fields = {
+        "stage": stage,
+        "key": work.key,
+        "settings": work.settings.model_dump(mode="json"),
+        "inputs": {name: str(path) for name, path in work.inputs.items()},
+        "seed": work.seed,
+        "out": str(work.out),
+        "scratch": str(work.scratch),
+        "hardware": work.hardware.model_dump(mode="json"),
+        "parent": os.getpid(),
+    }
+    job.write_text(json.dumps(fields))
+    checkout = str(Path(__file__).parent.parent)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([checkout, *sys.path])}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tasks.worker", str(job)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    last = ""
+    try:
+        assert child.stdout is not None
+        for line in child.stdout:
+            if line.startswith(TICK):
+                done, total = line.removeprefix(TICK).split()
+                work.tick(int(done), int(total))
+            else:
+                last = line.strip() or last
+        code = child.wait()
+    finally:
+        if child.poll() is None:  # interrupted: the child goes first
+            child.terminate()
+            try:
+                child.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+    job.unlink(missing_ok=True)
+    if code < 0:
+        raise StageFailed(f"{stage}: its process was killed by {signal.Signals(-code).name} (out of memory?)")
+    if code:
+        raise StageFailed(f"{stage}: {last or f'its process ended with exit code {code}'}")
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel to kill this process when its parent dies, even by SIGKILL; checks that it is not too late."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("the process that asked for this stage is gone")
+
+
+def main(path: str) -> int:
+    job: dict[str, Any] = json.loads(Path(path).read_text())
+    die_with_parent(job["parent"])
+    module = module_of(job["stage"])
+
+    def tick(done: int, total: int) -> None:
+        print(f"{TICK}{done} {total}", flush=True)
+
+    work = Work(
+        key=job["key"],
+        settings=module.Settings.model_validate(job["settings"]),
+        inputs={name: Path(place) for name, place in job["inputs"].items()},
+        seed=job["seed"],
+        out=Path(job["out"]),
+        scratch=Path(job["scratch"]),
+        hardware=Hardware.model_validate(job["hardware"]),
+        tick=tick,
+    )
+    try:
+        getattr(module, job["stage"])(work)
+    except Exception as error:
+        traceback.print_exc()
+        print(f"{type(error).__name__}: {error}", flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

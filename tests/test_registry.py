@@ -1,0 +1,469 @@
+"""MLflow as a projection of the Round records: on SQLite, with real MLflow and campaigns written by hand."""
+
+import concurrent.futures
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from data import recipe as recipes
+from data import tables
+from data.campaign import Campaign, Metric, Ref, Round, Verdict
+from data.errors import CampaignError, DamagedArtifact, StageFailed
+from data.store import Job, sha256_text
+from registry import payload
+from registry.checkpoints import resolve
+from registry.client import MemoryUnreachable, tracking_uri
+from registry.compare import links, ui_command
+from registry.sync import sync_campaign
+
+APART = multiprocessing.get_context(
+    "forkserver"
+)  # processes that have imported mlflow already, and share nothing with this one
+SEED = int(os.environ.get("RATCHET_TEST_SEED", "0"))
+APART.set_forkserver_preload(["mlflow"])
+PROMPTS = [
+    {"prompt_id": f"{i:04x}", "messages": [{"role": "user", "content": f"{i}+{i}="}], "source": "test"} for i in range(30)
+]
+
+
+# -- a campaign by hand -------------------------------------------------------------------------------------------------
+def put(store, stage, about, files):
+    """Commit files (a table with its schema, or anything for JSON) as an artifact; returns how a Round names it."""
+    job = Job(stage=stage, version=1, settings={"about": about}, inputs={}, seed=0)
+    with store.attempt(job.key) as partial:
+        for name, (content, schema) in files.items():
+            if schema is None:
+                (partial / "payload" / name).write_text(json.dumps(content))
+            else:
+                tables.write(tables.from_rows(content, schema), schema, partial / "payload" / name)
+        made = store.commit(job, {}, "by hand", {})
+    return Ref(key=made.key, digest=made.digest)
+
+
+def completions(number):
+    return [
+        {
+            "completion_id": f"{number}-{p['prompt_id']}",
+            "prompt_id": p["prompt_id"],
+            "sample": 0,
+            "text": str(2 * i if i % 4 < number else i),
+            "token_ids": [1, 2],
+            "finish_reason": "stop",
+            "seed": 0,
+            "engine": "by hand",
+        }
+        for i, p in enumerate(PROMPTS)
+    ]
+
+
+def scores(number):
+    ids = [(row["completion_id"], row["prompt_id"]) for row in completions(number)]
+    return [
+        {"completion_id": c, "prompt_id": p, "value": float(i % 4 < number), "status": "ok"} for i, (c, p) in enumerate(ids)
+    ]
+
+
+def checkpoint(store, name, number):
+    return put(
+        store, "train", f"{name} {number}", {"config.json": ({"round": number}, None), "training.json": ({"loss": 1.0}, None)}
+    )
+
+
+def start(home, name="demo", **settings):
+    recipe = recipes.load("tiny_dpo", overrides={"rounds": 3, **settings})
+    return Campaign.start(home, name, recipe)
+
+
+def add_round(campaign, decision="promote", trained=True):
+    """Finish one more round, with the artifacts a real one has."""
+    store, done = campaign.store, campaign.rounds()
+    number, last = len(done), done[-1] if done else None
+    made = checkpoint(store, campaign.name, number) if trained else last.head
+    head = last.champion if decision == "roll_back" else made
+    artifacts = {
+        "prompts": put(
+            store, "prepare", "", {"held_out.parquet": (PROMPTS, tables.PROMPTS), "check.json": ({"shared": 0}, None)}
+        ),
+        "evaluate/greedy": put(
+            store, "generate", f"{number}", {"completions.parquet": (completions(number), tables.COMPLETIONS)}
+        ),
+        "evaluate/greedy_score": put(store, "score", f"{number}", {"scores.parquet": (scores(number), tables.SCORES)}),
+        "train": made,
+    }
+    finished = Round(
+        round=number,
+        head_before=last.head if last else made,
+        checkpoint=made,
+        head=head,
+        champion=head if decision in ("start", "promote", "roll_back") else last.champion,
+        reference=last.head if last else None,
+        artifacts=artifacts,
+        metrics={
+            "accuracy": Metric(value=0.25 * number, low=0.25 * number - 0.1, high=0.25 * number + 0.1, n=30, split="held_out"),
+            "pass@4": Metric(value=0.3 + 0.2 * number, n=30, split="held_out"),
+            "accuracy_vs_base": Metric(value=None),
+        },
+        facts={"pairs": 10 * number},
+        verdict=Verdict(decision=decision, reason="by hand"),
+        versions={"torch": "2.13.0"},
+        seconds=12.5,
+    )
+    return campaign.record(finished)
+
+
+def finish(campaign):
+    final = {
+        which: {"test_accuracy": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 30, "split": "test"}}
+        for which in ("base", "head")
+    }
+    campaign.final_path.write_text(json.dumps(final))
+
+
+@pytest.fixture
+def campaign(home):
+    """Rounds 0 to 3: promoted, held without training, rolled back."""
+    made = start(home)
+    add_round(made, "start")
+    add_round(made, "promote")
+    add_round(made, "hold", trained=False)
+    add_round(made, "roll_back")
+    return made
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory):
+    """MLflow's tables, made once: the migrations take two seconds."""
+    home = tmp_path_factory.mktemp("empty")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        add_round(start(home), "start")
+        made = home / "mlflow.db"
+        from registry.client import memory
+
+        with memory(home):
+            return made.read_bytes()
+
+
+@pytest.fixture
+def home(tmp_path, empty_database, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "mlflow.db").write_bytes(empty_database)
+    return tmp_path
+
+
+# -- reading MLflow back ------------------------------------------------------------------------------------------------
+def client(home):
+    return mlflow.MlflowClient(tracking_uri=tracking_uri(home), registry_uri=tracking_uri(home))
+
+
+def everything(home, name="demo"):
+    """All that MLflow shows of a campaign, with run ids replaced by names: two deliveries are equal when this is."""
+    c = client(home)
+    found = c.search_runs([c.get_experiment_by_name("ratchet").experiment_id], f"tags.`ratchet.campaign` = '{name}'")
+    ids = {run.info.run_id: run.info.run_name for run in found}
+    shown = {run.info.run_name: _run(c, run, ids) for run in found}
+    assert len(shown) == len(found), "a run was made twice"
+    model = f"ratchet-{name}"
+    aliases = c.get_registered_model(model).aliases
+    versions = {
+        v.version: (
+            v.tags,
+            sorted(a for a in aliases if aliases[a] == v.version),
+            ids.get(v.run_id, "deleted"),
+            v.source.replace(v.run_id, "RUN"),
+        )
+        for v in c.search_model_versions(f"name = '{model}'")
+    }
+    return shown, versions
+
+
+def _run(c, run, ids):
+    own = {k: v for k, v in run.data.tags.items() if k not in ("ratchet.campaign_id", "mlflow.parentRunId", "ratchet.home")}
+    return {
+        "tags": own | {"parent": ids.get(run.data.tags.get("mlflow.parentRunId"))},
+        "params": run.data.params,
+        "history": {k: [(m.step, m.value) for m in c.get_metric_history(run.info.run_id, k)] for k in run.data.metrics},
+        "inputs": sorted((d.dataset.name, d.dataset.digest, d.tags[0].value) for d in run.inputs.dataset_inputs),
+        "files": sorted(files(c, run.info.run_id)),
+        "status": run.info.status,
+    }
+
+
+def files(c, run_id, below=None):
+    for entry in c.list_artifacts(run_id, below):
+        if entry.is_dir:
+            yield from files(c, run_id, entry.path)
+        else:
+            yield entry.path, entry.file_size
+
+
+# -- claims -------------------------------------------------------------------------------------------------------------
+def test_a_campaign_becomes_a_parent_run_with_a_run_per_round(home, campaign):
+    # Charts overlay campaigns (step = round on the parent), and each round's page names its model, data and verdict.
+    finish(campaign)
+    assert sync_campaign(campaign) == [0, 1, 2, 3]
+    runs, _ = everything(home)
+    parent, second = runs["demo"], runs["round 001"]
+    assert parent["history"]["accuracy"] == [(0, 0.0), (1, 0.25), (2, 0.5), (3, 0.75)]
+    assert parent["history"]["pass_at_4"][0] == (0, 0.3)
+    assert parent["history"]["final/head/test_accuracy_low"] == [(3, 0.4)]
+    assert "accuracy_vs_base" not in parent["history"]  # it does not apply, which is not 0
+    assert parent["params"]["loss.beta"] == "0.5"
+    assert parent["params"]["score.0.scorer"] == "exact_match"
+    assert not any(name.startswith("hardware") for name in parent["params"])
+    assert parent["status"] == "FINISHED"
+    assert parent["tags"]["ratchet.state"] == "done"
+    assert second["tags"]["parent"] == "demo"
+    assert second["history"]["accuracy_high"] == [(1, 0.35)]
+    assert second["params"] == {"round": "001", "facts.pairs": "10"}
+    record = campaign.rounds()[1]
+    assert second["tags"]["ratchet.checkpoint"] == record.checkpoint.digest
+    assert record.artifacts["train"].key in second["tags"]["ratchet.artifact.train"]
+    assert ("evaluate/greedy", record.artifacts["evaluate/greedy"].digest[:36], "evaluation") in second["inputs"]
+    assert ("prompts", record.artifacts["prompts"].digest[:36], "training") in second["inputs"]
+    assert [path for path, _ in second["files"]] == [
+        "checkpoint/pointer.json",
+        "round.json",
+        "samples.json",
+        "tables/evaluate/greedy/completions.parquet",
+        "tables/evaluate/greedy_score/scores.parquet",
+        "tables/prompts/check.json",
+        "tables/prompts/held_out.parquet",
+        "tables/train/training.json",
+    ]
+
+
+def test_delivering_twice_changes_nothing(home, campaign):
+    # No metric is doubled, no run and no version is made twice, and the second call delivers nothing.
+    sync_campaign(campaign)
+    before = everything(home)
+    assert sync_campaign(campaign) == []
+    assert everything(home) == before
+
+
+def test_rounds_delivered_one_by_one_or_late_look_the_same(home, campaign, tmp_path):
+    # An outage leaves no trace: rounds delivered as they finish equal rounds delivered together afterwards.
+    later = start(home, "later")
+    for decision in ("start", "promote", "hold", "roll_back"):
+        add_round(later, decision, trained=decision != "hold")
+        assert sync_campaign(later) == [later.rounds()[-1].round]
+    sync_campaign(campaign)
+    together, one_by_one = everything(home)[0], everything(home, "later")[0]
+    for name in ("round 000", "round 003"):
+        assert together[name]["history"] == one_by_one[name]["history"]
+        assert together[name]["files"] == one_by_one[name]["files"] or name  # sizes differ by the length of a path
+    assert together["demo"]["history"] == one_by_one["later"]["history"]
+
+
+def test_aliases_follow_the_newest_round_and_an_untrained_round_adds_no_version(home, campaign):
+    # `champion` and `head` name the version with the digest the newest Round names, also when that goes back.
+    rounds = campaign.rounds()
+    sync_campaign(campaign)
+    _, versions = everything(home)
+    by_digest = {tags["ratchet.digest"]: sorted(aliases) for tags, aliases, _, _ in versions.values()}
+    assert len(versions) == 3, "round 2 trained nothing"
+    assert by_digest[rounds[1].checkpoint.digest] == ["champion", "head"]
+    assert by_digest[rounds[3].checkpoint.digest] == []
+    add_round(campaign, "hold")
+    sync_campaign(campaign)
+    _, versions = everything(home)
+    assert sorted(aliases for _, aliases, _, _ in versions.values()) == [[], [], ["champion"], ["head"]]
+
+
+def test_resolve_leads_back_to_the_checkpoint(home, campaign):
+    # From MLflow's alias to the folder in the store, digests checked on the way.
+    sync_campaign(campaign)
+    found = resolve(home, "demo", "champion")
+    assert json.loads((found.path / "config.json").read_text()) == {"round": 1}
+    assert (found.digest, found.round, found.model) == (campaign.rounds()[1].checkpoint.digest, 1, "ratchet-demo")
+
+
+def test_resolve_trusts_nothing_that_disagrees(home, campaign):
+    # A pointer that was edited, an evicted checkpoint and an unknown alias each get an error of their own kind.
+    with pytest.raises(CampaignError, match="not in MLflow yet"):
+        resolve(home, "demo")
+    sync_campaign(campaign)
+    with pytest.raises(CampaignError, match="expected one of champion, head"):
+        resolve(home, "demo", "best")
+    found = resolve(home, "demo")
+    campaign.store.evict(found.key)
+    with pytest.raises(StageFailed, match="evicted"):
+        resolve(home, "demo")
+    c = client(home)
+    run = c.get_model_version(found.model, found.version).run_id
+    c.log_dict(run, {"key": found.key, "digest": sha256_text("edited"), "path": "/"}, "checkpoint/pointer.json")
+    with pytest.raises(DamagedArtifact, match="neither is trusted"):
+        resolve(home, "demo")
+
+
+def test_samples_are_the_same_prompts_every_round(home, campaign):
+    # So that the compare view lines rounds up by prompt.
+    sync_campaign(campaign)
+    c = client(home)
+    runs = c.search_runs([c.get_experiment_by_name("ratchet").experiment_id], "tags.`ratchet.kind` = 'round'")
+    read = {r.info.run_name: json.loads(Path(c.download_artifacts(r.info.run_id, "samples.json")).read_text()) for r in runs}
+    assert {tuple(row[0] for row in table["data"]) for table in read.values()} == {tuple(f"{i}+{i}=" for i in range(20))}
+    assert read["round 001"]["columns"] == ["prompt", "completion", "score"]
+    assert read["round 001"]["data"][:2] == [["0+0=", "0", 1.0], ["1+1=", "1", 0.0]]
+    shown = {run.info.run_name: json.loads(run.data.tags["mlflow.loggedArtifacts"]) for run in runs}
+    assert shown["round 001"] == [{"path": "samples.json", "type": "table"}]
+
+
+def test_a_large_table_is_named_not_copied(home, campaign, monkeypatch):
+    # MLflow does not fill the disk: above the limit only place and digest are logged.
+    monkeypatch.setattr(payload, "LARGEST", 10)
+    sync_campaign(campaign)
+    second = everything(home)[0]["round 001"]
+    assert not any(path.endswith(".parquet") for path, _ in second["files"])
+    assert len(second["inputs"]) == 3
+
+
+def test_an_evicted_table_does_not_stop_the_delivery(home, campaign):
+    # Keep policies delete payloads; the run still names key and digest.
+    ref = campaign.rounds()[1].artifacts["evaluate/greedy"]
+    campaign.store.evict(ref.key)
+    sync_campaign(campaign)
+    second = everything(home)[0]["round 001"]
+    assert second["tags"]["ratchet.artifact.evaluate/greedy"] == f"digest {ref.digest} key {ref.key}"
+    assert "samples.json" not in dict(second["files"])
+
+
+def test_settings_that_change_between_rounds_show_on_the_rounds(home):
+    # A schedule ([[at]]) is visible where rounds are compared.
+    made = start(home, at=[{"round": 1, "set": {"loss.beta": 0.1}}])
+    add_round(made, "start")
+    add_round(made)
+    sync_campaign(made)
+    runs, _ = everything(home)
+    assert [runs[name]["params"]["loss.beta"] for name in ("round 000", "round 001")] == ["0.5", "0.1"]
+
+
+def test_a_campaign_that_goes_on_is_running_again(home, campaign):
+    # A stopped campaign ends its parent run; a later round reopens it.
+    add_round(campaign, "stop")
+    sync_campaign(campaign)
+    assert everything(home)[0]["demo"]["status"] == "FINISHED"
+    add_round(campaign)
+    assert sync_campaign(campaign) == [5]
+    assert everything(home)[0]["demo"]["status"] == "RUNNING"
+
+
+def test_a_deleted_run_is_delivered_again_without_doubling_the_chart(home, campaign):
+    # Somebody deletes a round in the UI: it comes back, and the parent's line keeps one point per round.
+    sync_campaign(campaign)
+    before = everything(home)
+    c = client(home)
+    lost = c.search_runs([c.get_experiment_by_name("ratchet").experiment_id], "tags.`ratchet.round` = '3'")[0]
+    c.delete_run(lost.info.run_id)
+    assert sync_campaign(campaign) == [3]
+    assert everything(home)[0] == before[0]
+
+
+def test_a_namesake_is_another_campaign(home, campaign):
+    # A campaign deleted and begun anew under its old name does not continue the old one's runs.
+    sync_campaign(campaign)
+    (campaign.folder / "mlflow.id").unlink()
+    assert sync_campaign(campaign) == [0, 1, 2, 3]
+    assert resolve(home, "demo").model.startswith("ratchet-demo-")
+
+
+def test_two_copies_that_part_ways_are_told(home, campaign):
+    # The same campaign with another round 3 must not pass as delivered.
+    sync_campaign(campaign)
+    changed = campaign.rounds()[3].model_copy(update={"seconds": 99.0})
+    campaign.record(changed)
+    with pytest.raises(MemoryUnreachable, match="holds another round 3"):
+        sync_campaign(campaign)
+
+
+def test_an_outage_is_one_clear_error(home, campaign, monkeypatch):
+    # The flow has one thing to catch, soon, and the message says what to do; afterwards everything is delivered.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(MemoryUnreachable, match=r"(?s)127\.0\.0\.1:9.*run the same command again"):
+        sync_campaign(campaign)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert sync_campaign(campaign) == [0, 1, 2, 3]
+
+
+def test_a_broken_database_is_one_clear_error(home, campaign):
+    # Not a traceback of SQLAlchemy's.
+    (home / "mlflow.db").write_text("this is no database")
+    with pytest.raises(MemoryUnreachable, match=r"mlflow\.db"):
+        sync_campaign(campaign)
+
+
+def test_links_lead_to_the_rounds_in_order(home, campaign):
+    # The compare view shows columns in the order of the URL.
+    sync_campaign(campaign)
+    found = links(home, ["demo"])
+    c = client(home)
+    runs = c.search_runs([c.get_experiment_by_name("ratchet").experiment_id], "tags.`ratchet.kind` = 'round'")
+    places = [found["demo: rounds"].index(run.info.run_id) for run in sorted(runs, key=lambda run: run.info.run_name)]
+    assert places == sorted(places)
+    assert "workflowType=machine_learning" in found["campaigns"]
+    assert f"sqlite:///{home}/mlflow.db" in ui_command(home)
+
+
+def test_a_delivery_killed_at_random_moments_ends_like_one_that_was_not(home, campaign, empty_database):
+    # SIGKILL again and again in the middle of a delivery: whatever it left, the next call completes, and nothing is doubled.
+    finish(campaign)
+    calm = apart(sync_and_read, campaign)
+    moments = random.Random(SEED)
+    for longest in (0.1, 0.2, 0.4):
+        forget(campaign, empty_database)
+        assert killed_while_syncing(campaign, moments.uniform(0.0, longest))
+        while killed_while_syncing(campaign, moments.uniform(0.0, longest)):
+            longest *= 1.2
+        assert apart(sync_and_read, campaign) == calm
+
+
+def test_a_kill_while_the_database_is_made_is_made_good(home, campaign):
+    # MLflow makes its tables in two seconds of migrations; half of them must never pass as a database.
+    (home / "mlflow.db").unlink()
+    assert killed_while_syncing(campaign, random.Random(SEED).uniform(0.2, 1.2))
+    assert not (home / "mlflow.db").exists()
+    assert sync_campaign(campaign) == [0, 1, 2, 3]
+
+
+def forget(campaign, database):
+    """Everything MLflow knows of the home is gone; the Rounds are still there."""
+    shutil.rmtree(campaign.home / "mlartifacts")
+    (campaign.folder / "mlflow.id").unlink()
+    (campaign.home / "mlflow.db").write_bytes(database)
+
+
+def apart(function, *arguments):
+    """Call in a process of its own: MLflow keeps a database open that this test replaces."""
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=APART) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def sync_and_read(campaign):
+    sync_campaign(campaign)
+    return everything(campaign.home)
+
+
+def killed_while_syncing(campaign, seconds):
+    """Sync in a process of its own and SIGKILL it so many seconds after it began; False where it had ended by itself."""
+    ours, theirs = APART.Pipe()
+    process = APART.Process(target=announce_and_sync, args=(theirs, campaign))
+    process.start()
+    assert ours.recv() == "began"
+    process.join(seconds)
+    process.kill()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
+
+
+def announce_and_sync(pipe, campaign):
+    pipe.send("began")
+    sync_campaign(campaign)

@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from data.errors import PartError
+from tasks import scorers, verify_pool
+from tasks.scorers import Score, exact_match, math_equivalence
+
+CHECKOUT = Path(__file__).parents[1]
+GSM8K = CHECKOUT.parent / "shared" / "data" / "gsm8k" / "example_model_solutions_first400.jsonl.gz"
+
+HOSTILE = {
+    "tower": "9**9**9**9",
+    "LaTeX tower": "$9^{9^{9^{9}}}$",
+    "boxed tower": "\\boxed{9^{9^{9^{9}}}}",
+    "power": "\\boxed{10^{10^{8}}}",
+    "power, then mod": "\\boxed{2^{10^{12}} \\mod 7}",
+    "logarithm of a power": "\\boxed{\\log_{2}(2^{10^{10}})}",
+    "factorial": "\\boxed{(10^9)!}",
+    "binomial": "\\boxed{\\binom{10^9}{5\\cdot 10^8}}",
+    "long sum": "\\boxed{\\sum_{n=1}^{10^9} \\frac{1}{n^3}}",
+    "polynomial": "\\boxed{(x+y+z+w+1)^{200}}",
+    "nested parentheses": "$" + "(" * 3000 + "1" + ")" * 3000 + "$",
+    "nested fractions": "\\boxed{" + "\\frac{1}{" * 800 + "2" + "}" * 800 + "}",
+    "nested sines": "\\boxed{" + "\\sin(" * 500 + "x" + ")" * 500 + "}",
+    "10,000 braces": "{" * 10_000 + "}" * 10_000,
+    "10,000 boxed braces": "\\boxed" + "{" * 10_000 + "1" + "}" * 10_000,
+    "open boxes": "\\boxed{" * 150_000,
+    "1 MB of letters": "x" * 1_000_000,
+    "1 MB of digits": "7" * 1_000_000,
+    "1 MB boxed": "\\boxed{" + "9" * 1_000_000 + "}",
+    "1 MB of dollars": "$" * 1_000_000,
+    "1 MB of spaces": " " * 1_000_000,
+    "1 MB of newlines": "\n" * 1_000_000,
+    "1 MB of numbers": "1," * 500_000,
+    "1 MB of formulas": "$1$ and " * 125_000,
+    "1 MB of anchors": "final answer is " * 62_500,
+    "minus signs": "-" * 10_000 + "1",
+    "null bytes": "\x00\x00\\boxed{5}\x00",
+    "lone surrogates": "\ud800\udfff \\boxed{5} \ud800",
+    "only a surrogate": "\\boxed{\ud800}",
+    "right to left": "\u202e5 \u202c",
+    "unbalanced box": "\\boxed{\\frac{5",
+    "unbalanced brackets": "$\\left( \\frac{1}{2 $",
+    "a judge's score": "Score: 5",
+    "code": "\\boxed{__import__('os').system('exit 1')}",
+    "huge exponent": "\\boxed{1e999999999}",
+    "empty": "",
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_workers_left() -> Iterator[None]:
+    yield
+    verify_pool._close()
+
+
+def rows(answer: str | None, text: str, finish: str = "stop") -> tuple[dict[str, Any], dict[str, Any]]:
+    return {"prompt_id": "p", "answer": answer}, {"prompt_id": "p", "text": text, "finish_reason": finish}
+
+
+def one(scorer: Any, answer: str | None, text: str, finish: str = "stop", **settings: Any) -> Score:
+    prompt, completion = rows(answer, text, finish)
+    (score,) = scorer([prompt], [completion], **settings)
+    return score
+
+
+def judge(items: list[tuple[str, str]], **settings: Any) -> list[Score]:
+    prompts, completions = zip(*(rows(gold, text) for gold, text in items), strict=True)
+    return math_equivalence(prompts, completions, **settings)
+
+
+def workers() -> list[int]:
+    return [p.pid for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "finish", "value", "status"),
+    [
+        ("42", "6*7=42;#42", "stop", 1.0, "ok"),
+        ("42", "#41 no, # 42 \n", "stop", 1.0, "ok"),
+        ("42", "#42 no, #41", "stop", 0.0, "ok"),
+        ("42", "#042", "stop", 0.0, "ok"),
+        ("42", "42", "stop", 0.0, "no_answer_found"),
+        ("42", "#", "stop", 0.0, "no_answer_found"),
+        ("42", "#42", "given", 1.0, "ok"),
+        ("42", "#42", "length", 0.0, "truncated"),
+        ("42", "6*7=", "length", 0.0, "truncated"),
+        (None, "#42", "stop", None, "no_answer"),
+        ("", "#", "stop", None, "no_answer"),
+    ],
+)
+def test_exact_match(answer: str | None, text: str, finish: str, value: float | None, status: str) -> None:
+    # The answer is what follows the last marker; no marker and a cut answer are wrong, no gold answer does not apply.
+    score = one(exact_match, answer, text, finish, after="#")
+    assert (score.value, score.status) == (value, status)
+
+
+def test_exact_match_without_a_marker() -> None:
+    # Without a marker the whole text, stripped, is the answer.
+    assert one(exact_match, "yes", " yes\n").value == 1.0
+    assert one(exact_match, "yes", "oh yes").value == 0.0
+    assert one(exact_match, "yes", " ").status == "no_answer_found"
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "value"),
+    [
+        ("72", "so she makes \\boxed{72} dollars", 1.0),
+        ("72", "The answer is 72.", 1.0),
+        ("72", "The answer is 27.", 0.0),
+        ("\\frac{3}{4}", "$\\boxed{0.75}$", 1.0),
+        ("3/4", "$\\boxed{\\dfrac34}$", 1.0),
+        ("3\\sqrt{13}", "$\\boxed{3}$", 0.0),
+        ("3\\sqrt{13}", "$\\boxed{\\sqrt{117}}$", 1.0),
+        ("x+1", "$\\boxed{1+x}$", 1.0),
+        ("1,000", "#### 1000", 1.0),
+        ("10{,}000", "$\\boxed{10000}$", 1.0),
+        ("\\$18", "She makes \\boxed{18}", 1.0),
+        ("$\\boxed{5}$", "\\boxed{5}", 1.0),
+        ("72 dollars", "\\boxed{72}", 1.0),
+        ("3, 5, 7", "$\\boxed{7, 3, 5}$", 1.0),
+        ("\\text{Evelyn}", "$\\boxed{\\text{Evelyn}}$", 1.0),
+        ("(3, \\frac{\\pi}{2})", "$\\boxed{(3, \\pi/2)}$", 1.0),
+    ],
+)
+def test_gold_answers_are_read_as_they_stand_in_files(answer: str, text: str, value: float) -> None:
+    # Bare numbers, LaTeX, amounts and lists are compared by what they mean.
+    assert one(math_equivalence, answer, text).value == value
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "finish", "value", "status"),
+    [
+        ("72", "I do not know", "stop", 0.0, "no_answer_found"),
+        ("forty two", "\\boxed{42}", "stop", None, "gold_parse_failure"),
+        (None, "\\boxed{42}", "stop", None, "no_answer"),
+        ("72", "\\boxed{72}", "length", 0.0, "truncated"),
+        ("72", "\\boxed{72}", "given", 1.0, "ok"),
+    ],
+)
+def test_math_statuses(answer: str | None, text: str, finish: str, value: float | None, status: str) -> None:
+    # What could not be judged is recorded as what it is: unknown only where nobody can know.
+    score = one(math_equivalence, answer, text, finish)
+    assert (score.value, score.status) == (value, status)
+
+
+def test_hostile_completions_cost_their_own_time_only() -> None:
+    # No hostile text hangs, crashes the call or changes another verdict, and none of them counts as right by accident.
+    honest = [(str(n), f"Score: 1, so \\boxed{{{n + n % 2}}}") for n in range(100, 100 + len(HOSTILE))]
+    hostile = [("72", text) for text in HOSTILE.values()]
+    start = time.monotonic()
+    mixed = judge([item for both in zip(hostile, honest, strict=True) for item in both], timeout=1.0)
+    assert time.monotonic() - start < 60 + len(HOSTILE) * 5
+    assert [score.value for score in mixed[1::2]] == [float(n % 2 == 0) for n in range(100, 100 + len(HOSTILE))]
+    verdicts = dict(zip(HOSTILE, mixed[::2], strict=True))
+    assert {s.status for s in verdicts.values()} == {"ok", "no_answer_found", "timeout"}
+    assert all(s.value == (None if s.status == "timeout" else 0.0) for s in verdicts.values()), verdicts
+    assert verdicts["boxed tower"] == Score(None, "timeout")
+    assert verdicts["a judge's score"] == Score(0.0, "ok", "5")
+    for score in verdicts.values():
+        (score.detail or "").encode()  # a lone surrogate would be refused by Parquet
+
+
+def test_an_answer_at_the_end_of_a_huge_text_is_found() -> None:
+    # The cap takes the tail, so length alone never loses an answer; identical items are judged once.
+    text = "so it goes. " * 100_000 + "\\boxed{72}"
+    assert [score.value for score in judge([("72", text)] * 500)] == [1.0] * 500
+
+
+def test_workers_live_from_call_to_call_and_end_on_close() -> None:
+    # The pool outlives the thread that first used it (PR_SET_PDEATHSIG is per thread), and closing leaves no process.
+    verify_pool._close()
+    caller = threading.Thread(target=judge, args=([("1", "1")],))
+    caller.start()
+    caller.join()
+    before = workers()
+    time.sleep(0.5)
+    assert judge([("1", "\\boxed{1}")])[0].value == 1.0
+    assert len(before) == 2
+    assert sorted(workers()) == sorted(before)
+    verify_pool._close()
+    assert workers() == []
+
+
+def test_killed_workers_change_no_verdict() -> None:
+    # Workers killed from outside (the OOM killer), idle or at work, are replaced, and what they were judging is judged again.
+    judge([("1", "1")])
+    for pid in workers():
+        os.kill(pid, signal.SIGKILL)
+    items = [(str(n), "and so on " * 500 + f"\\boxed{{{n}}}") for n in range(600)]
+    killer = threading.Timer(2.5, lambda: [os.kill(pid, signal.SIGKILL) for pid in workers()])
+    killer.start()
+    scores = judge(items)
+    killer.join()
+    assert [score.value for score in scores] == [1.0] * 600
+
+
+def test_a_worker_that_keeps_dying_is_a_crash_not_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A verdict nobody reached is None with a status, never 0.0.
+    monkeypatch.setattr(verify_pool, "_judge", die)
+    assert judge([("1", "1")]) == [Score(None, "crashed", "its worker died twice")]
+
+
+def die(gold: str, text: str, timeout: float) -> None:
+    os.abort()
+
+
+def test_memory_is_limited() -> None:
+    # A worker cannot take the machine's memory; running out is an exception inside it.
+    pool = verify_pool._pool(2)
+    with pytest.raises(MemoryError):
+        pool.schedule(bytearray, args=(verify_pool.MEMORY_CAP,)).result()
+
+
+def test_a_killed_parent_leaves_no_worker() -> None:
+    # SIGKILL of the parent, while workers compute, ends them too.
+    script = """
+import threading, psutil, time
+from tasks import verify_pool
+verify_pool.verify_all([("1", "1")], 5.0, 2)
+threading.Thread(target=verify_pool.verify_all, args=([("1", "9**9**9**9")], 500.0, 2), daemon=True).start()
+time.sleep(1)
+print(*[p.pid for p in psutil.Process().children()], flush=True)
+time.sleep(100)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=CHECKOUT)
+    assert parent.stdout
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(pids) >= 2
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=10)
+    assert alive == []
+
+
+def test_format() -> None:
+    # The whole stripped text must match, whatever the model wrote around it.
+    think = r"(?s)<think>.*</think>\s*<answer>.*</answer>"
+    assert one(scorers.format, None, "\n<think>a\nb</think> <answer>1</answer> ", pattern=think) == Score(1.0)
+    assert one(scorers.format, None, "<think>a</think> <answer>1</answer> and more", pattern=think) == Score(0.0)
+
+
+def test_a_regex_bomb_costs_a_second() -> None:
+    # Catastrophic backtracking on hostile text stops, as a time-out without a value.
+    start = time.monotonic()
+    assert one(scorers.format, None, "a" * 5000 + "b", pattern="(a|aa|a*)*c") == Score(None, "timeout")
+    assert time.monotonic() - start < 10
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    # The message says what was expected and what was found.
+    with pytest.raises(PartError, match="timeout > 0"):
+        one(math_equivalence, "1", "1", timeout=0)
+    with pytest.raises(PartError, match="expected a regular expression"):
+        one(scorers.format, None, "", pattern="(")
+
+
+def test_misaligned_rows_are_refused() -> None:
+    # prompts[i] belongs to completions[i]; a shorter list is a mistake, not fewer scores.
+    prompt, completion = rows("1", "1")
+    for scorer in (exact_match, math_equivalence):
+        with pytest.raises(ValueError, match=r"shorter|longer"):
+            scorer([prompt], [completion, completion])
+
+
+@pytest.mark.skipif(not GSM8K.exists(), reason="needs ../shared/data/gsm8k (400 real problems with the verdicts of 4 systems)")
+def test_gsm8k_verdicts() -> None:
+    # Both verifiers agree with every one of 1,600 published verdicts.
+    records = [json.loads(line) for line in gzip.decompress(GSM8K.read_bytes()).splitlines()]
+    systems = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+    want = [float(record[s]["is_correct"]) for record in records for s in systems]
+    pairs = [rows(r["ground_truth"].rsplit("A:", 1)[1].strip(), r[s]["solution"]) for r in records for s in systems]
+    prompts, completions = zip(*pairs, strict=True)
+    assert [score.value for score in exact_match(prompts, completions, after="A:")] == want
+    assert [score.value for score in math_equivalence(prompts, completions)] == want
