@@ -126,7 +126,7 @@ class Campaign:
 
     # -- rounds -----------------------------------------------------------------------------------------------------
     def rounds(self) -> list[Round]:
-        paths = sorted((self.folder / "rounds").glob("[0-9]*.json"))
+        paths = sorted((self.folder / "rounds").glob("[0-9]*.json"), key=lambda path: int(path.stem))
         return [Round.model_validate_json(path.read_text()) for path in paths]
 
     def record(self, finished: Round) -> Round:

@@ -59,7 +59,10 @@ def _row(content: str | list[dict[str, str]], answer: str | None, source: str, s
 
 
 def _file(settings: Prompts, path: Path) -> dict[str, list[Row]]:
-    """Split a user's file by a hash of each prompt, so that a row keeps its split when the file grows."""
+    """Split a user's file by rank of a hash of each prompt, the rounds last.
+
+    When the file grows a row may move towards the rounds, never away from them: nothing trained on is ever measured on.
+    """
     unique: dict[str, Row] = {}
     for number, record in read_records(path):
         row = _from_record(settings, record, f"{path.name}: row {number}", path.name)
@@ -98,7 +101,8 @@ def read_records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                     continue
                 try:
                     record = json.loads(line)
-                except ValueError as error:
+                    json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but not text
+                except (ValueError, RecursionError) as error:
                     raise PromptsError(f"{path.name}: row {number}: expected one JSON object per line: {error}") from error
                 if not isinstance(record, dict):
                     raise PromptsError(f"{path.name}: row {number}: expected a JSON object, found {type(record).__name__}")

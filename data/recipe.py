@@ -7,14 +7,16 @@ Unknown keys are refused with a suggestion, `--set a.b=c` changes one value, `[[
 from __future__ import annotations
 
 import difflib
+import json
+import math
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from data.errors import RecipeError
 
@@ -163,6 +165,21 @@ class At(Strict):
     round: int = Field(ge=1)
     set: dict[str, Any]
 
+    @field_validator("set")
+    @classmethod
+    def _one_by_one(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """TOML reads `train.steps = 9` as a table; it must change one value, not reset the rest of [train]."""
+        return dict(_dotted(value))
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        path = prefix + name
+        if isinstance(value, Mapping) and path.split(".")[-1] != "settings":  # a part's settings change as a whole
+            yield from _dotted(value, f"{path}.")
+        else:
+            yield path, value
+
 
 class Recipe(Strict):
     description: str = ""
@@ -233,6 +250,9 @@ def build(values: Mapping[str, Any], where: str) -> Recipe:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise RecipeError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from error
+    for place, value in flatten(recipe.model_dump()).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RecipeError(f"{where}: {place}: expected a finite number, found {value}")
     for entry in recipe.at:
         for path in entry.set:
             if path.split(".")[0] in FROZEN_AFTER_START:
@@ -303,12 +323,15 @@ def set_value(values: dict[str, Any], path: str, value: Any) -> None:
 def differences(old: Recipe, new: Recipe) -> list[str]:
     """What differs between two recipes, one line per value; hardware does not count, it may change between runs."""
     before, after = (flatten({k: v for k, v in r.plain().items() if k != "hardware"}) for r in (old, new))
-    changed = [path for path in sorted(before.keys() | after.keys()) if before.get(path, "-") != after.get(path, "-")]
+    old_texts, new_texts = ({path: json.dumps(value) for path, value in flat.items()} for flat in (before, after))
+    changed = [path for path in sorted(before.keys() | after.keys()) if old_texts.get(path) != new_texts.get(path)]
     return [f"{path}: {before.get(path, '-')} -> {after.get(path, '-')}" for path in changed]
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested values as dotted paths."""
+    if isinstance(value, (Mapping, list, tuple)) and not value:
+        return {prefix: value}
     if isinstance(value, Mapping):
         items: Iterable[tuple[Any, Any]] = value.items()
     elif isinstance(value, (list, tuple)):

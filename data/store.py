@@ -127,6 +127,8 @@ class Store:
             loaded: dict[str, Any] = json.loads((self.folder(key) / "manifest.json").read_text())
             if loaded["digest"] != digest_of({name: f["sha256"] for name, f in loaded["files"].items()}):
                 raise ValueError("its digest does not match its list of files")
+            if Job(**loaded["job"]).key != key:
+                raise ValueError("its job does not match its key")
             return loaded
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise DamagedArtifact(f"manifest of {key[:12]}: {error}") from error
@@ -220,8 +222,8 @@ class Store:
             try:
                 yield partial
             finally:
-                if partial.exists() and not any((partial / "scratch").iterdir()):
-                    shutil.rmtree(partial)  # a failed attempt that has nothing to offer the next one
+                if partial.exists() and not any((partial / "scratch").glob("*")):
+                    shutil.rmtree(partial)  # an attempt that has nothing to offer the next one
 
     def commit(self, job: Job, input_keys: Mapping[str, str | None], fingerprint: str, log: Mapping[str, Any]) -> Artifact:
         """Hash, fsync and rename `partial/<key>` into place. Renaming onto a finished artifact means it is already done."""
@@ -239,26 +241,39 @@ class Store:
             "files": files,
             "fingerprint": fingerprint,
         }
-        shutil.rmtree(partial / "scratch")
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
         (partial / "log.json").write_text(json.dumps({"host": socket.gethostname(), **log}, indent=1))
-        for path in partial.rglob("*"):
+        shutil.rmtree(partial / "scratch")
+        for path in (*partial.rglob("*"), partial):
             fsync(path)
         target = self.folder(key)
         target.parent.mkdir(exist_ok=True)
         if self._absent(key):
-            shutil.rmtree(target)  # the shell of an evicted or damaged artifact makes room for the whole one
-        try:
-            partial.rename(target)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            shutil.rmtree(partial)
+            self._refill(partial, target)
+        else:
+            try:
+                partial.rename(target)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                shutil.rmtree(partial)  # what is there stands, even where this attempt came out different
+                return Artifact(key, self.manifest(key)["digest"], job.stage, target / "payload")
         fsync(target.parent)
         payload = target / "payload"
         self._stamp_file(key).write_text(self._stamp(payload, {name: payload / name for name in files}))
         found = Artifact(key, digest, job.stage, payload)
         return replace(found, reused=False)
+
+    @staticmethod
+    def _refill(partial: Path, target: Path) -> None:
+        """Put a new payload into the shell of an evicted or damaged artifact. Its note goes last and its manifest is never
+        away, so that a kill at any instant leaves something the payload can be made again from."""
+        shutil.rmtree(target / "payload", ignore_errors=True)
+        for name in ("payload", "log.json", "manifest.json"):
+            (partial / name).rename(target / name)
+        fsync(target)
+        (target / "absent").unlink()
+        fsync(target)
 
     def evict(self, key: str) -> int:
         """Delete the payload, keep manifest and digest; returns the bytes freed. A later need makes it again."""

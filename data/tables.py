@@ -104,7 +104,7 @@ def from_rows(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
                 raise TableError(f"row {index}: column '{field.name}' must have a value, found none")
     try:
         return pa.Table.from_pylist(listed, schema=schema)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError) as error:
         raise TableError(f"rows do not fit the schema ({', '.join(schema.names)}): {error}") from error
 
 
@@ -113,14 +113,14 @@ def check(table: pa.Table, schema: pa.Schema, where: str = "table") -> pa.Table:
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
         raise TableError(f"{where}: expected columns {schema.names}, missing {missing}")
+    for field in schema:  # before the cast, which would not say which row
+        if not field.nullable and table[field.name].null_count:
+            row = pc.index(pc.is_null(table[field.name]), True).as_py()
+            raise TableError(f"{where}: row {row}: column '{field.name}' must have a value, found none")
     try:
         table = table.select(schema.names).cast(schema)
     except (pa.ArrowInvalid, pa.ArrowTypeError, ValueError) as error:
         raise TableError(f"{where}: does not fit its schema: {error}") from error
-    for field in schema:
-        if not field.nullable and table[field.name].null_count:
-            row = pc.index(pc.is_null(table[field.name]), True).as_py()
-            raise TableError(f"{where}: row {row}: column '{field.name}' must have a value, found none")
     unique = UNIQUE.get(id(schema))
     if unique and pc.count_distinct(table[unique]).as_py() != table.num_rows:
         raise TableError(f"{where}: column '{unique}' must be unique, found {table.num_rows} rows and fewer ids")

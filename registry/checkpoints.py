@@ -36,8 +36,8 @@ class Checkpoint:
     round: int  # the round that made it
 
 
-def model_name(client: MlflowClient, campaign: Campaign, identity: str) -> str | None:
-    """The campaign's registered model; on a shared server a namesake may have taken the short name first."""
+def model_name(client: MlflowClient, identity: str) -> str | None:
+    """The campaign's registered model: found by id, since on a shared server a namesake may have taken the short name first."""
     found = client.search_registered_models(filter_string=f"tags.`ratchet.campaign_id` = '{identity}'", max_results=1)
     return str(found[0].name) if found else None
 
@@ -46,7 +46,7 @@ def ensure_model(client: MlflowClient, campaign: Campaign, identity: str) -> str
     """The campaign's registered model, created where it is missing."""
     from mlflow import MlflowException
 
-    known = model_name(client, campaign, identity)
+    known = model_name(client, identity)
     if known:
         return known
     tags = {"ratchet.campaign": campaign.name, "ratchet.campaign_id": identity}
@@ -67,7 +67,7 @@ def register(client: MlflowClient, campaign: Campaign, finished: Round, model: s
     if _version(client, model, finished.checkpoint) is None:
         place = pointer(campaign, finished.checkpoint)
         tags = {"ratchet.round": str(finished.round), **{f"ratchet.{name}": value for name, value in place.items()}}
-        note = f"The checkpoint of round {finished.round}, in {place['path']}"
+        note = f"Round {finished.round}: {place['path']}"
         client.create_model_version(model, f"runs:/{run_id}/checkpoint", run_id, tags, description=note)
 
 
@@ -110,7 +110,7 @@ def resolve(home: Path, name: str, alias: str = "champion") -> Checkpoint:
 
 
 def _by_alias(client: MlflowClient, campaign: Campaign, alias: str) -> ModelVersion:
-    model = model_name(client, campaign, known_id(campaign))
+    model = model_name(client, known_id(campaign))
     if model is None:
         raise CampaignError(
             f"campaign '{campaign.name}' has no registered model in {client.tracking_uri}; run it again to deliver it"

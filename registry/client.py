@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -20,12 +21,19 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 EXPERIMENT = "ratchet"
+VIEW = "mlflow.sharedViewState.ratchet"  # where the UI keeps a view's columns; by default it shows no numbers
+COLUMNS = ["metrics.`accuracy`", "metrics.`accuracy_low`", "metrics.`accuracy_high`", "tags.`verdict`", "tags.`reason`"]
+TAGS = {
+    VIEW: json.dumps({"selectedColumns": COLUMNS}),
+    "mlflow.experimentKind": "custom_model_development",  # else the UI shows it as chat traces
+}
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # MLflow's own 7 hold a round up for minutes when a server is down
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 
@@ -89,14 +97,18 @@ def _make_database(home: Path) -> None:
 
 
 def experiment(client: MlflowClient, home: Path) -> str:
-    """The id of the experiment that holds every campaign, created where it is missing."""
+    """The id of the experiment that holds every campaign, created where it is missing.
+
+    Raises:
+        MemoryUnreachable: somebody deleted it; MLflow keeps the name of a deleted experiment.
+    """
     from mlflow import MlflowException
 
     found = client.get_experiment_by_name(EXPERIMENT)
     if found is None:
         place = None if remote(client.tracking_uri) else (home.absolute() / "mlartifacts").as_uri()
         try:
-            return str(client.create_experiment(EXPERIMENT, artifact_location=place))
+            return str(client.create_experiment(EXPERIMENT, place, TAGS))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
-
 from data.campaign import Campaign, Ref, Round
 from data.store import Artifact
 
@@ -55,6 +53,7 @@ def lay_out(campaign: Campaign, finished: Round, artifacts: Present, folder: Pat
 
 def inputs(artifacts: Present) -> list[DatasetInput]:
     """One data set per artifact that holds tables, by reference: MLflow shows which data a round used, and its digest."""
+    import pyarrow.parquet as pq
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     made = []
@@ -71,6 +70,8 @@ def inputs(artifacts: Present) -> list[DatasetInput]:
 
 def _schema(path: Path) -> str:
     """The columns in the form that MLflow's data set panel reads."""
+    import pyarrow.parquet as pq
+
     columns = pq.read_schema(path)
     return json.dumps({"mlflow_colspec": [{"name": f.name, "type": str(f.type), "required": not f.nullable} for f in columns]})
 
@@ -113,6 +114,8 @@ def _scores(campaign: Campaign, artifacts: Present, wanted: list[str]) -> dict[s
 
 def _rows(artifact: Artifact, *columns: str, where: tuple[str, str, list[str]] | None = None) -> Iterator[dict[str, Any]]:
     """Rows of those of the artifact's tables that have all these columns: file names differ by stage, columns do not."""
+    import pyarrow.parquet as pq
+
     for path in sorted(artifact.path.rglob("*.parquet")):
         if set(columns) <= set(pq.read_schema(path).names):
             yield from pq.read_table(path, columns=list(columns), filters=[where] if where else None).to_pylist()

@@ -36,7 +36,7 @@ def round_numbers(finished: Round) -> dict[str, float]:
 def final_numbers(campaign: Campaign) -> dict[str, float]:
     """Test and out-of-distribution metrics of base and head; empty until the campaign is over."""
     final = campaign.final() or {}
-    return {name: value for which, metrics in final.items() for name, value in numbers(metrics, f"final/{which}/").items()}
+    return {name: value for which, metrics in final.items() for name, value in numbers(metrics, f"final_{which}_").items()}
 
 
 def recipe_params(campaign: Campaign) -> dict[str, str]:
@@ -71,51 +71,56 @@ def campaign_tags(campaign: Campaign, identity: str) -> dict[str, str]:
         "ratchet.kind": "campaign",
         "ratchet.campaign": campaign.name,
         "ratchet.campaign_id": identity,
-        "ratchet.home": str(campaign.home.absolute()),
+        "ratchet.folder": str(campaign.folder.absolute()),
     }
 
 
-def progress_tags(finished: Round) -> dict[str, str]:
-    """What the parent says about its newest round."""
-    return {
-        "ratchet.rounds": str(finished.round + 1),
-        "ratchet.verdict": finished.verdict.decision,
-        "ratchet.head": finished.head.digest,
-        "ratchet.champion": finished.champion.digest,
-    }
+def progress_tags(campaign: Campaign, newest: Round) -> dict[str, str]:
+    """What the parent says of the campaign as it stands."""
+    return {"state": campaign.state, "rounds": str(newest.round + 1), **verdict_tags(newest)}
 
 
 def round_tags(campaign: Campaign, finished: Round, identity: str, parent: str) -> dict[str, str]:
-    refs = {
-        name: getattr(finished, name) for name in ("head_before", "checkpoint", "head", "champion", "reference", "start_from")
-    }
+    """In the order in which the round's page shows them. Names without `ratchet.` are short, so that the page can show them."""
     return {
         "mlflow.parentRunId": parent,
         "mlflow.source.name": "ratchet",
         "mlflow.note.content": note(finished),
+        **verdict_tags(finished),
+        **{name: ref.digest for name, ref in _refs(finished).items()},
+        **{f"artifact.{plain(name)}": ref.digest[:12] for name, ref in finished.artifacts.items()},
+        **{f"version.{plain(name)}": cut(version) for name, version in finished.versions.items()},
         "ratchet.kind": "round",
         "ratchet.campaign": campaign.name,
         "ratchet.campaign_id": identity,
         "ratchet.round": str(finished.round),
         "ratchet.record": record_hash(finished),
-        "ratchet.verdict": finished.verdict.decision,
-        "ratchet.reason": cut(finished.verdict.reason),
-        **{f"ratchet.{name}": ref.digest for name, ref in refs.items() if ref},
-        **{f"ratchet.artifact.{plain(name)}": _named(ref) for name, ref in finished.artifacts.items()},
-        **{f"ratchet.version.{plain(name)}": cut(version) for name, version in finished.versions.items()},
     }
 
 
-def _named(ref: Ref) -> str:
-    return f"digest {ref.digest} key {ref.key}"
+def verdict_tags(finished: Round) -> dict[str, str]:
+    return {
+        "verdict": finished.verdict.decision,
+        "reason": cut(finished.verdict.reason),
+        "champion": finished.champion.digest,
+        "head": finished.head.digest,
+    }
+
+
+def _refs(finished: Round) -> dict[str, Ref]:
+    """Which model came out of which models."""
+    found = {name: getattr(finished, name) for name in ("checkpoint", "head_before", "start_from", "reference")}
+    return {name: ref for name, ref in found.items() if ref is not None}
 
 
 def note(finished: Round) -> str:
-    """The description on the round's page: its verdict and its numbers, for a person."""
+    """The description on the round's page: verdict, numbers and what they came from, for a person."""
     lines = [f"**{finished.verdict.decision.replace('_', ' ')}**: {finished.verdict.reason}", ""]
     lines += ["| metric | value | 95% interval | n | split |", "|---|---|---|---|---|"]
     for name, m in finished.metrics.items():
         if m.value is not None:
             interval = f"{m.low:.4g} to {m.high:.4g}" if m.low is not None and m.high is not None else ""
             lines.append(f"| {name} | {m.value:.4g} | {interval} | {m.n} | {m.split} |")
+    lines += ["", "| made of | digest | key in the store |", "|---|---|---|"]
+    lines += [f"| {name} | {r.digest[:12]} | {r.key[:12]} |" for name, r in (_refs(finished) | finished.artifacts).items()]
     return cut("\n".join(lines))

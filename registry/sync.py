@@ -130,10 +130,9 @@ def _close(target: _Target, newest: Round) -> None:
     client, campaign, parent = target.client, target.campaign, target.parent
     final = projection.final_numbers(campaign)
     if not final.keys() <= parent.data.metrics.keys():
-        _log_metrics(client, target.parent_id, final, _milliseconds(campaign.final_path), newest.round)
-    state = campaign.state
-    status = "FINISHED" if state in ("done", "stopped") else "RUNNING"
-    tags = projection.progress_tags(newest) | {"ratchet.state": state}
+        _log_metrics(client, target.parent_id, final, _milliseconds(campaign.final_path), 0)  # MLflow draws step 0 as bars
+    tags = projection.progress_tags(campaign, newest)
+    status = "FINISHED" if tags["state"] in ("done", "stopped") else "RUNNING"
     if parent.info.status == status and tags.items() <= parent.data.tags.items():
         return
     checkpoints.set_aliases(client, newest, checkpoints.ensure_model(client, campaign, target.identity))

@@ -60,8 +60,10 @@ def _users_own(family: str, name: str) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
     try:
         part = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise PartError(f"{family}: cannot import '{name}': {error}; expected package.module:name on PYTHONPATH") from error
+    except Exception as error:  # it is the user's file: whatever it raises
+        raise PartError(
+            f"{family}: cannot import '{name}': {type(error).__name__}: {error}; expected package.module:name on PYTHONPATH"
+        ) from error
     if not callable(part):
         raise PartError(f"{family}: '{name}' is not a function or class")
     return part  # type: ignore[no-any-return]

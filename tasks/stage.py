@@ -99,7 +99,7 @@ def perform(
     if found is not None:
         return found
     with store.attempt(job.key, lambda: notes.warn(f"{stage}: another process is making this artifact; waiting for it")):
-        found = _find(store, job, notes)
+        found = _find(store, job, Notes())  # what there is to say has been said
         if found is not None:  # somebody else made it while we waited
             return found
         paths = {name: _present(store, artifact, hardware, notes) for name, artifact in inputs.items()}
@@ -135,7 +135,7 @@ def _make(
 ) -> Artifact:
     partial = store.root / "partial" / job.key
     work = Work(job.key, settings, paths, job.seed, partial / "payload", partial / "scratch", hardware, notes.tick)
-    began = time.time()
+    began, found = time.time(), sorted(path.name for path in work.scratch.iterdir())
     try:
         if own_process(hardware):
             from tasks.worker import run_apart
@@ -143,12 +143,13 @@ def _make(
             run_apart(job.stage, work)
         else:
             getattr(module_of(job.stage), job.stage)(work)
+        log = {"began": began, "seconds": time.time() - began, "found": found}  # what an earlier attempt had left
+        input_keys = {name: artifact.key for name, artifact in inputs.items()}
+        return store.commit(job, input_keys, fingerprint(job.stage), log)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         raise HomeError(f"{job.stage}: no room left on {store.root}; free some, then run the same command again") from error
-    log = {"began": began, "seconds": time.time() - began}
-    return store.commit(job, {name: artifact.key for name, artifact in inputs.items()}, fingerprint(job.stage), log)
 
 
 def own_process(hardware: Hardware) -> bool:

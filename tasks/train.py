@@ -65,6 +65,7 @@ def train(work: Work) -> None:
     if not fitting:
         raise StageFailed(f"train: none of {len(rows)} rows fits train.max_length = {s.max_length} tokens; raise it")
     trainer = (_pair_trainer if s.loss != "nll" else _completion_trainer)(work, tokenizer, fitting)
+    trainer.remove_callback(_printer())  # losses go to training.json; the terminal shows the bar
     trainer.add_callback(save_callback(work.scratch, work.tick))
     resume = newest_save(work.scratch)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -151,13 +152,19 @@ def _arguments(work: Work, rows: int) -> dict[str, Any]:
         "save_strategy": "steps",
         "save_steps": s.save_every,
         "save_total_limit": 2,
-        "logging_steps": 1 if steps <= 200 else 10,
+        "logging_steps": next(n for n in range(min(10, s.save_every), 0, -1) if s.save_every % n == 0),  # see _history
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": not on_gpu,
         "remove_unused_columns": False,
         "dataloader_pin_memory": on_gpu,
     }
+
+
+def _printer() -> Any:
+    from transformers.trainer_callback import PrinterCallback
+
+    return PrinterCallback
 
 
 def _completion_trainer(work: Work, tokenizer: Any, rows: list[Row]) -> Any:
@@ -209,7 +216,10 @@ def _prove_reference(work: Work, reference: Any, tokenizer: Any) -> None:
 
 # -- results --------------------------------------------------------------------------------------------------------------
 def _history(log: list[Row]) -> list[Row]:
-    """Loss and, for pairs, reward margins and log-probabilities by step; no times, so that the digest does not move."""
+    """Loss and, for pairs, reward margins and log-probabilities by step; no times, so that the digest does not move.
+
+    Each entry averages the steps since the last one, so a save falls on an entry's end: a resumed training logs the same.
+    """
     keep = ("loss", "grad_norm", "learning_rate", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
     return [{"step": e["step"], **{k: e[k] for k in keep if k in e}} for e in log if "loss" in e]
 

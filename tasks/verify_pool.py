@@ -1,7 +1,7 @@
 """math-verify in worker processes: hostile text costs its own time limit, never the stage.
 
-An item is a (gold, text) pair; its verdict is the (value, status, detail) of a Score. A worker that exceeds its CPU time or
-its memory is killed by the kernel, which also stops what never returns to the interpreter (a tower of powers is one call in C).
+An item is a (gold, text) pair; its verdict is the (value, status, detail) of a Score. The kernel keeps the limits: it
+denies memory, and it kills a worker that exceeds its CPU time even inside one long call in C, which a tower of powers is.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import BrokenExecutor, Future, wait
+from concurrent.futures import BrokenExecutor, CancelledError, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 TEXT_CAP = 10_000  # characters handed to the parser, from the tail: answers stand at the end, and its regexes are quadratic
@@ -32,7 +32,7 @@ Item = tuple[str, str]
 Verdict = tuple[float | None, str, str | None]
 
 _lock = threading.RLock()
-_running: tuple[Any, threading.Event, tuple[int, int]] | None = None  # pool, its owner's release, (process, workers)
+_running: _Pool | None = None
 
 
 def verify_all(items: Sequence[Item], timeout: float, workers: int) -> list[Verdict]:
@@ -44,94 +44,98 @@ def verify_all(items: Sequence[Item], timeout: float, workers: int) -> list[Verd
     unique = list(dict.fromkeys(clipped))
     with _lock:
         try:
-            verdicts = _run(unique, timeout, workers)
+            verdicts = dict(zip(unique, _pool(workers).verify(unique, timeout), strict=True))
         except BaseException:  # interrupted: what is still queued must not run before the next call's items
             _close()
             raise
     return [verdicts[item] for item in clipped]
 
 
-def _run(items: Sequence[Item], timeout: float, workers: int) -> dict[Item, Verdict]:
-    pool = _pool(workers)
-    futures = {item: _schedule(pool, item, timeout) for item in items}
-    verdicts = {item: _outcome(pool, future) for item, future in futures.items()}
-    for item in [item for item, verdict in verdicts.items() if verdict is None]:
-        pool = _pool(workers)  # once more, alone: a worker killed from outside blames no item, a guilty item blames no other
-        verdicts[item] = _outcome(pool, _schedule(pool, item, timeout))
-    return {item: verdict or (None, "crashed", "its worker died twice") for item, verdict in verdicts.items()}
-
-
-def _schedule(pool: Any, item: Item, timeout: float) -> Future[Verdict] | None:
-    try:  # The kernel keeps the limit; the wall clock is for a worker whose death pebble did not see, or a stopped machine.
-        future: Future[Verdict] = pool.schedule(_judge, args=(*item, timeout), timeout=4 * timeout + 20)
-        return future
-    except RuntimeError:  # the pool is broken
-        return None
-
-
-def _outcome(pool: Any, future: Future[Verdict] | None) -> Verdict | None:
-    """The verdict, or None where a worker or the whole pool died before there was one."""
-    from pebble import ProcessExpired
-
-    while future and not future.done() and pool.active:  # a pool that breaks forgets what it has not yet handed to a worker
-        wait([future], timeout=1.0)
-    if future is None or not future.done():
-        return None
-    try:
-        return future.result()
-    except TimeoutError:
-        return None, "timeout", "wall clock"
-    except ProcessExpired as error:
-        return (None, "timeout", None) if error.exitcode == -signal.SIGPROF else None
-    except BrokenExecutor:
-        return None
-
-
-def _pool(workers: int) -> Any:
-    """One pool per process and worker count, kept between calls: starting a worker costs a second."""
+def _pool(workers: int) -> _Pool:
+    """Kept between calls, as a worker takes a second to start; not shared with a forked child, which lacks its threads."""
     global _running
-    wanted = (os.getpid(), workers)
-    if _running and _running[2][0] != os.getpid():
-        _running = None  # inherited through a fork: its threads and workers belong to the parent
-    if _running and (_running[2] != wanted or not _running[0].active):  # pebble gives up a pool whose idle worker was killed
+    if _running and (_running.process, _running.workers) != (os.getpid(), workers):
         _close()
     if not _running:
-        started: Future[Any] = Future()
-        closing = threading.Event()
-        threading.Thread(target=_own, args=(workers, started, closing), name="verify-pool", daemon=True).start()
-        _running = (started.result(), closing, wanted)
+        _running = _Pool(workers)
         atexit.register(_close)
-    return _running[0]
-
-
-def _own(workers: int, started: Future[Any], closing: threading.Event) -> None:
-    """Start the workers, then stay: PR_SET_PDEATHSIG fires when the THREAD that started a worker ends, not its process."""
-    try:
-        from pebble import ProcessPool
-
-        context: Any = multiprocessing.get_context("spawn")  # a fork would copy the locks of torch's and Prefect's threads
-        pool = ProcessPool(max_workers=workers, initializer=_prepare, initargs=(os.getpid(),), context=context)
-        assert pool.active  # asking starts the workers, in this thread
-        started.set_result(pool)
-    except BaseException as error:
-        started.set_exception(error)
-        return
-    closing.wait()
+    return _running
 
 
 def _close() -> None:
     """End the workers; the next call starts new ones."""
     global _running
     with _lock:
-        if not _running:
-            return
-        pool, closing, (pid, _) = _running
-        _running = None
+        pool, _running = _running, None
         atexit.unregister(_close)
-        if pid == os.getpid():
-            pool.stop()
-            pool.join()
-            closing.set()
+        if pool and pool.process == os.getpid():
+            pool.close()
+
+
+class _Pool:
+    """A thread per worker, each with a pebble pool of one process.
+
+    One pebble pool of many processes passes items through a lock they share: a worker killed while it holds it (by the OOM
+    killer, say) stops the others for a minute. And PR_SET_PDEATHSIG fires when the THREAD that started a worker ends, so
+    workers must not be started by a caller's thread, which may be short-lived.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.process, self.workers, self.closed = os.getpid(), workers, False
+        self.threads = ThreadPoolExecutor(workers, thread_name_prefix="verify")
+        self.ones: dict[int, Any] = {}  # thread id -> its pool of one
+
+    def verify(self, items: Sequence[Item], timeout: float) -> list[Verdict]:
+        return list(self.threads.map(functools.partial(self._verify, timeout=timeout), items))
+
+    def _verify(self, item: Item, timeout: float) -> Verdict:
+        for _ in range(2):  # a worker that is killed from outside blames no item
+            if verdict := self._ask(self._one(), item, timeout):
+                return verdict
+            self._drop(threading.get_ident())
+        return None, "crashed", "its worker died twice"
+
+    def _ask(self, one: Any, item: Item, timeout: float) -> Verdict | None:
+        """The verdict, or None where the worker died before there was one."""
+        from pebble import ProcessExpired
+
+        try:  # The kernel keeps the limit; the wall clock is for a stopped machine.
+            future: Future[Verdict] = one.schedule(_judge, args=(*item, timeout), timeout=4 * timeout + 20)
+            while not future.done() and one.active:  # a broken pool can forget what it was given last
+                wait([future], timeout=1.0)
+            return future.result(timeout=0)
+        except ProcessExpired as error:
+            return (None, "timeout", None) if error.exitcode == -signal.SIGPROF else None
+        except TimeoutError:
+            return (None, "timeout", "wall clock") if one.active else None
+        except (BrokenExecutor, RuntimeError):
+            return None
+
+    def _one(self) -> Any:
+        """This thread's worker, started where there is none. Raises BrokenExecutor where it cannot start: no item's fault."""
+        from pebble import ProcessPool
+
+        if self.closed:
+            raise CancelledError
+        me = threading.get_ident()
+        if me not in self.ones:
+            context: Any = multiprocessing.get_context("spawn")  # a fork would copy the locks of torch's and Prefect's threads
+            one = self.ones[me] = ProcessPool(1, initializer=_prepare, initargs=(self.process,), context=context)
+            one.schedule(os.getpid).result()
+        return self.ones[me]
+
+    def _drop(self, thread: int) -> None:
+        if one := self.ones.pop(thread, None):
+            one.stop()
+            one.join()
+
+    def close(self) -> None:
+        self.closed = True
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        for wait_for_threads in (False, True):  # a thread may have been starting its worker
+            self.threads.shutdown(wait=wait_for_threads)
+            for thread in list(self.ones):
+                self._drop(thread)
 
 
 def _prepare(parent: int) -> None:

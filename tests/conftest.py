@@ -1,0 +1,57 @@
+"""Shared fixtures: one thread, no telemetry, nothing downloaded, warnings of ours as errors, one Prefect database a session."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("RATCHET_HOME", tempfile.mkdtemp(prefix="ratchet-tests-"))
+
+from flows import environment
+
+for name, value in environment.DEFAULTS.items():
+    os.environ[name] = value
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def ratchet(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The command line in this process; returns the exit code (read what it printed with capsys)."""
+    from flows.cli import entry
+
+    def call(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["ratchet", *map(str, arguments)])
+        try:
+            entry()
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        return 0
+
+    return call
+
+
+@pytest.fixture
+def run_micro(home: Path) -> Callable[..., object]:
+    """Run a micro campaign in this process, without Prefect; returns the campaign."""
+    from data.campaign import Campaign
+    from tests.micro import micro
+
+    def run(source: str = "tiny_raft", *sets: str, name: str = "micro", place: Path = home) -> Campaign:
+        environment.prepare(place)
+        from flows.improve import improve
+
+        campaign = Campaign.start(place, name, micro(source, *sets))
+        improve.fn(name, str(place))
+        return campaign
+
+    return run

@@ -1,0 +1,178 @@
+"""The command line as a user meets it: help, JSON, mistakes. Each mistake is one clear line, exit code 2, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data.campaign import Campaign
+from tests.micro import SETS
+
+ROOT = Path(__file__).parent.parent
+Call = Callable[..., int]
+
+
+def micro_sets(*more: str) -> list[str]:
+    return [part for item in (*SETS, "hardware.prefect=false", *more) for part in ("--set", item)]
+
+
+def refused(ratchet: Call, capsys: pytest.CaptureFixture[str], home: Path, *arguments: object) -> str:
+    """The one line on stderr of a command that must exit 2 and write nothing."""
+    assert ratchet(*arguments, "--home", home) == 2
+    error = capsys.readouterr().err.strip()
+    assert not (home / "campaigns").exists(), "something was half-written"
+    assert "Traceback" not in error
+    return error
+
+
+def test_unknown_recipe(ratchet: Call, capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    # Claim: a misspelt recipe is refused with the closest name.
+    assert "did you mean 'tiny_raft'" in refused(ratchet, capsys, home, "run", "tiny_rft")
+
+
+def test_unknown_key(ratchet: Call, capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    # Claim: an unknown recipe key is refused with its place and the closest key.
+    error = refused(ratchet, capsys, home, "run", "tiny_dpo", "--set", "loss.bta=1")
+    assert "unknown key 'loss.bta'" in error
+    assert "did you mean 'beta'" in error
+
+
+def test_wrong_type(ratchet: Call, capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    # Claim: a value of the wrong type is refused naming the key and what was found.
+    assert "rounds: " in (error := refused(ratchet, capsys, home, "run", "tiny_raft", "--set", "rounds=many"))
+    assert "'many'" in error
+
+
+def test_bad_part_setting(ratchet: Call, capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    # Claim: a part's settings are checked before anything runs.
+    error = refused(ratchet, capsys, home, "run", "tiny_raft", "--set", "select.settings.cop=2")
+    assert "cop" in error
+    assert "cap" in error
+
+
+def test_missing_model(ratchet: Call, capsys: pytest.CaptureFixture[str], home: Path, tmp_path: Path) -> None:
+    # Claim: a model directory that does not exist, or holds pickled weights only, is refused before anything runs.
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text("\n".join(json.dumps({"question": f"{i}+1?", "answer": str(i + 1)}) for i in range(600)))
+    arguments = ("run", "raft", "--prompts", prompts, "--model")
+    assert "expected a model directory" in refused(ratchet, capsys, home, *arguments, tmp_path / "nothing")
+    pickled = tmp_path / "pickled"
+    pickled.mkdir()
+    (pickled / "config.json").write_text("{}")
+    (pickled / "pytorch_model.bin").write_bytes(b"")
+    assert "safetensors" in refused(ratchet, capsys, home, *arguments, pickled)
+
+
+def test_needs_a_model_of_ones_own(ratchet: Call, capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    # Claim: the recipes for one's own model say what to pass.
+    assert "--model" in refused(ratchet, capsys, home, "run", "raft")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('{"text": "a", "answer": "b"}\n', "row 1: expected one of the columns"),
+        ('{"question": "1+1?", "answer": "2"}\n{"question": 3}\n', "row 2"),
+        ('{"question": "1+1?", "answer": "2"}\nnot json\n', "row 2"),
+        ('{"question": "1+1?", "answer": "2"}\n{"question": "1+1?", "answer": "3"}\n', "two answers"),
+        ("", "found 0"),
+    ],
+)
+def test_bad_prompts(
+    content: str, expected: str, ratchet: Call, capsys: pytest.CaptureFixture[str], home: Path, tmp_path: Path
+) -> None:
+    # Claim: a prompts file with a missing column or a bad row is refused, the row named.
+    from tests.tiny_llama import make
+
+    prompts = tmp_path / "bad.jsonl"
+    prompts.write_text(content)
+    model = make(tmp_path / "model")
+    assert expected in refused(ratchet, capsys, home, "run", "raft", "--model", model, "--prompts", prompts)
+
+
+def test_unwritable_home(ratchet: Call, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    # Claim: a home that cannot be written is refused with what to do.
+    place = tmp_path / "file"
+    place.write_text("a file where a directory should be")
+    assert ratchet("run", "tiny_raft", "--home", place / "home") == 2
+    assert "pass another --home" in capsys.readouterr().err
+
+
+def test_too_little_disk(
+    ratchet: Call, capsys: pytest.CaptureFixture[str], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Claim: a campaign that would not fit is refused before it starts, with what is needed and what is there.
+    monkeypatch.setattr("flows.check.free_bytes", lambda place: 1_000_000)
+    error = refused(ratchet, capsys, home, "run", "tiny_raft")
+    assert "expected room for about" in error
+    assert "0.0 GB" in error
+
+
+@pytest.mark.parametrize("name", ["../escape", "/abs", "a b", "", "-dash", "x" * 65])
+def test_bad_name(name: str, ratchet: Call, capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    # Claim: a name cannot leave the home directory.
+    code = ratchet("show", name, "--home", home)
+    assert code == 2
+    assert not (home.parent / "escape").exists()
+
+
+def test_same_name_other_recipe_shows_the_difference(
+    ratchet: Call, capsys: pytest.CaptureFixture[str], home: Path, run_micro: Callable[..., Campaign]
+) -> None:
+    # Claim: settings changed under the same name are refused with the difference, and the finished campaign stays as it is.
+    campaign = run_micro("tiny_raft", "rounds=1")
+    before = [r.model_dump() for r in campaign.rounds()]
+    command = ("run", "tiny_raft", "--name", "micro", "--home", home, *micro_sets("rounds=1", "train.learning_rate=0.5"))
+    assert ratchet(*command) == 2
+    assert "train.learning_rate: 0.001 -> 0.5" in capsys.readouterr().err
+    assert [r.model_dump() for r in campaign.rounds()] == before
+
+
+def test_json_of_a_campaign(
+    ratchet: Call, capsys: pytest.CaptureFixture[str], home: Path, run_micro: Callable[..., Campaign]
+) -> None:
+    # Claim: `show --json`, `runs --json`, `parts --json`, `recipes --json` and `check --json` have the promised shape.
+    run_micro("tiny_dpo", "rounds=1")
+    assert ratchet("show", "micro", "--json", "--home", home) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["name"] == "micro"
+    assert shown["recipe"]["rounds"] == 1
+    assert [r["round"] for r in shown["rounds"]] == [0, 1]
+    for r in shown["rounds"]:
+        assert r["metrics"]["accuracy"].keys() == {"value", "low", "high", "n", "split"}
+        assert r["metrics"]["accuracy"]["split"] == "held_out"
+        assert all(ref.keys() == {"key", "digest"} for ref in r["artifacts"].values())
+        assert isinstance(r["verdict"], str)
+    assert ratchet("runs", "--json", "--home", home) == 0
+    assert json.loads(capsys.readouterr().out)[0]["state"] == "done"
+    assert ratchet("parts", "--json") == 0
+    assert {"scorers", "selectors", "pairers", "engines"} == json.loads(capsys.readouterr().out).keys()
+    assert ratchet("recipes", "--json") == 0
+    assert {"tiny_raft", "tiny_dpo", "tiny_control", "raft", "iterative_dpo"} <= {
+        r["name"] for r in json.loads(capsys.readouterr().out)
+    }
+    assert ratchet("check", "tiny_raft", "--json", "--home", home) == 0
+    assert json.loads(capsys.readouterr().out)["estimate"]["completions_per_round"] == 8000
+    assert ratchet("show", "micro", "--round", 1, "--home", home) == 0
+    assert "reference" in capsys.readouterr().out
+    assert ratchet("verify", "--home", home) == 0
+    assert "0 damaged" in capsys.readouterr().out
+
+
+def test_help_is_quick_and_has_examples() -> None:
+    # Claim: `--help` answers at once (no torch, no Prefect) and shows examples.
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    began = time.process_time(), time.time()
+    command = [sys.executable, "-X", "importtime", "-m", "flows.cli", "run", "--help"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert time.time() - began[1] < 5
+    assert "ratchet run tiny_raft" in done.stdout
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    assert not imported & {"torch", "prefect", "mlflow", "transformers", "trl", "vllm"}

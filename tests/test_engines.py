@@ -1,0 +1,107 @@
+"""The transformers engine: log-probabilities, seeds, stop tokens, shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data import tables
+from data.campaign import Campaign
+from tasks import models
+from tasks.engines import Decoding, transformers
+
+PROMPTS = [
+    {"prompt_id": str(i), "messages": [{"role": "user", "content": text}]}
+    for i, text in enumerate(("12+34?", "567+890?", "5+5?"))
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from data.recipe import Hardware
+    from tasks.stage import Work
+    from tasks.tiny_model import Settings, tiny_model
+
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model(Work("key", Settings(hidden=32, layers=1), {}, 7, folder, folder, Hardware()))
+    return folder
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+def test_logprobs_are_the_models_own(checkpoint: Path, temperature: float) -> None:
+    # Claim: the sampler's log-probabilities equal a teacher-forced pass at temperature 1, whatever the padding and temperature.
+    engine = transformers(checkpoint)
+    rows = engine.sample(PROMPTS, Decoding(n=3, temperature=temperature, top_p=0.9, max_tokens=12), seed=1)
+    tokenizer, model = models.load_tokenizer(checkpoint), models.load_model(checkpoint, "cpu", "float32")
+    sequences = [(models.render(tokenizer, PROMPTS[i // 3]["messages"]), row["token_ids"]) for i, row in enumerate(rows)]
+    for row, expected in zip(rows, models.completion_logprobs(model, sequences, tokenizer.pad_token_id), strict=True):
+        assert row["logprobs"] == pytest.approx(expected, abs=1e-4)
+        assert len(row["logprobs"]) == len(row["token_ids"])
+
+
+def test_equal_seed_equal_draw(checkpoint: Path) -> None:
+    # Claim: a batch and its seed decide what is drawn; another seed draws something else; the global generator is left alone.
+    import torch
+
+    engine, decoding = transformers(checkpoint), Decoding(n=4, temperature=1.0, top_p=1.0, max_tokens=16)
+    torch.manual_seed(99)
+    expected = torch.rand(1)
+    torch.manual_seed(99)
+    first = engine.sample(PROMPTS, decoding, seed=5)
+    assert torch.equal(torch.rand(1), expected)
+    assert engine.sample(PROMPTS, decoding, seed=5) == first
+    assert engine.sample(PROMPTS, decoding, seed=6) != first
+
+
+def test_stop_token_belongs_to_the_completion(checkpoint: Path) -> None:
+    # Claim: a finished row ends with its stop token (not in its text) and has none before; a cut one has none and says "length".
+    engine = transformers(checkpoint)
+    rows = engine.sample(PROMPTS, Decoding(n=40, temperature=1.5, top_p=1.0, max_tokens=24), seed=3)
+    stop = models.load_tokenizer(checkpoint).eos_token_id
+    reasons = {row["finish_reason"] for row in rows}
+    assert reasons == {"stop", "length"}
+    for row in rows:
+        ids = row["token_ids"]
+        assert (ids[-1] == stop) == (row["finish_reason"] == "stop")
+        assert stop not in ids[:-1]
+        assert "<eos>" not in row["text"]
+
+
+def test_a_lost_shard_is_drawn_again_and_equal(run_micro: Callable[..., Campaign]) -> None:
+    # Claim: what a shard holds depends on its place alone, so completions are the same however often an attempt was cut short.
+    from tasks.generate import generate
+    from tasks.stage import Work, module_of
+
+    campaign = run_micro("tiny_raft", "rounds=1")
+    store, ref = campaign.store, campaign.rounds()[1].artifacts["generate"]
+    manifest = store.manifest(ref.key)
+    settings = module_of("generate").Settings(**manifest["job"]["settings"])
+    inputs = {name: store.folder(key) / "payload" for name, key in manifest["input_keys"].items()}
+    work = Work(
+        ref.key, settings, inputs, manifest["job"]["seed"], store.root / "out", store.root / "s", campaign.recipe.hardware
+    )
+    work.out.mkdir()
+    work.scratch.mkdir()
+    generate(work)
+    first = (work.out / "completions.parquet").read_bytes()
+    assert first == (store.folder(ref.key) / "payload" / "completions.parquet").read_bytes()
+    shards = sorted(work.scratch.glob("*.parquet"))
+    assert len(shards) == 4
+    shards[1].write_bytes(shards[1].read_bytes()[:-10])  # torn
+    shards[2].unlink()  # lost
+    untouched = shards[0].stat().st_mtime_ns
+    generate(work)
+    assert (work.out / "completions.parquet").read_bytes() == first
+    assert shards[0].stat().st_mtime_ns == untouched
+    rows = tables.read(work.out / "completions.parquet", tables.COMPLETIONS)
+    assert rows.num_rows == 128
+
+
+def test_prompt_without_template_is_plain_text(checkpoint: Path) -> None:
+    # Claim: a model without a chat template gets the plain texts; one with a template gets the template, special tokens once.
+    tokenizer = models.load_tokenizer(checkpoint)
+    with_template = models.render(tokenizer, PROMPTS[0]["messages"])
+    tokenizer.chat_template = None
+    assert models.render(tokenizer, PROMPTS[0]["messages"]) == with_template == tokenizer("12+34?")["input_ids"]

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+CHECKOUT = Path(__file__).parents[1]
+ROOMS = ("data", "tasks", "registry", "flows")
+MAY_IMPORT = {"data": set(), "tasks": {"data"}, "registry": {"data"}, "flows": {"data", "tasks", "registry"}}
+HEAVY = {"torch", "vllm", "trl", "transformers", "mlflow", "prefect"}
+FLOW_FILES = ("flows/improve.py", "flows/calls.py")  # where Prefect's decorators stand
+
+
+def sources() -> list[Path]:
+    return sorted(path for room in ROOMS for path in (CHECKOUT / room).rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(CHECKOUT).as_posix()
+
+
+def imported(nodes: Iterator[ast.AST]) -> set[str]:
+    """The top-level packages that the import statements among `nodes` name; a relative one names the file's own room."""
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0] if node.level == 0 else "")
+    return found - {""}
+
+
+def at_import(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes that run when the module is imported: not in functions, not below `if TYPE_CHECKING`."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            yield from (inner for other in child.orelse for inner in (other, *at_import(other)))
+            continue
+        yield child
+        yield from at_import(child)
+
+
+def tree_in(readme: str) -> dict[str, list[str]]:
+    """Python files per room in the README's fenced tree: `room/` on a line, then `  name.py   description` lines."""
+    files: dict[str, list[str]] = {}
+    for block in re.findall(r"^```[^\n]*\n(.*?)^```", readme, re.MULTILINE | re.DOTALL):
+        room = ""
+        for line in block.splitlines():
+            if heading := re.match(r"(\w+)/(\s|$)", line):
+                room = heading[1]
+                files.setdefault(room, [])
+            elif room and (entry := re.match(r"\s+(\w+\.py)\s+\S", line)):
+                files[room].append(entry[1])
+            elif line.strip() and not line[0].isspace():
+                room = ""
+    return files
+
+
+@pytest.mark.parametrize("path", sources(), ids=name_of)
+def test_imports_form_a_ladder(path: Path) -> None:
+    # data imports nothing of ours; tasks and registry only data, not each other; flows all; nobody imports flows or tests
+    room = path.relative_to(CHECKOUT).parts[0]
+    used = imported(ast.walk(ast.parse(path.read_text()))) & {*ROOMS, "tests"}
+    assert used <= {room, *MAY_IMPORT[room]}
+
+
+@pytest.mark.parametrize("path", sources(), ids=name_of)
+def test_heavy_libraries_wait_until_they_are_needed(path: Path) -> None:
+    # `--help` and `check` answer at once because nothing imports a heavy library while it is being imported itself
+    allowed = {"prefect"} if name_of(path) in FLOW_FILES else set()
+    assert imported(at_import(ast.parse(path.read_text()))) & HEAVY <= allowed
+
+
+def test_only_registry_imports_mlflow() -> None:
+    # the registry is the one place that knows MLflow
+    users = {name_of(path).split("/")[0] for path in sources() if "mlflow" in imported(ast.walk(ast.parse(path.read_text())))}
+    assert users == {"registry"}
+
+
+def test_the_lazy_import_check_sees_what_it_should() -> None:
+    # imports in classes, conditions and try blocks run at import; those in functions and below TYPE_CHECKING do not
+    code = """
+class A:
+    import torch
+try:
+    import trl.x
+except ImportError:
+    pass
+if TYPE_CHECKING:
+    import mlflow
+def f():
+    import vllm
+"""
+    assert imported(at_import(ast.parse(code))) == {"torch", "trl"}
+
+
+def test_flow_files_bear_no_librarys_name() -> None:
+    # Prefect puts flows/ first on sys.path: a file there named like a library would be loaded in its place
+    taken = set(sys.stdlib_module_names) | importlib.metadata.packages_distributions().keys()
+    assert not {path.stem for path in (CHECKOUT / "flows").glob("*.py")} & taken
+
+
+def test_the_tests_are_flat() -> None:
+    # a package below tests/ could shadow a room (tests/tasks/__init__.py would)
+    nested = {path.parent.name for path in (CHECKOUT / "tests").rglob("*.py")} - {"tests"}
+    assert not nested & set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_readme_has_one_line_per_file(room: str) -> None:
+    # the README's tree names every Python file of the room once, with a description, and no file that is not there
+    there = sorted(path.name for path in (CHECKOUT / room).glob("*.py") if path.name != "__init__.py")
+    listed = tree_in((CHECKOUT / "README.md").read_text()).get(room, [])
+    assert sorted(listed) == there
+
+
+def test_no_python_hides_from_the_readmes_tree() -> None:
+    # every file of a room lies directly in it, so the tree is complete
+    assert [name_of(path) for path in sources() if len(path.relative_to(CHECKOUT).parts) != 2] == []
+
+
+def test_the_tree_parser_reads_the_form_the_readme_uses() -> None:
+    # headings open a room, entries need a description, other code blocks do not count
+    readme = """
+```sh
+ls x.py
+```
+```
+data/      the nouns
+  store.py      the artifact store
+  bare.py
+flows/
+  cli.py        the command line
+ratchet
+  no.py         in no room
+```
+"""
+    assert tree_in(readme) == {"data": ["store.py"], "flows": ["cli.py"]}

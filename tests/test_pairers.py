@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data import tables
+from data.errors import PartError
+from tasks.audit import audit_pairs
+from tasks.pairers import best_vs_worst, right_vs_wrong
+
+Row = dict[str, Any]
+SAMPLE = st.tuples(
+    st.sampled_from("abcd"),  # text
+    st.sampled_from(("stop", "stop", "length", "given")),
+    st.sampled_from((1.0, 0.0, None)),  # the verifier's value
+    st.sampled_from((None, -1.0, 0.25, 0.5, 2.0)),  # reward
+    st.integers(1, 9),  # tokens
+)
+GROUPS = st.lists(st.lists(SAMPLE, max_size=6), max_size=4)
+
+
+def judged(groups: list[list[Any]]) -> tuple[list[Row], dict[str, Any], dict[str, dict[str, Any]]]:
+    """Completions, rewards and scores of groups of (text, finish_reason, verdict, reward, tokens), one group per prompt."""
+    rows, reward, verdict = [], {}, {}
+    for p, group in enumerate(groups):
+        for sample, (text, finish, value, worth, tokens) in enumerate(group):
+            key = f"{(7 * p + 3 * sample) % 29:02d}-{p}-{sample}"  # ids sort in another order than the samples
+            row = {"completion_id": key, "prompt_id": f"p{p}", "sample": sample, "text": text, "finish_reason": finish}
+            rows.append(row | {"token_ids": [1] * tokens})
+            reward[key], verdict[key] = worth, value
+    return rows, reward, {"verifier": verdict, "other": dict.fromkeys(verdict, 1.0)}
+
+
+def samples(pairs: list[Row]) -> list[tuple[int, int]]:
+    return [(int(pair["chosen_id"][-1]), int(pair["rejected_id"][-1])) for pair in pairs]
+
+
+def check_pairs(pairs: list[Row], completions: list[Row]) -> list[tuple[Row, Row]]:
+    """What holds for every pairer; returns (chosen, rejected) rows."""
+    tables.from_rows(pairs, tables.PAIRS)
+    row_of = {row["completion_id"]: row for row in completions}
+    both = [(row_of[pair["chosen_id"]], row_of[pair["rejected_id"]]) for pair in pairs]
+    for pair, (chosen, rejected) in zip(pairs, both, strict=True):
+        assert chosen["prompt_id"] == rejected["prompt_id"] == pair["prompt_id"]
+        assert chosen["text"] != rejected["text"]
+        assert chosen["finish_reason"] != "length"
+    texts = [(c["prompt_id"], c["text"], r["text"]) for c, r in both]
+    assert len(set(texts)) == len(texts)
+    return both
+
+
+@settings(deadline=None)
+@given(GROUPS, st.integers(0, 3))
+def test_right_vs_wrong(groups: list[list[Any]], cap: int) -> None:
+    # Chosen is right, rejected is wrong, no pair twice, within the cap; a prompt with both always gives a pair.
+    completions, reward, scores = judged(groups)
+    pairs = right_vs_wrong(completions, reward, scores, cap=cap)
+    for chosen, rejected in check_pairs(pairs, completions):
+        assert scores["verifier"][chosen["completion_id"]] == 1.0
+        assert scores["verifier"][rejected["completion_id"]] == 0.0
+    for p, group in enumerate(groups):
+        right = {text for text, finish, value, *_ in group if value == 1.0 and finish != "length"}
+        wrong = {text for text, _, value, *_ in group if value == 0.0} - right
+        possible = max(len(right), len(wrong)) if right and wrong else 0
+        assert sum(pair["prompt_id"] == f"p{p}" for pair in pairs) == min(possible, cap or possible)
+    for pair in pairs:
+        high, low = reward[pair["chosen_id"]], reward[pair["rejected_id"]]
+        assert pair["margin"] == (1.0 if high is None or low is None else high - low)
+
+
+@settings(deadline=None)
+@given(GROUPS, st.sampled_from((0.0, 0.5, 1.0)), st.booleans())
+def test_best_vs_worst(groups: list[list[Any]], minimum: float, allow: bool) -> None:
+    # At most one pair per prompt, its margin positive and not below the minimum; chosen is wrong only where that is allowed.
+    completions, reward, scores = judged(groups)
+    pairs = best_vs_worst(completions, reward, scores, minimum_margin=minimum, allow_wrong_chosen=allow)
+    assert len({pair["prompt_id"] for pair in pairs}) == len(pairs)
+    for chosen, rejected in check_pairs(pairs, completions):
+        margin = reward[chosen["completion_id"]] - reward[rejected["completion_id"]]
+        assert margin > 0
+        assert margin >= minimum
+        assert allow or scores["verifier"][chosen["completion_id"]] != 0.0
+        finished = [r for r in completions if r["prompt_id"] == chosen["prompt_id"] and r["finish_reason"] != "length"]
+        known = [reward[r["completion_id"]] for r in finished if reward[r["completion_id"]] is not None]
+        assert reward[chosen["completion_id"]] == max(known)
+
+
+@settings(deadline=None)
+@given(GROUPS)
+def test_the_order_of_rows_changes_nothing(groups: list[list[Any]]) -> None:
+    # Pairs and their audit are the same for any order of the completions.
+    completions, reward, scores = judged(groups)
+    other = random.Random(1).sample(completions, len(completions))
+    turned = dict(reversed(reward.items()))
+    for pairer in (right_vs_wrong, best_vs_worst):
+        pairs = pairer(completions, reward, scores)
+        assert pairer(other, turned, scores) == pairs
+        assert audit_pairs(pairs[::-1], other, turned, scores) == audit_pairs(pairs, completions, reward, scores)
+
+
+def test_both_sides_are_used_before_any_is_used_again() -> None:
+    # Pairs walk both sides in sample order; the shorter side starts again.
+    group = [(text, "stop", value, None, 1) for text, value in zip("abcdef", (1.0, 0.0, 1.0, 0.0, 0.0, 0.0), strict=True)]
+    assert samples(right_vs_wrong(*judged([group]))) == [(0, 1), (2, 3), (0, 4), (2, 5)]
+    assert samples(right_vs_wrong(*judged([group]), cap=3)) == [(0, 1), (2, 3), (0, 4)]
+
+
+def test_tied_rewards_give_no_pair() -> None:
+    # OpenRLHF's iterative_dpo_processor emits chosen == rejected here.
+    tied = judged([[("a", "stop", None, 0.5, 1), ("b", "stop", None, 0.5, 1)], [("c", "stop", None, 1.0, 1)]])
+    assert best_vs_worst(*tied) == []
+    assert audit_pairs([], *tied)["ties_skipped"] == 1
+
+
+def test_a_prompt_without_a_right_completion_gives_no_pair() -> None:
+    # Online-DPO-R1 rewards a wrong boxed answer -0.5 and none -1.0: its pair's chosen answer is wrong.
+    group = judged([[("boxed", "stop", 0.0, -0.5, 1), ("none", "stop", 0.0, -1.0, 1)]])
+    assert best_vs_worst(*group) == []
+    assert right_vs_wrong(*group) == []
+    allowed = best_vs_worst(*group, allow_wrong_chosen=True)
+    assert samples(allowed) == [(0, 1)]
+    assert audit_pairs(allowed, *group)["wrong_chosen"] == 1
+
+
+def test_what_could_not_be_judged_is_never_rejected() -> None:
+    # Oxen's -1 for an unparseable judgement becomes the rejected answer; here null is on neither side.
+    group = judged([[("a", "stop", 1.0, 1.0, 1), ("b", "stop", None, None, 1)]])
+    assert right_vs_wrong(*group) == []
+    assert best_vs_worst(*group) == []
+
+
+def test_the_same_text_right_and_cut_is_no_pair() -> None:
+    # A text that filled its limit exactly is wrong as "truncated" and right as finished: it must not oppose itself.
+    assert right_vs_wrong(*judged([[("a", "stop", 1.0, 1.0, 3), ("a", "length", 0.0, 0.0, 3)]])) == []
+
+
+@settings(deadline=None)
+@given(GROUPS)
+def test_audit_is_plain_json(groups: list[list[Any]]) -> None:
+    # An audit holds no NaN, its counts add up, and it finds no fault in our own pairs.
+    completions, reward, scores = judged(groups)
+    for pairer in (right_vs_wrong, best_vs_worst):
+        audit = audit_pairs(pairer(completions, reward, scores), completions, reward, scores)
+        json.dumps(audit, allow_nan=False)
+        assert audit["prompts_with_pairs"] + sum(audit["prompts_without"].values()) == audit["prompts"]
+        assert audit["duplicate_pairs"] == audit["identical_texts"] == audit["wrong_chosen"] == audit["truncated_chosen"] == 0
+
+
+def test_audit_finds_every_fault() -> None:
+    # The facts of a bad set of pairs, by hand.
+    groups = [
+        [("a", "length", 0.0, 1.0, 8), ("b", "stop", 1.0, 0.0, 2), ("a", "stop", 1.0, 1.0, 4)],
+        [("a", "stop", 1.0, 1.0, 1), ("b", "stop", 1.0, 1.0, 1)],
+        [("a", "stop", 0.0, 0.0, 1)],
+        [("a", "stop", None, None, 1), ("b", "length", None, None, 1)],
+        [("a", "stop", None, 0.5, 1), ("b", "stop", None, 0.5, 1)],
+        [("a", "stop", 1.0, 0.5, 1), ("b", "stop", 0.0, 0.75, 1)],
+    ]
+    completions, reward, scores = judged(groups)
+    first = [row["completion_id"] for row in completions[:3]]
+    chosen_rejected = [(first[0], first[1]), (first[0], first[1]), (first[2], first[0])]
+    pairs = [
+        {"prompt_id": "p0", "chosen_id": chosen, "rejected_id": rejected, "margin": 1.0, "weight": 1.0}
+        for chosen, rejected in chosen_rejected
+    ]
+    assert audit_pairs(pairs, completions, reward, scores) == {
+        "pairs": 3,
+        "prompts": 6,
+        "prompts_with_pairs": 1,
+        "prompts_without": {"all right": 1, "all wrong": 1, "no score": 1, "tied": 1, "other": 1},
+        "ties_skipped": 2,
+        "duplicate_pairs": 1,
+        "identical_texts": 1,
+        "wrong_chosen": 2,
+        "right_rejected": 2,
+        "truncated_chosen": 2,
+        "truncated_rejected": 1,
+        "mean_chosen_tokens": 20 / 3,
+        "mean_rejected_tokens": 4.0,
+        "length_gap": 8 / 3,
+        "chosen_longer_share": 2 / 3,
+    }
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    # The message says what was expected and what was found.
+    with pytest.raises(PartError, match="cap >= 0"):
+        right_vs_wrong(*judged([]), cap=-1)
+    with pytest.raises(PartError, match="minimum_margin >= 0"):
+        best_vs_worst(*judged([]), minimum_margin=-1.0)
