@@ -7,10 +7,13 @@ then `#` and the sum. It is small enough to learn on one CPU core and hard enoug
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 ALPHABET = "0123456789+=;#?~ abcdefghijkl"  # 29 characters; with <pad>, <eos> and <unk> the vocabulary has 32
+
+THREE_DIGITS, FOUR_DIGITS = 0.375, 0.075  # shares of the seed split
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,45 @@ class Problem:
         return min(self.a, self.b), max(self.a, self.b)
 
 
-def problems(seed: int, digits: tuple[int, ...] = (2, 3, 4)) -> Iterator[Problem]:
-    """An endless stream of distinct problems, digit counts equally likely until the short ones run out."""
-    draw = random.Random(f"addition/{seed}/{digits}")
-    seen: set[tuple[int, int]] = set()
-    while True:
-        length = draw.choice(digits)
+class World:
+    """A seeded source of distinct problems: no two it gives are the same, mirrored ones included."""
+
+    def __init__(self, seed: int) -> None:
+        self.draw = random.Random(f"addition/{seed}")
+        self.seen: set[tuple[int, int]] = set()
+        self.given: Counter[int] = Counter()  # problems by digits
+
+    def problems(self, digits: Iterable[int]) -> list[Problem]:
+        """One new problem per entry of `digits`."""
+        return [self._new(length) for length in digits]
+
+    def mixed(self, count: int) -> list[Problem]:
+        """Problems of 2, 3 and 4 digits, equally likely."""
+        return self.problems(self.draw.choice((2, 3, 4)) for _ in range(count))
+
+    def seed_set(self, count: int) -> list[Problem]:
+        """Mostly short problems: a base that knows two digits, half of three and few of four, whatever the seed of the world.
+
+        With equal shares the base's accuracy ranged from 21 to 56% over four seeds (200 problems, 900 steps).
+        """
+        four, three = round(FOUR_DIGITS * count), round(THREE_DIGITS * count)
+        return self.problems([2] * (count - three - four) + [3] * three + [4] * four)
+
+    def _new(self, length: int) -> Problem:
+        while self.given[length] > 0.9 * _room(
+            length
+        ):  # there are 4,095 of two digits; a large pool has to go on with longer ones
+            length += 1
+        self.given[length] += 1
         low, high = 10 ** (length - 1), 10**length - 1
-        problem = Problem(draw.randint(low, high), draw.randint(low, high))
-        if problem.unordered not in seen:
-            seen.add(problem.unordered)
-            yield problem
+        while True:
+            problem = Problem(self.draw.randint(low, high), self.draw.randint(low, high))
+            if problem.unordered not in self.seen:
+                self.seen.add(problem.unordered)
+                return problem
+
+
+def _room(length: int) -> int:
+    """How many unordered problems of this many digits exist."""
+    numbers: int = 9 * 10 ** (length - 1)
+    return numbers * (numbers + 1) // 2

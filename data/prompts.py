@@ -34,16 +34,18 @@ def splits(settings: Prompts, path: Path | None, seed: int) -> tuple[dict[str, l
 
 
 def _addition(settings: Prompts, seed: int) -> tuple[dict[str, list[Row]], list[Row]]:
-    stream, given = addition.problems(seed), []
-    rows: dict[str, list[Row]] = {}
-    for split in ("seed", "held_out", "test", "probe", "rounds"):  # fixed order: a larger rounds split moves no other
-        chosen = list(itertools.islice(stream, getattr(settings, split)))
-        rows[split] = [_row(p.prompt, p.answer, "addition", f"{len(str(p.a))} digits") for p in chosen]
-        if split == "seed":
-            given = [{"prompt_id": row["prompt_id"], "text": p.solution} for row, p in zip(rows[split], chosen, strict=True)]
-    five = itertools.islice(addition.problems(seed, (5,)), settings.ood)
-    rows["ood"] = [_row(p.prompt, p.answer, "addition", "5 digits") for p in five]
+    world, rows = addition.World(seed), {}
+    solved = world.seed_set(settings.seed)
+    rows["seed"] = [_problem(p) for p in solved]
+    for split in ("held_out", "test", "probe", "rounds"):  # fixed order: a larger rounds split moves no other
+        rows[split] = [_problem(p) for p in world.mixed(getattr(settings, split))]
+    rows["ood"] = [_problem(p) for p in addition.World(seed).problems([5] * settings.ood)]
+    given = [{"prompt_id": row["prompt_id"], "text": p.solution} for row, p in zip(rows["seed"], solved, strict=True)]
     return rows, given
+
+
+def _problem(problem: addition.Problem) -> Row:
+    return _row(problem.prompt, problem.answer, "addition", f"{len(str(problem.a))} digits")
 
 
 def _row(content: str | list[dict[str, str]], answer: str | None, source: str, stratum: str | None = None) -> Row:

@@ -114,6 +114,7 @@ class Train(Strict):
     learning_rate: float = Field(5e-7, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's, as TRL's default")
     max_length: int = Field(4096, ge=8, description="prompt + completion, tokens; longer rows are left out and counted")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU, else float32")
     start_from: Checkpoint = "previous"

@@ -37,13 +37,13 @@ def stages_of(campaign: Campaign, number: int, report: Reporter) -> Stages:
 def as_task(label: str, run: Callable[[], Artifact]) -> Artifact:
     """Run under Prefect. The artifact comes back past Prefect, which neither stores nor caches it."""
     made: list[Artifact] = []
-    _task(label, lambda: made.append(run()) or made[0])
+    _task(label, run, made)  # type: ignore[unused-coroutine]
     return made[0]
 
 
 @task(name="stage", cache_policy=NO_CACHE, persist_result=False, task_run_name="{label}")
-def _task(label: str, run: Callable[[], Any]) -> Any:
-    artifact = run()
-    if artifact.reused:
-        return Completed(name="Cached", message=f"reused {artifact.stage} {artifact.key[:12]}")
+def _task(label: str, run: Callable[[], Artifact], made: list[Artifact]) -> Any:
+    made.append(run())
+    if made[0].reused:
+        return Completed(name="Cached", message=f"reused {made[0].stage} {made[0].key[:12]}")
     return None

@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from data import recipe as recipes
 from data.campaign import Campaign, names
-from data.errors import CampaignError, RatchetError
+from data.errors import CampaignError, PartError, RatchetError
 from flows import environment
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
@@ -105,13 +105,14 @@ def resume(
 
 def conduct(campaign: Campaign, refresh: list[str]) -> None:
     """Run a campaign to its end, show it, and exit with its code. A finished one is recognised before Prefect starts."""
-    state = campaign.state
+    state: str = campaign.state
     over = campaign.final() is not None and campaign.delivered
     if not (state == "waiting" or over):
         from flows.improve import improve
 
         call = improve if campaign.recipe.hardware.prefect else improve.fn
         state = call(campaign.name, str(campaign.home), tuple(refresh))
+        links([campaign])
     summary([campaign])
     if state == "waiting":
         question = campaign.pending() or {}
@@ -132,6 +133,18 @@ def summary(campaigns: list[Campaign]) -> None:
     out.print(f"everything lies below {home}: campaigns/, store/, mlflow.db, prefect/", soft_wrap=True)
     out.print(f"MLflow:  {mlflow_command(home)}", soft_wrap=True)
     out.print(f"Prefect: PREFECT_HOME={home / 'prefect'} {sys.executable} -m prefect server start", soft_wrap=True)
+
+
+def links(campaigns: list[Campaign]) -> None:
+    """Where MLflow shows these campaigns; only after a run, since it takes MLflow seconds to start."""
+    from registry.client import MemoryUnreachable
+    from registry.compare import links as addresses
+
+    try:
+        for what, address in addresses(campaigns[0].home, [campaign.name for campaign in campaigns]).items():
+            out.print(f"{what}: {address}", soft_wrap=True, style="dim")
+    except (MemoryUnreachable, CampaignError) as error:
+        out.print(f"no MLflow links: {escape(str(error))}", soft_wrap=True)
 
 
 def mlflow_command(home: Path) -> str:
@@ -265,7 +278,7 @@ def list_parts(
     from tasks import parts
 
     if family and family not in parts.FAMILIES:
-        raise recipes.RecipeError(f"no family '{family}': expected one of {', '.join(parts.FAMILIES)}")
+        raise PartError(f"no family '{family}': expected one of {', '.join(parts.FAMILIES)}")
     listing = {name: parts.listing(name) for name in ([family] if family else parts.FAMILIES)}
     if as_json:
         print(json.dumps(listing, indent=1))
@@ -326,6 +339,7 @@ def demo(home: Home = None, seed: Annotated[int, typer.Option(help="Seed of worl
     from flows.improve import improve
 
     states = [improve(campaign.name, str(place)) if campaign.state != "done" else "done" for campaign in started]
+    links(started)
     summary(started)
     raise typer.Exit(max(EXIT[state] for state in states))
 

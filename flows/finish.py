@@ -8,7 +8,7 @@ from typing import Any
 
 from data.campaign import Campaign, Ref, Round, Verdict, names
 from data.errors import StageFailed
-from data.store import write_atomic
+from data.store import Artifact, write_atomic
 from flows.calls import stages_of
 from flows.report import Reporter
 from flows.rounds import held, one_round, round_zero
@@ -77,7 +77,7 @@ def missing(campaign: Campaign, rounds: list[Round]) -> bool:
     """Whether a later round would need an artifact whose manifest is gone, so that it can only be made by its own round."""
     last = rounds[-1]
     scores = [r.artifacts["evaluate/greedy_score"] for r in rounds]
-    needed: list[Ref] = [rounds[0].checkpoint, last.head, last.champion, *scores]
+    needed: list[Ref] = [rounds[0].artifacts["prepare"], rounds[0].checkpoint, last.head, last.champion, *scores]
     return any(campaign.store.find(ref.key) is None for ref in needed)
 
 
@@ -96,13 +96,13 @@ def replay(campaign: Campaign, report: Reporter, rounds: list[Round]) -> None:
 
 def measure_final(campaign: Campaign, stages: Stages, rounds: list[Round]) -> None:
     """Read the test and out-of-distribution splits once: checkpoint 0, the head, and the last round's checkpoint."""
-    prompts = stages.prepare()
+    prompts = held(campaign.store, rounds[0].artifacts["prepare"])
     results: dict[str, dict[str, Any]] = {"base": {}, "head": {}, "last": {}}
     checkpoints = {"base": rounds[0].checkpoint, "head": rounds[-1].head, "last": rounds[-1].checkpoint}
     for split in ("test", "ood"):
         if getattr(campaign.recipe.prompts, split) == 0:
             continue
-        base = {}
+        base: dict[str, Artifact] = {}
         for which, checkpoint in checkpoints.items():
             metrics = read_metrics(stages.evaluate(prompts, held(campaign.store, checkpoint), base, split))
             base = base or {"base": stages.made[f"evaluate/{split}/greedy_score"]}

@@ -33,7 +33,7 @@ def one_round(stages: Stages, store: Store, so_far: list[Round], settle: Callabl
     standing = {"previous": last.head, "base": so_far[0].checkpoint, "best": last.champion}
     recipe = stages.recipe
 
-    prompts = stages.prepare()
+    prompts = held(store, so_far[0].artifacts["prepare"])  # as they were when the campaign began, whatever became of the file
     data = sample(stages, prompts, held(store, last.head)) if recipe.samples else {}
     untrained = too_little(stages, data)
     reference = standing[recipe.loss.reference] if "pairs" in data and not untrained else None
@@ -77,14 +77,12 @@ def too_little(stages: Stages, data: dict[str, Artifact]) -> str | None:
     if not data:
         return None  # a control trains on the seed split
     facts, minimum = read_audit(data), stages.recipe.train.minimum
-    kind = "pairs" if "pairs" in data else "rows"
+    kind, unit = ("pairs", "pairs") if "pairs" in data else ("rows", "selected completions")
     if facts[kind] >= minimum:
         return None
     without = ", ".join(f"{count} {why}" for why, count in facts.get("prompts_without", {}).items() if count)
-    kind = "pairs" if kind == "pairs" else "selected completions"
-    return f"{facts[kind if kind == 'pairs' else 'rows']} {kind} from {facts['prompts']} prompts, {minimum} needed" + (
-        f" (prompts without: {without})" if without else ""
-    )
+    said = f" (prompts without: {without})" if without else ""
+    return f"{facts[kind]} {unit} from {facts['prompts']} prompts, {minimum} needed{said}"
 
 
 def greedy_score(store: Store, so_far: list[Round], checkpoint: Ref) -> Artifact:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from data import tables
 from data.campaign import Campaign, Metric, Ref
+from data.errors import PromptsError
 from data.recipe import Recipe
 from data.store import Artifact, External, derive_seed, digest_of, sha256_file
 from tasks.models import inspect_checkpoint
@@ -52,6 +53,7 @@ class Stages:
             "accumulate": 1,
             "learning_rate": model.learning_rate,
             "schedule": "cosine",
+            "weight_decay": 0.1,
             "save_every": 300,
             "max_length": 256,
         }
@@ -179,6 +181,8 @@ def precision(recipe: Recipe) -> str:
 
 
 def external_file(path: Path) -> External:
+    if not path.is_file():
+        raise PromptsError(f"expected a prompts file, found nothing at '{path}'")
     return External(sha256_file(path), path)
 
 

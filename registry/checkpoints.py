@@ -65,8 +65,8 @@ def ensure_model(client: MlflowClient, campaign: Campaign, identity: str) -> str
 def register(client: MlflowClient, campaign: Campaign, finished: Round, model: str, run_id: str) -> None:
     """Give the round's checkpoint a version, unless one has this digest already: a round that did not train adds none."""
     if _version(client, model, finished.checkpoint) is None:
-        place = pointer(campaign, finished.checkpoint)
-        tags = {"ratchet.round": str(finished.round), **{f"ratchet.{name}": value for name, value in place.items()}}
+        place = pointer(campaign, finished)
+        tags = {f"ratchet.{name}": value for name, value in place.items()}
         note = f"Round {finished.round}: {place['path']}"
         client.create_model_version(model, f"runs:/{run_id}/checkpoint", run_id, tags, description=note)
 
@@ -99,14 +99,14 @@ def resolve(home: Path, name: str, alias: str = "champion") -> Checkpoint:
     with memory(home) as client:
         version = _by_alias(client, campaign, alias)
         place = _read_pointer(client, version)
-    digest = version.tags["ratchet.digest"]
-    if place["digest"] != digest:
+    told, found = version.tags.get("ratchet.digest", "none"), place["digest"]
+    if told != found:
         raise DamagedArtifact(
-            f"{version.name} version {version.version}: its tag says digest {digest[:12]}, its pointer {place['digest'][:12]}; "
+            f"{version.name} version {version.version}: its tag says digest {told[:12]}, its pointer {found[:12]}; "
             "one of them was edited in MLflow, so neither is trusted"
         )
-    path = _in_store(campaign, Ref(key=place["key"], digest=digest))
-    return Checkpoint(path, digest, place["key"], version.name, version.version, int(version.tags["ratchet.round"]))
+    path = _in_store(campaign, Ref(key=place["key"], digest=found))
+    return Checkpoint(path, found, place["key"], version.name, str(version.version), int(place["round"]))
 
 
 def _by_alias(client: MlflowClient, campaign: Campaign, alias: str) -> ModelVersion:
@@ -124,8 +124,14 @@ def _by_alias(client: MlflowClient, campaign: Campaign, alias: str) -> ModelVers
 def _read_pointer(client: MlflowClient, version: ModelVersion) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         path = client.download_artifacts(str(version.run_id), "checkpoint/pointer.json", folder)
-        place: dict[str, str] = json.loads(Path(path).read_text())
-    return place
+        text = Path(path).read_text()
+    try:
+        place = json.loads(text)
+        return {name: str(place[name]) for name in ("round", "key", "digest")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedArtifact(
+            f"{version.name} version {version.version}: its pointer.json was edited in MLflow: {error!r}"
+        ) from error
 
 
 def _in_store(campaign: Campaign, checkpoint: Ref) -> Path:

@@ -23,10 +23,6 @@ if TYPE_CHECKING:
 EXPERIMENT = "ratchet"
 VIEW = "mlflow.sharedViewState.ratchet"  # where the UI keeps a view's columns; by default it shows no numbers
 COLUMNS = ["metrics.`accuracy`", "metrics.`accuracy_low`", "metrics.`accuracy_high`", "tags.`verdict`", "tags.`reason`"]
-TAGS = {
-    VIEW: json.dumps({"selectedColumns": COLUMNS}),
-    "mlflow.experimentKind": "custom_model_development",  # else the UI shows it as chat traces
-}
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -73,9 +69,9 @@ def memory(home: Path) -> Iterator[MlflowClient]:
     except (mlflow.MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
         cause = " ".join(str(error).split())[:300] or repr(error)
         raise MemoryUnreachable(
-            f"expected MLflow at {uri} to take the records, found: {cause}\n"
-            "  The rounds themselves are safe on disk. Start the server (or free room, or correct MLFLOW_TRACKING_URI) and run "
-            "the same command again: it delivers what is missing."
+            f"expected MLflow at {uri} to answer, found: {cause}\n"
+            "  The rounds are safe on disk. Start the server (or free room, or correct MLFLOW_TRACKING_URI) and run the same "
+            "command again: it delivers what MLflow lacks."
         ) from error
 
 
@@ -108,7 +104,7 @@ def experiment(client: MlflowClient, home: Path) -> str:
     if found is None:
         place = None if remote(client.tracking_uri) else (home.absolute() / "mlartifacts").as_uri()
         try:
-            return str(client.create_experiment(EXPERIMENT, place, TAGS))
+            return str(client.create_experiment(EXPERIMENT, place, {VIEW: json.dumps({"selectedColumns": COLUMNS})}))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

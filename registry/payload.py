@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.campaign import Campaign, Ref, Round
+from data.campaign import Campaign, Round
 from data.store import Artifact
 
 if TYPE_CHECKING:
@@ -28,17 +28,18 @@ def present(campaign: Campaign, finished: Round) -> Present:
     return {name: artifact for name, artifact in found.items() if artifact is not None and not artifact.absent}
 
 
-def pointer(campaign: Campaign, checkpoint: Ref) -> dict[str, str]:
-    """Where a checkpoint lies in the store: what a registered version stands for."""
-    path = campaign.store.folder(checkpoint.key) / "payload"
-    return {"key": checkpoint.key, "digest": checkpoint.digest, "path": str(path.absolute())}
+def pointer(campaign: Campaign, finished: Round) -> dict[str, str]:
+    """Where the round's checkpoint lies in the store: what a registered version stands for."""
+    made = finished.checkpoint
+    path = campaign.store.folder(made.key) / "payload"
+    return {"round": str(finished.round), "key": made.key, "digest": made.digest, "path": str(path.absolute())}
 
 
 def lay_out(campaign: Campaign, finished: Round, artifacts: Present, folder: Path) -> None:
     """Fill an empty folder with what the run will hold. Tables are links, so that only MLflow copies their bytes."""
     (folder / "round.json").write_text(finished.model_dump_json(indent=1))
     (folder / "checkpoint").mkdir()
-    (folder / "checkpoint" / "pointer.json").write_text(json.dumps(pointer(campaign, finished.checkpoint), indent=1))
+    (folder / "checkpoint" / "pointer.json").write_text(json.dumps(pointer(campaign, finished), indent=1))
     rows = samples(campaign, artifacts)
     if rows:
         table = {"columns": list(rows[0]), "data": [list(row.values()) for row in rows]}  # as mlflow's log_table writes it

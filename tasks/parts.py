@@ -21,7 +21,7 @@ from data.errors import PartError
 from data.recipe import did_you_mean
 
 FAMILIES = ("scorers", "selectors", "pairers", "engines")
-SUPPLIED = ("workers", "hardware")  # given by the stage, never settings, never in a key
+SUPPLIED = ("workers", "device", "dtype", "trust_remote_code")  # given by the stage, never settings, never in a key
 
 
 def shelf(family: str) -> ModuleType:
@@ -80,7 +80,8 @@ def bind(family: str, name: str, settings: Mapping[str, Any], **supplied: Any) -
     wanted = inspect.signature(part).parameters
     keywords = checked | {key: value for key, value in supplied.items() if key in wanted}
     if inspect.isclass(part):
-        return part(**keywords)  # type: ignore[no-any-return]
+        made: Any = part(**keywords)
+        return made  # type: ignore[no-any-return]
     return functools.partial(part, **keywords)
 
 

@@ -40,6 +40,7 @@ class Settings(BaseModel):
     learning_rate: float
     schedule: str
     warmup: float
+    weight_decay: float
     max_length: int
     precision: str
     replay: bool
@@ -144,6 +145,7 @@ def _arguments(work: Work, rows: int) -> dict[str, Any]:
         "learning_rate": s.learning_rate,
         "lr_scheduler_type": s.schedule,
         "warmup_steps": round(s.warmup * steps),
+        "weight_decay": s.weight_decay,
         "bf16": s.precision == "bfloat16",
         "gradient_checkpointing": on_gpu,
         "max_length": s.max_length,

@@ -19,7 +19,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import BrokenExecutor, CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, BrokenExecutor, CancelledError, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 TEXT_CAP = 10_000  # characters handed to the parser, from the tail: answers stand at the end, and its regexes are quadratic
@@ -86,43 +86,51 @@ class _Pool:
         self.ones: dict[int, Any] = {}  # thread id -> its pool of one
 
     def verify(self, items: Sequence[Item], timeout: float) -> list[Verdict]:
-        return list(self.threads.map(functools.partial(self._verify, timeout=timeout), items))
+        futures = [self.threads.submit(self._verify, item, timeout) for item in items]
+        while (waited := wait(futures, timeout=1.0, return_when=FIRST_EXCEPTION)).not_done:  # a second, to notice Ctrl-C
+            for future in waited.done:
+                future.result()  # raises where a worker cannot start
+        return [future.result() for future in futures]
 
     def _verify(self, item: Item, timeout: float) -> Verdict:
         for _ in range(2):  # a worker that is killed from outside blames no item
-            if verdict := self._ask(self._one(), item, timeout):
+            started = self._start()
+            if started and (verdict := self._ask(self.ones[threading.get_ident()], item, timeout)):
                 return verdict
             self._drop(threading.get_ident())
+        if not started:
+            raise BrokenExecutor("the processes that verify answers cannot start; their errors are on stderr")
         return None, "crashed", "its worker died twice"
+
+    def _start(self) -> bool:
+        """See that this thread has a worker."""
+        from pebble import ProcessPool
+
+        if self.closed:
+            raise CancelledError
+        me = threading.get_ident()
+        if me in self.ones:
+            return True
+        context: Any = multiprocessing.get_context("spawn")  # a fork would copy the locks of torch's and Prefect's threads
+        one = self.ones[me] = ProcessPool(1, initializer=_prepare, initargs=(self.process,), context=context)
+        try:
+            return _result(one, one.schedule(os.getpid)) is not None
+        except (BrokenExecutor, RuntimeError, OSError):  # killed, or it died of itself
+            return False
 
     def _ask(self, one: Any, item: Item, timeout: float) -> Verdict | None:
         """The verdict, or None where the worker died before there was one."""
         from pebble import ProcessExpired
 
         try:  # The kernel keeps the limit; the wall clock is for a stopped machine.
-            future: Future[Verdict] = one.schedule(_judge, args=(*item, timeout), timeout=4 * timeout + 20)
-            while not future.done() and one.active:  # a broken pool can forget what it was given last
-                wait([future], timeout=1.0)
-            return future.result(timeout=0)
+            verdict: Verdict | None = _result(one, one.schedule(_judge, args=(*item, timeout), timeout=4 * timeout + 20))
+            return verdict
         except ProcessExpired as error:
             return (None, "timeout", None) if error.exitcode == -signal.SIGPROF else None
         except TimeoutError:
-            return (None, "timeout", "wall clock") if one.active else None
+            return None, "timeout", "wall clock"
         except (BrokenExecutor, RuntimeError):
             return None
-
-    def _one(self) -> Any:
-        """This thread's worker, started where there is none. Raises BrokenExecutor where it cannot start: no item's fault."""
-        from pebble import ProcessPool
-
-        if self.closed:
-            raise CancelledError
-        me = threading.get_ident()
-        if me not in self.ones:
-            context: Any = multiprocessing.get_context("spawn")  # a fork would copy the locks of torch's and Prefect's threads
-            one = self.ones[me] = ProcessPool(1, initializer=_prepare, initargs=(self.process,), context=context)
-            one.schedule(os.getpid).result()
-        return self.ones[me]
 
     def _drop(self, thread: int) -> None:
         if one := self.ones.pop(thread, None):
@@ -136,6 +144,13 @@ class _Pool:
             self.threads.shutdown(wait=wait_for_threads)
             for thread in list(self.ones):
                 self._drop(thread)
+
+
+def _result(one: Any, future: Future[Any]) -> Any:
+    """The result, or None where the pool broke so that it forgot what it was given last."""
+    while not future.done() and one.active:
+        wait([future], timeout=1.0)
+    return future.result() if future.done() else None
 
 
 def _prepare(parent: int) -> None:
@@ -152,8 +167,8 @@ def _prepare(parent: int) -> None:
     import math_verify
 
     math_verify.verify(
-        math_verify.parse("$x$", parsing_timeout=0), math_verify.parse("$x$", parsing_timeout=0), timeout_seconds=0
-    )
+        math_verify.parse("$x$", parsing_timeout=0), [], timeout_seconds=0
+    )  # what it loads late is no item's time
 
 
 def _judge(gold: str, text: str, timeout: float) -> Verdict:

@@ -62,6 +62,8 @@ def run_apart(stage: str, work: Work) -> None:
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
+        if child.stdout is not None:
+            child.stdout.close()
     job.unlink(missing_ok=True)
     if code < 0:
         raise StageFailed(f"{stage}: its process was killed by {signal.Signals(-code).name} (out of memory?)")

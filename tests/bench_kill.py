@@ -67,7 +67,7 @@ def finish(home: Path, method: str) -> float:
 
 
 def kill_once(home: Path, method: str, after: float) -> str | None:
-    """SIGKILL the whole process group `after` seconds from its first finished stage; the last line it printed, None if it ended."""
+    """SIGKILL the process group `after` seconds from its first finished stage; its last line, None if it had ended."""
     process = start(home, method)
     assert process.stderr is not None
     for line in process.stderr:
@@ -197,15 +197,14 @@ def main() -> int:
         outcome = one_campaign(method, kills, length[method], expected[method], draw)
         outcomes.append(outcome)
         print(
-            f"{'ok ' if outcome.good else 'BAD'} {method}: equal digests {outcome.equal}, artifacts made again {outcome.remade}, "
-            f"sealed shards or saves lost {outcome.lost}, left over {outcome.left or 'nothing'}, metrics doubled "
-            f"{outcome.doubled}; killed after: {' | '.join(outcome.killed_in)}",
+            f"{'ok ' if outcome.good else 'BAD'} {method}: equal digests {outcome.equal}, artifacts made again "
+            f"{outcome.remade}, sealed shards or saves lost {outcome.lost}, left over {outcome.left or 'nothing'}, "
+            f"metrics doubled {outcome.doubled}; killed after: {' | '.join(outcome.killed_in)}",
             flush=True,
         )
     good = sum(len(o.killed_in) for o in outcomes if o.good)
-    print(
-        f"{sum(len(o.killed_in) for o in outcomes)} kills, {good} survived with equal digests and nothing lost, locked or doubled"
-    )
+    total = sum(len(o.killed_in) for o in outcomes)
+    print(f"{total} kills, {good} survived with equal digests and nothing lost, locked or doubled")
     return 0 if all(o.good for o in outcomes) else 1
 
 

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: help, JSON, mistakes. Each mistake is one clear line, exit code 2, nothing half-written."""
+"""The command line as a user meets it: help, JSON, and mistakes (one clear line, exit code 2, nothing half-written)."""
 
 from __future__ import annotations
 

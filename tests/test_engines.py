@@ -56,7 +56,7 @@ def test_equal_seed_equal_draw(checkpoint: Path) -> None:
 
 
 def test_stop_token_belongs_to_the_completion(checkpoint: Path) -> None:
-    # Claim: a finished row ends with its stop token (not in its text) and has none before; a cut one has none and says "length".
+    # Claim: a finished row ends with its only stop token (not in its text); a cut one has none and says "length".
     engine = transformers(checkpoint)
     rows = engine.sample(PROMPTS, Decoding(n=40, temperature=1.5, top_p=1.0, max_tokens=24), seed=3)
     stop = models.load_tokenizer(checkpoint).eos_token_id

@@ -154,7 +154,7 @@ def test_empty_set_ends_the_round_with_a_reason(source: str, scorer: str, run_mi
 
 def test_scorer_that_raises_stops_the_round_and_names_the_row(run_micro: Run) -> None:
     # Claim: an exception in a scorer is never a score; the error names the completion.
-    with pytest.raises(ScorerFailed, match="completion [0-9a-f]{24} of prompt [0-9a-f]{24}.*planted"):
+    with pytest.raises(ScorerFailed, match=r"completion [0-9a-f]{24} of prompt [0-9a-f]{24}.*planted"):
         run_micro("tiny_raft", 'score=[{scorer="tests.test_loop:broken"}]', "rounds=1")
 
 

@@ -19,7 +19,7 @@ from data.errors import CampaignError, DamagedArtifact, StageFailed
 from data.store import Job, sha256_text
 from registry import payload
 from registry.checkpoints import resolve
-from registry.client import MemoryUnreachable, tracking_uri
+from registry.client import MemoryUnreachable, memory, tracking_uri
 from registry.compare import links, ui_command
 from registry.sync import sync_campaign
 
@@ -145,12 +145,8 @@ def empty_database(tmp_path_factory):
     home = tmp_path_factory.mktemp("empty")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        add_round(start(home), "start")
-        made = home / "mlflow.db"
-        from registry.client import memory
-
         with memory(home):
-            return made.read_bytes()
+            return (home / "mlflow.db").read_bytes()
 
 
 @pytest.fixture
@@ -254,7 +250,7 @@ def test_delivering_twice_changes_nothing(home, campaign):
     assert everything(home) == before
 
 
-def test_rounds_delivered_one_by_one_or_late_look_the_same(home, campaign, tmp_path):
+def test_rounds_delivered_one_by_one_or_late_look_the_same(home, campaign):
     # An outage leaves no trace: rounds delivered as they finish equal rounds delivered together afterwards.
     later = start(home, "later")
     for decision in ("start", "promote", "hold", "roll_back"):
@@ -264,7 +260,7 @@ def test_rounds_delivered_one_by_one_or_late_look_the_same(home, campaign, tmp_p
     together, one_by_one = everything(home)[0], everything(home, "later")[0]
     for name in ("round 000", "round 003"):
         assert together[name]["history"] == one_by_one[name]["history"]
-        assert together[name]["files"] == one_by_one[name]["files"] or name  # sizes differ by the length of a path
+        assert [path for path, _ in together[name]["files"]] == [path for path, _ in one_by_one[name]["files"]]
     assert together["demo"]["history"] == one_by_one["later"]["history"]
 
 
@@ -304,7 +300,10 @@ def test_resolve_trusts_nothing_that_disagrees(home, campaign):
         resolve(home, "demo")
     c = client(home)
     run = c.get_model_version(found.model, found.version).run_id
-    c.log_dict(run, {"key": found.key, "digest": sha256_text("edited"), "path": "/"}, "checkpoint/pointer.json")
+    c.log_dict(run, {"key": found.key}, "checkpoint/pointer.json")
+    with pytest.raises(DamagedArtifact, match="its pointer"):
+        resolve(home, "demo")
+    c.log_dict(run, {"round": "1", "key": found.key, "digest": sha256_text("edited")}, "checkpoint/pointer.json")
     with pytest.raises(DamagedArtifact, match="neither is trusted"):
         resolve(home, "demo")
 
@@ -423,7 +422,7 @@ def test_a_delivery_killed_at_random_moments_ends_like_one_that_was_not(home, ca
     finish(campaign)
     calm = apart(sync_and_read, campaign)
     moments = random.Random(SEED)
-    for longest in (0.4, 0.8, 1.2):
+    for longest in (0.4, 1.0):
         forget(campaign, empty_database)
         assert killed_while_syncing(campaign, moments.uniform(0.0, longest))
         while killed_while_syncing(campaign, moments.uniform(0.0, longest)):

@@ -168,9 +168,10 @@ def attempt(root, kill_at):
     left = kill_at
     def hook(event, args):
         nonlocal left
-        left -= event in WATCHED
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if event in WATCHED:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(hook)
     make(Store(root))
 
@@ -185,6 +186,7 @@ for kill_at in range(1, 1000):
             os._exit(0)
         except BaseException:
             traceback.print_exc()
+            sys.stderr.flush()
             os._exit(1)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     print(place, code, flush=True)

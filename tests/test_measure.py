@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import ttest_rel
+
+from data import tables
+from data.recipe import Hardware
+from tasks.measure import Settings, by_prompt, measure, paired, pass_at_k, t_interval
+from tasks.stage import Work
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+Values = list[float | None]
+
+
+def score_rows(groups: dict[str, Values], status: str = "ok") -> list[dict[str, Any]]:
+    return [
+        {"completion_id": f"{prompt}-{i}", "prompt_id": prompt, "value": value, "status": status, "detail": None}
+        for prompt, values in groups.items()
+        for i, value in enumerate(values)
+    ]
+
+
+def scores(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    folder.mkdir()
+    tables.write(tables.from_rows(rows, tables.SCORES), tables.SCORES, folder / "scores.parquet")
+    return folder
+
+
+def completions(folder: Path, lengths: list[int], reasons: list[str]) -> Path:
+    folder.mkdir()
+    plain = {"prompt_id": "p", "sample": 0, "text": "", "logprobs": None, "seed": 0, "engine": "toy"}
+    rows = [
+        plain | {"completion_id": str(i), "token_ids": [1] * length, "finish_reason": reason}
+        for i, (length, reason) in enumerate(zip(lengths, reasons, strict=True))
+    ]
+    tables.write(tables.from_rows(rows, tables.COMPLETIONS), tables.COMPLETIONS, folder / "completions.parquet")
+    return folder
+
+
+def measured(tmp_path: Path, greedy: dict[str, Values], **others: dict[str, Values]) -> dict[str, dict[str, Any]]:
+    """METRICS of the stage by name, from scores per prompt; `base` is another checkpoint to compare with."""
+    inputs = {
+        "greedy": completions(tmp_path / "greedy", [3, 5], ["stop", "length"]),
+        "greedy_score": scores(tmp_path / "greedy_score", score_rows(greedy)),
+    }
+    names = {"sampled": "sampled_score", "again": "again", "base": "greedy_score/base"}
+    for name, groups in others.items():
+        inputs[names[name]] = scores(tmp_path / name, score_rows(groups))
+    if "sampled" in others:
+        inputs["sampled"] = inputs["sampled_score"]
+    out = tmp_path / "out"
+    out.mkdir()
+    settings = Settings(split="held_out", against=["base"] if "base" in others else [])
+    measure(Work("key", settings, inputs, 0, out, tmp_path, Hardware(device="cpu")))
+    return {row["metric"]: row for row in tables.read(out / "metrics.parquet", tables.METRICS).to_pylist()}
+
+
+def by_hand(hits: int, n: int) -> tuple[float, float]:
+    """Wilson's interval as his paper has it."""
+    z, p = 1.959963984540054, hits / n
+    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 5), (5, 5), (1, 1), (7, 20), (430, 1000)])
+def test_accuracy_has_wilsons_interval(tmp_path: Path, hits: int, n: int) -> None:
+    # a share near 0 or 1 keeps a sensible interval within [0, 1]
+    row = measured(tmp_path, {f"p{i}": [float(i < hits)] for i in range(n)})["accuracy"]
+    assert (row["value"], row["n"], row["split"]) == (hits / n, n, "held_out")
+    assert (row["low"], row["high"]) == pytest.approx(by_hand(hits, n))
+    assert -1e-12 <= row["low"] <= row["value"] <= row["high"] <= 1 + 1e-12
+
+
+def test_what_counts_as_right(tmp_path: Path) -> None:
+    # a full verifier value is right; half of one is not; a time-out or crash is not; a prompt without an answer is left out
+    rows = score_rows({"right": [1.0], "half": [0.5], "wrong": [0.0], "more": [2.0]})
+    rows += score_rows({"timeout": [None]}, "timeout") + score_rows({"crashed": [None]}, "crashed")
+    rows += score_rows({"open": [None]}, "no_answer") + score_rows({"gold": [None]}, "gold_parse_failure")
+    right = by_prompt(scores(tmp_path / "s", rows))
+    assert right == {"right": [1], "half": [0], "wrong": [0], "more": [1], "timeout": [0], "crashed": [0]}
+
+
+def test_where_nothing_applies_there_is_no_number(tmp_path: Path) -> None:
+    # without a gold answer accuracy is null, never 0.0; lengths are still there
+    rows = measured(tmp_path, {"p": [None]}, base={"p": [1.0]}, sampled={"p": [None, None]}, again={"p": [None, None]})
+    for name in ("accuracy", "accuracy_vs_base", "aa_difference"):
+        assert (rows[name]["value"], rows[name]["low"], rows[name]["high"], rows[name]["n"]) == (None, None, None, 0)
+    assert "pass@1" not in rows
+    assert rows["mean_tokens"]["value"] == 4.0
+    assert rows["finished"]["value"] == 0.5
+
+
+def test_an_empty_split_gives_empty_metrics(tmp_path: Path) -> None:
+    # no rows at all is no error
+    inputs = {"greedy": completions(tmp_path / "g", [], []), "greedy_score": scores(tmp_path / "s", [])}
+    measure(Work("key", Settings(split="test", against=[]), inputs, 0, tmp_path, tmp_path, Hardware(device="cpu")))
+    [row] = tables.read(tmp_path / "metrics.parquet", tables.METRICS).to_pylist()
+    assert (row["metric"], row["value"], row["n"]) == ("accuracy", None, 0)
+
+
+@pytest.mark.parametrize(
+    ("groups", "one", "all_of_them"),
+    [
+        ([[1, 0, 0, 0]], 0.25, 1.0),
+        ([[1, 1, 0, 0], [0, 0, 0, 0]], 0.25, 0.5),
+        ([[1, 1], [1, 0], [0, 0]], 0.5, 2 / 3),
+        ([[1, 1, 1]], 1.0, 1.0),
+        ([[1, 0, 0], [0, 1]], 5 / 12, (2 / 3 + 1) / 2),  # k is the fewest samples any prompt has: 2
+    ],
+)
+def test_pass_at_k_by_hand(groups: list[list[float]], one: float, all_of_them: float) -> None:
+    # the share of prompts solved by one draw, and by all draws, averaged over prompts
+    rows = pass_at_k("held_out", {f"p{i}": list(map(float, group)) for i, group in enumerate(groups)})
+    assert [row["metric"] for row in rows] == ["pass@1", f"pass@{min(map(len, groups))}"]
+    assert [row["value"] for row in rows] == pytest.approx([one, all_of_them])
+
+
+@given(st.integers(1, 6), st.integers(0, 6))
+def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_one(n: int, right: int) -> None:
+    # the formula is what counting every way to draw k of n gives
+    values = [1.0] * min(right, n) + [0.0] * (n - min(right, n))
+    for row in pass_at_k("s", {"p": values, "q": values}):
+        k = int(row["metric"].removeprefix("pass@"))
+        draws = list(itertools.combinations(values, k))
+        assert row["value"] == pytest.approx(sum(any(draw) for draw in draws) / len(draws))
+
+
+def test_pass_at_one_of_one_sample_is_one_row() -> None:
+    # with a single sample pass@1 and pass@n are the same, named once
+    assert [row["metric"] for row in pass_at_k("s", {"p": [1.0]})] == ["pass@1"]
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 1.0])), min_size=2, max_size=40))
+def test_the_paired_interval_is_the_t_tests(values: list[tuple[float, float]]) -> None:
+    # the gate's interval is the textbook one: scipy's paired t test, 95%
+    ours, theirs = ({f"p{i:03d}": [pair[side]] for i, pair in enumerate(values)} for side in (0, 1))
+    row = paired("held_out", "difference", ours, theirs)
+    difference = [a - b for a, b in values]
+    assert row["value"] == pytest.approx(np.mean(difference))
+    assert row["n"] == len(values)
+    if len(set(difference)) > 1:
+        interval = ttest_rel(*zip(*values, strict=True)).confidence_interval(0.95)
+        assert (row["low"], row["high"]) == pytest.approx((interval.low, interval.high))
+    else:
+        assert (row["low"], row["high"]) == (row["value"], row["value"])
+
+
+def test_only_shared_prompts_are_compared_and_the_sides_are_ours_minus_theirs() -> None:
+    # the difference is on the same prompts, whatever order or extra ones either side has
+    ours = {"b": [1.0, 0.0], "a": [1.0], "x": [0.0]}
+    theirs = {"y": [1.0], "a": [0.0], "b": [1.0]}
+    row = paired("s", "d", ours, theirs)
+    assert (row["value"], row["n"]) == (0.5, 2)
+    assert paired("s", "d", theirs, ours)["value"] == -0.5
+    assert paired("s", "d", {"a": [1.0]}, {"b": [1.0]})["value"] is None
+
+
+@pytest.mark.parametrize("values", [[0.25], [0.25] * 9, [0.0] * 3])
+def test_no_spread_gives_the_mean_itself(values: list[float]) -> None:
+    # a single row or equal ones make no warning and no NaN
+    assert t_interval(np.array(values)) == (values[0], values[0])
+
+
+def test_the_stage_compares_and_checks_itself(tmp_path: Path) -> None:
+    # the difference to another checkpoint is on greedy answers, the A/A difference on the means of two sampled sets
+    rows = measured(
+        tmp_path,
+        {"a": [1.0], "b": [1.0], "c": [0.0]},
+        base={"a": [0.0], "b": [1.0], "c": [0.0]},
+        sampled={"a": [1.0, 0.0], "b": [1.0, 1.0]},
+        again={"a": [0.0, 1.0], "b": [1.0, 0.0]},
+    )
+    assert rows["accuracy_vs_base"]["value"] == pytest.approx(1 / 3)
+    assert rows["aa_difference"]["value"] == pytest.approx(0.25)
+    assert rows["pass@1"]["value"] == pytest.approx(0.75)
+    assert rows["pass@2"]["value"] == pytest.approx(1.0)
+
+
+def test_the_interval_covers_the_truth_95_times_in_100() -> None:
+    # seeded simulation: 200 held-out prompts, two checkpoints that differ by 5 points; 95 +- 2 of 100 intervals hold it
+    draw = np.random.default_rng(5)
+    held = 0
+    for _ in range(1500):
+        luck = draw.random((200, 2))
+        low, high = t_interval((luck[:, 0] < 0.45).astype(float) - (luck[:, 1] < 0.40))
+        held += low <= 0.05 <= high
+    assert 0.93 <= held / 1500 <= 0.97

@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data import recipe as recipes
+from data.errors import RecipeError
+from data.recipe import Recipe, build, differences, flatten, load, parse_set
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+OWN = {"model.path": "/models/mine", "prompts.path": "/data/mine.jsonl"}
+PAIRS = load("tiny_dpo")
+WORD = st.from_regex(r"[a-z]{3,8}", fullmatch=True)
+SCALAR = st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=6)
+SETTINGS = st.dictionaries(WORD, SCALAR | st.lists(SCALAR, max_size=2) | st.just({}), max_size=3)
+
+
+def load_shipped(name: str, *sets: str) -> Recipe:
+    values = recipes.tomllib.loads(recipes.shipped()[name].read_text())
+    return load(name, sets, OWN if values["prompts"]["source"] == "file" else {})
+
+
+def tables(values: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    """The dotted paths of the tables of a recipe, the recipe itself first; a part's settings are the part's own."""
+    yield path
+    for name, value in values.items():
+        inner = f"{path}.{name}" if path else name
+        if isinstance(value, dict) and name not in ("settings", "set"):
+            yield from tables(value, inner)
+        elif isinstance(value, list):
+            for index, entry in enumerate(value):
+                yield from tables(entry, f"{inner}.{index}")
+
+
+def refusal(*sets: str, recipe: str = "tiny_dpo") -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_shipped(recipe, *sets)
+    return str(caught.value)
+
+
+# -- loading ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", recipes.shipped())
+def test_every_shipped_recipe_loads(name: str) -> None:
+    # each is valid in every one of its rounds, says what it is, and comes back from its own JSON unchanged
+    recipe = load_shipped(name)
+    assert recipe.description
+    for number in range(recipe.rounds + 1):
+        assert recipe.at_round(number) == recipe
+    assert build(json.loads(json.dumps(recipe.plain())), "again") == recipe
+
+
+@pytest.mark.parametrize("name", ["iterative_dpo", "raft"])
+def test_recipes_for_ones_own_model_say_what_they_need(name: str) -> None:
+    # without a model and prompts they cannot start; the message names the option
+    with pytest.raises(RecipeError, match="pass --model DIR"):
+        load(name)
+    with pytest.raises(RecipeError, match="pass --prompts FILE"):
+        load(name, overrides={"model.path": "/m"})
+
+
+def test_a_recipe_that_is_not_there_suggests_one(tmp_path: Path) -> None:
+    # a slip in the name, a missing file and a file that is not TOML each say so
+    with pytest.raises(RecipeError, match=r"no recipe 'tiny_rft': expected one of .*did you mean 'tiny_raft'\?"):
+        load("tiny_rft")
+    with pytest.raises(RecipeError, match=r"a \.toml file that exists"):
+        load(tmp_path / "absent.toml")
+    (tmp_path / "broken.toml").write_text("rounds = = 3")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    for name in ("broken", "binary"):
+        with pytest.raises(RecipeError, match=f"{name}.toml: expected TOML"):
+            load(tmp_path / f"{name}.toml")
+
+
+def test_a_file_of_ones_own_is_read_as_a_shipped_one(tmp_path: Path) -> None:
+    # a copied recipe means the same as the shipped one
+    path = tmp_path / "mine.toml"
+    path.write_text(recipes.shipped()["tiny_raft"].read_text())
+    assert load(path) == load(str(path)) == load("tiny_raft")
+
+
+@pytest.mark.parametrize("path", [*tables(load_shipped("tiny_raft").plain()), "pair", "at.0"])
+def test_unknown_keys_are_refused_at_any_depth(path: str) -> None:
+    # a typo never becomes a silent default: the key's place is named, and the closest known key of that place
+    values = load_shipped("tiny_dpo" if path == "pair" else "tiny_raft").plain()
+    values["at"] = [{"round": 1, "set": {}}]
+    place: Any = values
+    for step in path.split(".") if path else []:
+        place = place[int(step) if isinstance(place, list) else step]
+    known = next(iter(place))
+    place[known + "x"] = 1
+    with pytest.raises(RecipeError) as caught:
+        build(values, "mine.toml")
+    dotted = f"{path}.{known}x" if path else f"{known}x"
+    assert str(caught.value).startswith(f"mine.toml: unknown key '{dotted}' (did you mean '{known}'?); known here: ")
+
+
+@pytest.mark.parametrize(
+    ("item", "says"),
+    [
+        ("loss.beta=0", "loss.beta: Input should be greater than 0, found 0"),
+        ("loss.beta=fast", "loss.beta: Input should be a valid number, unable to parse string as a number, found 'fast'"),
+        ("loss.beta=inf", "loss.beta: expected a finite number, found inf"),
+        ("score.0.weight=nan", "score.0.weight: expected a finite number, found nan"),
+        ("score.0.settings.x=-inf", "score.0.settings.x: expected a finite number, found -inf"),
+        ("rounds=0", "rounds: Input should be greater than or equal to 1, found 0"),
+        ("generate=3", "generate: Input should be a valid dictionary or instance of Generate, found 3"),
+        ("loss.name=sigmoidd", "loss: unknown loss 'sigmoidd' (did you mean 'sigmoid'?)"),
+        ("train.schedule=cosinus", "train.schedule: Input should be 'cosine', 'linear' or 'constant', found 'cosinus'"),
+        ("train.accumulate=5", "train: batch (32) must divide by accumulate (5)"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_place(item: str, says: str) -> None:
+    # what was expected, what was found, where
+    assert refusal(item) == f"{recipes.shipped()['tiny_dpo']}: {says}"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sets", "says"),
+    [
+        ("tiny_dpo", ["select.selector=all_correct"], "not both"),
+        ("tiny_dpo", ["loss.name=nll"], "[pair] needs a pair loss"),
+        ("tiny_raft", ["loss.name=ipo"], "loss.name = 'ipo' trains on pairs"),
+        ("tiny_control", ["train.replay=false"], "nothing to train on"),
+        ("tiny_raft", ["prompts.seed=0"], "needs given solutions"),
+        ("tiny_dpo", ["train.replay=true"], "not with [pair]"),
+        ("tiny_raft", ["prompts.source=file"], "the tiny model only knows addition"),
+        ("tiny_raft", ["prompts.source=file", "model.path=m"], "pass --prompts FILE"),
+        ("tiny_raft", ["score=[]"], "at least one [[score]]"),
+        ("tiny_raft", ['score=[{scorer="a"}, {scorer="a", weight=2}]'], "each scorer once"),
+    ],
+)
+def test_contradictory_settings_are_refused_in_one_sentence(recipe: str, sets: list[str], says: str) -> None:
+    # settings that cannot both be meant stop before anything runs, with one message and no traceback in it
+    message = refusal(*sets, recipe=recipe)
+    assert says in message
+    assert "\n" not in message
+    assert "error" not in message
+
+
+def test_every_problem_is_named_at_once() -> None:
+    # three mistakes take one run to find
+    message = refusal("loss.bta=1", "rounds=-1", "trian.steps=1")
+    assert all(place in message for place in ("'loss.bta'", "rounds: ", "'trian'"))
+
+
+def test_a_recipe_cannot_be_changed() -> None:
+    # what a key was made from stays what it was
+    with pytest.raises(recipes.ValidationError, match="frozen"):
+        PAIRS.loss.beta = 1.0
+
+
+# -- --set ------------------------------------------------------------------------------------------------------------
+
+
+@given(WORD, st.booleans() | st.integers(-(2**62), 2**62) | st.floats(allow_nan=False) | st.lists(st.integers(0, 9)))
+def test_set_reads_toml_values(path: str, value: Any) -> None:
+    # --set takes what the file takes
+    assert parse_set(f"{path}={json.dumps(value).replace('Infinity', 'inf')}") == (path, value)
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\x7f"), max_size=20))
+def test_set_takes_any_text(value: str) -> None:
+    # in quotes always as text; bare as text wherever it is not TOML; nothing raises
+    assert parse_set(f"a.b={json.dumps(value, ensure_ascii=False)}") == ("a.b", value)
+    path, read = parse_set(f"a.b={value}")
+    assert path == "a.b"
+    try:
+        assert read == recipes.tomllib.loads(f"value = {value}")["value"]
+    except recipes.tomllib.TOMLDecodeError:
+        assert read == value
+
+
+@pytest.mark.parametrize("item", ["loss.beta", "=3", ""])
+def test_set_needs_a_place_and_a_value(item: str) -> None:
+    # what is missing is shown
+    assert refusal(item) == f"--set {item}: expected a.b=value"
+
+
+@pytest.mark.parametrize("item", ["score.7.weight=1", "rounds.x=1", "score.first.weight=1", "description.x.y=1"])
+def test_set_of_a_place_that_cannot_be_is_refused(item: str) -> None:
+    # a path through a number, a text or a list that is too short names no place
+    assert refusal(item) == f"'{item.split('=')[0]}' names no place in the recipe"
+
+
+def test_set_reaches_into_lists_and_settings_and_the_last_one_wins() -> None:
+    # everything a recipe says can be changed from the command line, after --model and --prompts
+    sets = ["score.0.weight=2", "pair.settings.cap=9", "loss.beta=0.3", "loss.beta=0.4", "model.path=x"]
+    recipe = load("tiny_dpo", sets, {"model.path": "y"})
+    assert (recipe.score[0].weight, recipe.pair and recipe.pair.settings) == (2.0, {"cap": 9})
+    assert (recipe.loss.beta, recipe.model.path) == (0.4, "x")
+
+
+# -- [[at]] -----------------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 6), st.sampled_from(["loss.beta", "train.steps", "generate.n"]), st.integers(1, 9))),
+    st.integers(0, 8),
+)
+def test_overrides_hold_from_their_round_on(entries: list[tuple[int, str, int]], number: int) -> None:
+    # a round's recipe is the start with every entry of its round or before applied in round order; nothing else moves
+    plain = PAIRS.plain() | {"at": [{"round": at, "set": {path: value}} for at, path, value in entries]}
+    recipe = build(plain, "test")
+    expected = flatten(recipe.plain())
+    for at, path, value in sorted(entries, key=lambda entry: entry[0]):
+        if at <= number:
+            expected[path] = value
+    assert flatten(recipe.at_round(number).plain()) == expected
+
+
+@pytest.mark.parametrize("written", ['{ "train.steps" = 9, "loss.beta" = 2 }', "{ train.steps = 9, loss.beta = 2 }"])
+def test_an_override_changes_one_value_however_it_is_quoted(written: str) -> None:
+    # TOML reads an unquoted train.steps as a table {steps}; the rest of [train] must keep what the recipe says
+    recipe = load("tiny_dpo", [f"at=[{{ round = 2, set = {written} }}]"])
+    assert recipe.at_round(1).train == PAIRS.train
+    assert recipe.at_round(2).train == PAIRS.train.model_copy(update={"steps": 9})
+    assert recipe.at_round(2).loss == PAIRS.loss.model_copy(update={"beta": 2.0})
+
+
+def test_a_parts_settings_change_as_a_whole() -> None:
+    # another pairer has other settings: those of the old one must not linger
+    change = 'at=[{ round = 2, set = { pair.pairer = "best_vs_worst", pair.settings = { minimum_margin = 1 } } }]'
+    recipe = load("tiny_dpo", [change]).at_round(2)
+    assert recipe.pair is not None
+    assert recipe.pair.settings == {"minimum_margin": 1}
+    cleared = load("tiny_dpo", ["at=[{ round = 2, set = { pair.settings = {} } }]"]).at_round(2)
+    assert cleared.pair is not None
+    assert cleared.pair.settings == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ('{"train.step" = 3}', "[[at]] of round 3: unknown key 'train.step' (did you mean 'steps'?)"),
+        ('{"loss.beta" = 0}', "[[at]] of round 3: loss.beta: Input should be greater than 0"),
+        ('{"loss.name" = "nll"}', "[[at]] of round 3: [pair] needs a pair loss"),
+        ('{"score.4.weight" = 1}', "'score.4.weight' names no place"),
+    ],
+)
+def test_a_later_rounds_mistake_is_found_before_the_first(change: str, says: str) -> None:
+    # nobody waits two rounds to learn of a typo in the third
+    assert says in refusal(f"at=[{{round = 3, set = {change}}}]")
+
+
+@pytest.mark.parametrize("path", [*recipes.FROZEN_AFTER_START, "prompts.held_out", "model.path", "hardware.workers"])
+def test_what_a_campaign_stands_on_cannot_change_between_rounds(path: str) -> None:
+    # rounds must stay comparable: the same prompts, the same checkpoint 0
+    message = refusal(f'at=[{{round = 2, set = {{"{path}" = 1}}}}]')
+    assert f"[[at]] round 2: '{path}' cannot change between rounds" in message
+
+
+# -- differences ------------------------------------------------------------------------------------------------------
+
+CHANGES = {
+    "loss.beta": st.floats(0.125, 4),
+    "train.steps": st.integers(0, 5),
+    "seed": st.integers(0, 3),
+    "description": st.sampled_from(["-", "", "other"]),
+    "score.0.settings": SETTINGS,
+    "pair.settings": SETTINGS,
+    "hardware.workers": st.integers(1, 4),
+    "hardware.device": st.sampled_from(["cpu", "cuda"]),
+}
+CHANGED = st.fixed_dictionaries({}, optional=CHANGES)
+
+
+def changed(changes: Mapping[str, Any]) -> Recipe:
+    values = PAIRS.plain()
+    for path, value in changes.items():
+        recipes.set_value(values, path, value)
+    return build(values, "test")
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(CHANGED, CHANGED)
+def test_differences_are_what_changed_and_hardware_never_is(one: dict[str, Any], two: dict[str, Any]) -> None:
+    # no line exactly where the recipes mean the same work (1, 1.0, true and "-" are different), a line for each place else
+    def plain(recipe: Recipe) -> dict[str, Any]:
+        return {path: json.dumps(v) for path, v in flatten(recipe.plain()).items() if not path.startswith("hardware.")}
+
+    old, new = plain(changed(one)), plain(changed(two))
+    lines = differences(changed(one), changed(two))
+    assert [line.split(": ")[0] for line in lines] == sorted(
+        path for path in old.keys() | new.keys() if old.get(path) != new.get(path)
+    )
+
+
+def test_a_difference_shows_both_values() -> None:
+    # what a person reads: place, before, after, "-" where there is none
+    other = load("tiny_dpo", ["loss.beta=0.25", "pair.settings.extra=1", "hardware.workers=7"])
+    assert differences(PAIRS, other) == ["loss.beta: 0.5 -> 0.25", "pair.settings.extra: - -> 1"]
+    assert differences(PAIRS, PAIRS) == []

@@ -1,0 +1,453 @@
+from __future__ import annotations
+
+import errno
+import importlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from pydantic import BaseModel
+
+from data.errors import HomeError, StageFailed
+from data.recipe import Hardware, load
+from data.store import Artifact, External, Store, sha256_file
+from tasks import stage as running
+from tasks.stage import Notes, Work, chunks, describe, module_of, perform
+
+pytestmark = pytest.mark.filterwarnings("error")
+CHECKOUT = Path(__file__).parents[1]
+CPU = Hardware(device="cpu", isolation="inline")
+QUIET = Notes()
+APART = Hardware(device="cpu", isolation="process")
+PROMPTS = load("tiny_raft").prompts.model_copy(update={"rounds": 30, "held_out": 9, "test": 5, "ood": 3, "probe": 2, "seed": 4})
+
+STAGE = """
+import os, time
+from pydantic import BaseModel
+VERSION = 1
+LIBRARIES = ("numpy",)
+class Settings(BaseModel):
+    text: str = "text"
+    then: str = ""
+def toy(work):
+    (work.scratch / "shard").touch() if "shard" in work.settings.then else None
+    exec(work.settings.then)
+    read = [(path / "out.txt").read_text() for _, path in sorted(work.inputs.items())]
+    (work.out / "out.txt").write_text(f"{work.settings.text} {work.seed} {read}")
+"""
+
+
+@dataclass
+class Watched:
+    """Notes that remember."""
+
+    said: list[str] = field(default_factory=list)
+    refresh: frozenset[str] = frozenset()
+
+    @property
+    def notes(self) -> Notes:
+        return Notes(warn=self.said.append, refresh=self.refresh)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Iterator[Path]:
+    """A throw-away stage `toy` in a file of its own, which a test may edit and `reload`."""
+    path = tmp_path / "toy.py"
+    path.write_text(STAGE)
+    reload(path)
+    yield path
+    del sys.modules["tasks.toy"]
+    running.fingerprint.cache_clear()
+
+
+def reload(path: Path) -> None:
+    """What a new process would see."""
+    spec = importlib.util.spec_from_file_location("tasks.toy", path)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["tasks.toy"] = module = importlib.util.module_from_spec(spec)
+    exec(compile(path.read_text(), path, "exec"), module.__dict__)
+    running.fingerprint.cache_clear()
+
+
+def settings(**values: Any) -> BaseModel:
+    made: BaseModel = module_of("toy").Settings(**values)
+    return made
+
+
+def toy(store: Store, seed: int = 0, hardware: Hardware = CPU, notes: Notes = QUIET, **values: Any) -> Artifact:
+    inputs = values.pop("inputs", {})
+    return perform(store, "toy", settings(**values), inputs, seed=seed, hardware=hardware, notes=notes)
+
+
+# -- reuse ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_is_computed_once(store: Store, source: Path) -> None:
+    # the same call a second time does no work and says that it reused
+    made = toy(store)
+    assert not made.reused
+    assert made.file("out.txt").read_text() == "text 0 []"
+    log = store.folder(made.key) / "log.json"
+    before = log.stat().st_mtime_ns
+    assert toy(store) == replace(made, reused=True)
+    assert log.stat().st_mtime_ns == before
+
+
+def test_what_shapes_the_output_is_in_the_key(store: Store, source: Path) -> None:
+    # settings, inputs' digests, names of inputs, seed, VERSION and libraries each make another artifact
+    one, two = toy(store), toy(store, seed=2)
+    jobs = [
+        describe("toy", settings(), {}, 0),
+        describe("toy", settings(text="other"), {}, 0),
+        describe("toy", settings(), {}, 1),
+        describe("toy", settings(), {"a": one}, 0),
+        describe("toy", settings(), {"a": two}, 0),
+        describe("toy", settings(), {"b": two}, 0),
+        describe("toy", settings(), {"a": one, "b": two}, 0),
+    ]
+    sys.modules["tasks.toy"].VERSION = 2
+    jobs.append(describe("toy", settings(), {}, 0))
+    sys.modules["tasks.toy"].LIBRARIES = ("numpy", "scipy")
+    jobs.append(describe("toy", settings(), {}, 0))
+    assert len({job.key for job in jobs}) == len(jobs)
+    assert one.key == jobs[0].key
+
+
+def test_a_bound_part_is_in_the_key(store: Store, source: Path) -> None:
+    # a scorer that changes makes the scores anew, nothing else
+    before = describe("toy", settings(), {}, 0)
+    sys.modules["tasks.toy"].parts = lambda settings: [("scorers", "exact_match")]
+    job = describe("toy", settings(), {}, 0)
+    assert job.parts == {"scorers:exact_match": "1"}
+    assert job.key != before.key
+
+
+def test_hardware_and_places_are_in_no_key(store: Store, source: Path, tmp_path: Path) -> None:
+    # a campaign moves to another machine, another folder or more workers and finds its artifacts
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        folder.mkdir()
+        (folder / "out.txt").write_text("mine")
+    digest = sha256_file(one / "out.txt")
+    made = toy(store, inputs={"own": External(digest, one)})
+    elsewhere = Hardware(device="cuda", workers=9, isolation="process", prefect=False)
+    assert toy(store, hardware=elsewhere, inputs={"own": External(digest, two)}) == replace(made, reused=True)
+    upstream = toy(store, seed=5)
+    job = describe("toy", settings(), {"a": upstream}, 0)
+    assert job == describe("toy", settings(), {"a": replace(upstream, path=two, key="other", absent="evicted")}, 0)
+
+
+def test_a_manifest_says_how_to_make_it_again(store: Store, source: Path) -> None:
+    # everything a later day needs is in the manifest; times and what an earlier attempt left are beside it
+    one = toy(store)
+    made = toy(store, seed=3, text="b", inputs={"a": one})
+    manifest = store.manifest(made.key)
+    assert manifest["input_keys"] == {"a": one.key}
+    assert manifest["job"]["inputs"] == {"a": one.digest}
+    assert manifest["job"]["settings"] == {"text": "b", "then": ""}
+    assert manifest["fingerprint"] == running.fingerprint("toy")
+    assert json.loads((store.folder(made.key) / "log.json").read_text())["seconds"] >= 0
+
+
+# -- failure ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_stage_leaves_no_artifact(store: Store, source: Path) -> None:
+    # nothing half-made is ever found, nothing is left lying about, and the next attempt may succeed
+    fails = "(work.out / 'half').touch(); 1 / (0 if not os.environ.get('TOY') else 1)"
+    with pytest.raises(ZeroDivisionError):
+        toy(store, then=fails)
+    assert store.keys() == []
+    assert list((store.root / "partial").iterdir()) == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOY", "1")
+        assert not toy(store, then=fails).reused
+
+
+def test_what_a_failed_stage_had_finished_is_kept(store: Store, source: Path) -> None:
+    # the shards in scratch are there for the next attempt, which says what it found; the payload starts empty
+    fails = "os.environ['TOY']  # after the first shard"
+    with pytest.raises(KeyError):
+        toy(store, then=fails)
+    key = describe("toy", settings(then=fails), {}, 0).key
+    assert [path.name for path in store.scratch(key).iterdir()] == ["shard"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOY", "1")
+        made = toy(store, then=fails)
+    assert json.loads((store.folder(key) / "log.json").read_text())["found"] == ["shard"]
+    assert sorted(store.manifest(made.key)["files"]) == ["out.txt"]
+    assert list((store.root / "partial").iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["stage", "commit"])
+def test_a_full_disk_is_the_homes_problem(store: Store, source: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # "no room" says where and what to do; the same command goes on afterwards
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(*((module_of("toy"), "toy", full) if where == "stage" else (Store, "commit", full)))
+    with pytest.raises(HomeError, match=f"toy: no room left on {store.root}"):
+        toy(store)
+    monkeypatch.undo()
+    assert not toy(store).reused
+
+
+def test_other_errors_of_the_system_keep_their_name(store: Store, source: Path) -> None:
+    # only "no room" is about room
+    with pytest.raises(FileNotFoundError):
+        toy(store, then="open('/nowhere')")
+
+
+# -- damage and eviction ----------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_artifact_is_made_again(store: Store, source: Path) -> None:
+    # it comes out the same, and the one warning says what happened and where the evidence is
+    made, watched = toy(store), Watched()
+    made.file("out.txt").write_text("changed")
+    again = toy(store, notes=watched.notes)
+    assert (again.digest, again.absent) == (made.digest, "")
+    assert again.file("out.txt").read_text() == "text 0 []"
+    [line] = watched.said
+    assert line == f"toy {made.key[:12]} was damaged (set aside in {store.root / 'quarantine'}); making it again"
+
+
+def test_an_evicted_artifact_counts_as_done(store: Store, source: Path) -> None:
+    # dropping old weights never forces recomputing: the digest is all that later keys need
+    made = toy(store)
+    store.evict(made.key)
+    assert toy(store) == replace(made, absent="evicted", reused=True)
+
+
+@pytest.mark.parametrize("how", ["evicted", "damaged"])
+def test_absent_inputs_are_made_again_from_their_manifests(store: Store, source: Path, how: str) -> None:
+    # recursively, each with the settings, seed and inputs of its manifest, each with the digest it had
+    first = toy(store, seed=1)
+    second = toy(store, text="b", seed=2, inputs={"a": first})
+    for artifact in (first, second):
+        if how == "evicted":
+            store.evict(artifact.key)
+        else:
+            artifact.file("out.txt").unlink()
+    watched = Watched()
+    third = toy(store, inputs={"b": second, "a": first}, notes=watched.notes)
+    one = ["text 1 []"]
+    assert third.file("out.txt").read_text() == f"text 0 {[*one, f'b 2 {one}']}"
+    assert [store.find(artifact.key) for artifact in (first, second)] == [replace(a, reused=True) for a in (first, second)]
+    assert [line.split()[-5:] for line in watched.said] == [["was", f"{how};", "making", "it", "again"]] * 2
+    assert store.verify() == []
+
+
+def test_an_input_that_comes_out_different_is_never_used(store: Store, source: Path) -> None:
+    # the round that follows was decided on the old bytes; other ones under its name would falsify it
+    first = toy(store, then="work.settings.text = str(time.time_ns())")
+    store.evict(first.key)
+    with pytest.raises(StageFailed, match=f"toy {first.key[:12]} came out different when made again"):
+        toy(store, inputs={"a": first})
+    assert describe("toy", settings(), {"a": first}, 0).key not in store.keys()
+
+
+def test_an_input_without_a_manifest_is_named(store: Store, source: Path) -> None:
+    # where nobody knows any more how it was made, the failure says which artifact is gone and what to do
+    first = toy(store, seed=1)
+    second = toy(store, inputs={"a": first})
+    os.truncate(store.folder(first.key) / "manifest.json", 50)
+    with pytest.raises(StageFailed, match=rf"toy {first.key[:12]} is gone, its manifest too; resume the campaign"):
+        toy(store, text="c", inputs={"a": first})
+    store.evict(second.key)
+    with pytest.raises(StageFailed, match=rf"cannot make toy {second.key[:12]} again: its input 'a' is gone"):
+        toy(store, inputs={"b": second})
+    assert toy(store, seed=1).digest == first.digest
+    assert not toy(store, inputs={"b": second}).reused
+
+
+def test_a_users_own_file_cannot_be_made_again(store: Store, source: Path, tmp_path: Path) -> None:
+    # an evicted artifact made of it says which input is gone instead of guessing a path
+    (tmp_path / "out.txt").write_text("mine")
+    first = toy(store, inputs={"file": External(sha256_file(tmp_path / "out.txt"), tmp_path)})
+    store.evict(first.key)
+    with pytest.raises(StageFailed, match="its input 'file' is gone"):
+        toy(store, inputs={"a": first})
+
+
+# -- changed source ---------------------------------------------------------------------------------------------------
+
+
+def test_changed_source_without_a_version_warns_and_refresh_makes_it_again(store: Store, source: Path) -> None:
+    # an edit is never silently ignored and never silently recomputed; comments and layout are no edit
+    made = toy(store)
+    source.write_text(STAGE.replace("def toy", "# a comment\n\n\ndef toy"))
+    reload(source)
+    watched = Watched()
+    assert toy(store, notes=watched.notes) == replace(made, reused=True)
+    assert watched.said == []
+    source.write_text(STAGE.replace('{read}"', '{read}!"'))
+    reload(source)
+    assert toy(store, notes=watched.notes) == replace(made, reused=True)
+    assert len(watched.said) == 1
+    assert watched.said[0].startswith("toy: its source changed since this artifact was made, VERSION did not; reusing it")
+    watched = Watched(refresh=frozenset({"toy"}))
+    again = toy(store, notes=watched.notes)
+    assert again.file("out.txt").read_text() == "text 0 []!"
+    assert not again.reused
+    assert watched.said == []
+    assert toy(store, notes=watched.notes) == replace(again, reused=True)
+    [place] = (store.root / "quarantine").iterdir()
+    assert (place / "why.txt").read_text() == "--refresh toy\n"
+
+
+def test_refresh_leaves_unchanged_source_alone(store: Store, source: Path) -> None:
+    # --refresh of a stage that did not change costs nothing
+    made = toy(store)
+    assert toy(store, notes=Watched(refresh=frozenset({"toy"})).notes) == replace(made, reused=True)
+
+
+# -- a process of its own ---------------------------------------------------------------------------------------------
+
+
+def prepared(store: Store, hardware: Hardware) -> Artifact:
+    values = module_of("prepare").Settings(**PROMPTS.model_dump())
+    return perform(store, "prepare", values, {}, seed=7, hardware=hardware)
+
+
+def test_a_stage_apart_makes_the_same_bytes(store: Store, tmp_path: Path) -> None:
+    # isolation is where, not what: prepare and draw come out with the same keys and digests inline and in a process
+    def both(hardware: Hardware, place: Store) -> list[Artifact]:
+        prompts = prepared(place, hardware)
+        draw = module_of("draw").Settings(round=2, count=10)
+        return [prompts, perform(place, "draw", draw, {"prompts": prompts}, seed=1, hardware=hardware)]
+
+    inline, apart = both(CPU, store), both(APART, Store(tmp_path / "apart"))
+    assert [(a.key, a.digest, a.reused) for a in inline] == [(a.key, a.digest, a.reused) for a in apart]
+
+
+APART_STAGE = """
+import sys
+sys.path.insert(0, {folder!r})
+import tasks
+tasks.__path__.append({folder!r})
+"""
+
+
+@pytest.fixture
+def apart(source: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Artifact]:
+    """Runs the throw-away stage in a process of its own, which finds it through a sitecustomize on PYTHONPATH."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(APART_STAGE.format(folder=str(source.parent)))
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    return lambda store, **values: toy(store, hardware=APART, **values)
+
+
+def test_a_stage_apart_reports_its_progress(store: Store, apart: Callable[..., Artifact]) -> None:
+    # ticks cross the process border, other output does not disturb them
+    ticks: list[tuple[int, int]] = []
+    notes = Notes(tick=lambda done, total: ticks.append((done, total)))
+    made = apart(store, then="for i in range(4): work.tick(i, 3); print('noise')", notes=notes)
+    assert ticks == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert sorted(store.manifest(made.key)["files"]) == ["out.txt"]
+
+
+def test_a_stage_apart_that_fails_says_why(
+    store: Store, apart: Callable[..., Artifact], capfd: pytest.CaptureFixture[str]
+) -> None:
+    # the child's own message, its traceback on stderr, its shards kept
+    fails = "raise ValueError('row 7 is odd')  # after a shard"
+    with pytest.raises(StageFailed, match=r"^toy: ValueError: row 7 is odd$"):
+        apart(store, then=fails)
+    assert "Traceback" in capfd.readouterr().err
+    key = describe("toy", settings(then=fails), {}, 0).key
+    assert [path.name for path in store.scratch(key).iterdir()] == ["shard"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_killed_stage_names_the_signal(store: Store, apart: Callable[..., Artifact], number: signal.Signals) -> None:
+    # out of memory looks like SIGKILL: it fails the stage, not the machine, and leaves no artifact
+    with pytest.raises(StageFailed, match=f"toy: its process was killed by {number.name}"):
+        apart(store, then=f"os.kill(os.getpid(), {int(number)})")
+    assert store.keys() == []
+    assert list((store.root / "partial").iterdir()) == []
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from data.recipe import Hardware
+from data.store import Store
+from tasks.stage import Notes, module_of, perform
+place, then = sys.argv[1:]
+values = module_of("toy").Settings(then=then)
+notes = Notes(tick=lambda done, total: print(done, flush=True))
+perform(Store(Path(place)), "toy", values, {}, hardware=Hardware(device="cpu", isolation="process"), notes=notes)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_stage_never_outlives_its_parent(store: Store, apart: Callable[..., Artifact], number: signal.Signals) -> None:
+    # after kill -9 or Ctrl-C no orphan keeps the GPU, and the artifact can be made at once
+    then = "work.tick(os.getpid(), 0); time.sleep(0 if os.environ.get('TOY') else 60)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(CHECKOUT), *sys.path])}
+    command = [sys.executable, "-c", PARENT, str(store.root), then]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        assert child.ppid() == parent.pid
+        parent.send_signal(number)
+        gone, _ = psutil.wait_procs([child], timeout=10)
+    assert gone == [child]
+    assert store.keys() == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOY", "1")
+        assert not toy(store, then=then).reused
+
+
+def test_a_worker_whose_parent_is_already_gone_stops() -> None:
+    # between fork and the request to die with its parent the parent may be gone: the worker notices
+    code = "from tasks.worker import die_with_parent; die_with_parent(1); print('lives')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "is gone" in done.stderr
+
+
+# -- small parts ------------------------------------------------------------------------------------------------------
+
+
+def test_where_a_stage_runs_follows_the_recipe() -> None:
+    # inline on a CPU, a process on a GPU, unless the recipe says otherwise
+    assert not running.own_process(Hardware(device="cpu"))
+    assert running.own_process(Hardware(device="cuda"))
+    assert running.own_process(APART)
+    assert not running.own_process(Hardware(device="cuda", isolation="inline"))
+
+
+@pytest.mark.parametrize(("total", "size"), [(0, 3), (1, 3), (3, 3), (10, 3)])
+def test_chunks_drop_nothing(total: int, size: int) -> None:
+    # shards cover every row once, the last one is the remainder
+    assert [i for chunk in chunks(total, size) for i in chunk] == list(range(total))
+    assert all(len(chunk) == size for chunk in list(chunks(total, size))[:-1])
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (CHECKOUT / "tasks").glob("*.py") if "\nVERSION = " in p.read_text()))
+def test_every_stage_keeps_the_contract(name: str) -> None:
+    # a function named like its module taking one Work, a Settings model, an integer VERSION, and libraries that exist
+    module = importlib.import_module(f"tasks.{name}")
+    assert running.inspect.signature(getattr(module, name), eval_str=True).parameters["work"].annotation is Work
+    assert issubclass(module.Settings, BaseModel)
+    assert isinstance(module.VERSION, int)
+    for library in module.LIBRARIES:
+        assert importlib.metadata.version(library)
+    assert getattr(module, name).__doc__
