@@ -47,9 +47,6 @@ def prepare(home: Path) -> None:
     }
     # Without a GPU one thread is fastest for small models on shared cores (two can be 10x slower), and makes runs repeatable.
     threads = {} if Path("/dev/nvidiactl").exists() else {"OMP_NUM_THREADS": "1"}
-    for name, value in {**DEFAULTS, **places, **threads}.items():
-        os.environ.setdefault(name, value)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|torch")
     try:
         prefect.mkdir(parents=True, exist_ok=True)
         probe = home / f".write-{os.getpid()}"
@@ -57,3 +54,6 @@ def prepare(home: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise HomeError(f"expected a writable home, cannot write {home}: {error.strerror}; pass another --home") from error
+    for name, value in {**DEFAULTS, **places, **threads}.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl|torch")

@@ -53,9 +53,8 @@ def links(home: Path, names: Sequence[str], port: int = PORT) -> dict[str, str]:
             rounds = runs_of(client, place, identity)[1]
             ids = json.dumps([rounds[number].info.run_id for number in sorted(rounds)])
             only = quote(f"tags.`ratchet.campaign_id` = '{identity}' AND {_KIND.format('round')}")
-            found[f"{name}: rounds"] = (
-                f"{start}compare-runs?{TRAINING}&runs={quote(ids)}&experiments={quote(json.dumps([place]))}"
-            )
+            shown = f"runs={quote(ids)}&experiments={quote(json.dumps([place]))}"  # first: the UI fails on another order
+            found[f"{name}: rounds"] = f"{start}compare-runs?{shown}&{TRAINING}"
             found[f"{name}: samples"] = f"{runs}&compareRunsMode=ARTIFACT&searchFilter={only}&{BY_ROUND}"
             found[f"{name}: checkpoints"] = f"{start}models/{model_name(client, identity)}?{TRAINING}"
     return found

@@ -8,20 +8,22 @@ rejected never have the same text, an unknown value puts a completion on neither
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
-from data.errors import PartError
+from annotated_types import Ge
+
 from tasks.audit import Row, Values, by_prompt, finished, unique_texts, verifier
 
 
-def right_vs_wrong(completions: Sequence[Row], reward: Values, scores: Mapping[str, Values], *, cap: int = 4) -> list[Row]:
+def right_vs_wrong(
+    completions: Sequence[Row], reward: Values, scores: Mapping[str, Values], *, cap: Annotated[int, Ge(0)] = 4
+) -> list[Row]:
     """Verified right against verified wrong, each text once a side, up to `cap` pairs per prompt (0 = no cap).
 
     Both sides are walked in sample order and the shorter one starts again when it runs out, so that every pair is new and
     none is used twice before all are used once. Margin: difference of the rewards, 1.0 where one is unknown.
     Iterative RPO, https://arxiv.org/abs/2404.19733 (there up to 10 pairs per prompt).
     """
-    if cap < 0:
-        raise PartError(f"right_vs_wrong: expected cap >= 0 (0 = no cap), found {cap}")
     verdict, pairs = verifier(scores), []
     for rows in by_prompt(completions).values():
         right = unique_texts(row for row in rows if finished(row) and verdict.get(row["completion_id"]) == 1.0)
@@ -36,7 +38,7 @@ def best_vs_worst(
     reward: Values,
     scores: Mapping[str, Values],
     *,
-    minimum_margin: float = 0.0,
+    minimum_margin: Annotated[float, Ge(0)] = 0.0,
     allow_wrong_chosen: bool = False,
 ) -> list[Row]:
     """The highest against the lowest reward of every prompt, the first sample of those that tie; equal rewards give no pair.
@@ -45,8 +47,6 @@ def best_vs_worst(
     that was never solved would teach the least wrong answer as the right one. Margin: difference of the rewards.
     Online DPO with max_min, https://arxiv.org/abs/2405.07863; https://github.com/RLHFlow/Online-DPO-R1.
     """
-    if minimum_margin < 0:
-        raise PartError(f"best_vs_worst: expected minimum_margin >= 0, found {minimum_margin}")
     verdict, pairs = verifier(scores), []
     for rows in by_prompt(completions).values():
         known = [(value, row) for row in rows if (value := reward.get(row["completion_id"])) is not None]

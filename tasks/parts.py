@@ -88,7 +88,7 @@ def bind(family: str, name: str, settings: Mapping[str, Any], **supplied: Any) -
 def check_settings(family: str, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings validated against the part's keyword-only parameters, defaults left to the part."""
     part = find(family, name)
-    hints = get_type_hints(part.__init__ if inspect.isclass(part) else part)
+    hints = get_type_hints(part.__init__ if inspect.isclass(part) else part, include_extras=True)
     fields: dict[str, Any] = {
         key: (hints.get(key, Any), ... if parameter.default is parameter.empty else parameter.default)
         for key, parameter in inspect.signature(part).parameters.items()

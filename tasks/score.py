@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from tasks.scorers import Score
 from tasks.stage import Work, chunks
 
 VERSION = 1
-LIBRARIES = ("math-verify", "sympy", "regex")
+LIBRARIES = ("math-verify", "latex2sympy2_extended", "sympy", "regex")
 SHARD = 2048  # completions; small enough to lose, large enough to keep a process pool busy
 
 Row = dict[str, Any]
@@ -61,6 +62,11 @@ def _score(name: str, scorer: Any, prompts: dict[str, Row], batch: Sequence[Row]
         raise ScorerFailed(f"scorer '{name}' failed on {_blame(scorer, aligned, batch)}: {error!r}") from error
     if len(scores) != len(batch) or not all(isinstance(score, Score) for score in scores):
         raise ScorerFailed(f"scorer '{name}': expected {len(batch)} Score values, found {len(scores)}; see tasks/scorers.py")
+    for row, score in zip(batch, scores, strict=True):
+        if score.value is not None and not math.isfinite(score.value):
+            raise ScorerFailed(
+                f"scorer '{name}' gave {score.value} to completion {row['completion_id']}: expected a number or None"
+            )
     return [
         {
             "completion_id": row["completion_id"],

@@ -21,9 +21,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from data.errors import PartError
+from annotated_types import Gt
+from pydantic import AfterValidator
+
 from tasks import verify_pool
 
 Row = dict[str, Any]
@@ -61,7 +63,7 @@ def _exact(prompt: Row, completion: Row, after: str) -> Score:
 
 
 def math_equivalence(
-    prompts: Sequence[Row], completions: Sequence[Row], *, timeout: float = 5.0, workers: int = 2
+    prompts: Sequence[Row], completions: Sequence[Row], *, timeout: Annotated[float, Gt(0)] = 5.0, workers: int = 2
 ) -> list[Score]:
     """1.0 where math-verify finds the answer mathematically equal to the gold one. `timeout` is in CPU seconds a completion.
 
@@ -69,8 +71,6 @@ def math_equivalence(
     is for mathematics: it reads a gold answer "Paris" as a product of five letters; use exact_match for words.
     Source: https://github.com/huggingface/Math-Verify, 0.9.0, with its defaults less its time limits, which need a main thread.
     """
-    if timeout <= 0:
-        raise PartError(f"math_equivalence: expected timeout > 0 (CPU seconds), found {timeout}")
     rows = list(zip(prompts, completions, strict=True))
     scores = [_unjudged(prompt, completion) for prompt, completion in rows]
     items = [(_gold(p) or "", c["text"]) for (p, c), score in zip(rows, scores, strict=True) if score is None]
@@ -85,17 +85,26 @@ def _unjudged(prompt: Row, completion: Row) -> Score | None:
     return Score(0.0, "truncated") if completion["finish_reason"] == "length" else None
 
 
-def format(prompts: Sequence[Row], completions: Sequence[Row], *, pattern: str) -> list[Score]:
+def _compiles(pattern: str) -> str:
+    import regex
+
+    try:
+        regex.compile(pattern)
+    except regex.error as error:
+        raise ValueError(f"expected a regular expression: {error}") from error
+    return pattern
+
+
+def format(
+    prompts: Sequence[Row], completions: Sequence[Row], *, pattern: Annotated[str, AfterValidator(_compiles)]
+) -> list[Score]:
     """1.0 where the whole stripped text matches the regular expression, e.g. `(?s)<think>.*</think>.*`, else 0.0.
 
     The pattern is yours, the text is the model's: a match that takes longer than a second is a "timeout" with no value.
     """
     import regex  # unlike re, it can be told to stop
 
-    try:
-        compiled = regex.compile(pattern)
-    except regex.error as error:
-        raise PartError(f"format: expected a regular expression, found {pattern!r}: {error}") from error
+    compiled = regex.compile(pattern)
     return [_matches(compiled, completion["text"].strip()) for completion in completions]
 
 

@@ -8,20 +8,25 @@ policy not to stop. The order of the rows never changes what is selected.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
-from data.errors import PartError
+from annotated_types import Ge
+
 from tasks.audit import Row, Values, by_prompt, finished, unique_texts, verifier
 
 
 def all_correct(
-    completions: Sequence[Row], reward: Values, scores: Mapping[str, Values], *, cap: int = 4, deduplicate: bool = True
+    completions: Sequence[Row],
+    reward: Values,
+    scores: Mapping[str, Values],
+    *,
+    cap: Annotated[int, Ge(0)] = 4,
+    deduplicate: bool = True,
 ) -> list[Row]:
     """Every completion that is verified right, each text once, at most `cap` per prompt in sample order (0 = no cap).
 
     RAFT with a verifier: https://arxiv.org/abs/2304.06767 with the reward cut at "right".
     """
-    if cap < 0:
-        raise PartError(f"all_correct: expected cap >= 0 (0 = no cap), found {cap}")
     verdict, kept = verifier(scores), []
     for rows in by_prompt(completions).values():
         right = [row for row in rows if finished(row) and verdict.get(row["completion_id"]) == 1.0]

@@ -17,6 +17,7 @@ from flows import environment
 
 for name, value in environment.DEFAULTS.items():
     os.environ[name] = value
+environment.prepare(Path(os.environ["RATCHET_HOME"]))  # one Prefect database for the session, whatever home a test uses
 
 
 @pytest.fixture

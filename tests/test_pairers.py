@@ -12,6 +12,7 @@ from data import tables
 from data.errors import PartError
 from tasks.audit import audit_pairs
 from tasks.pairers import best_vs_worst, right_vs_wrong
+from tasks.parts import check_settings
 
 Row = dict[str, Any]
 SAMPLE = st.tuples(
@@ -188,8 +189,8 @@ def test_audit_finds_every_fault() -> None:
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
-    # The message says what was expected and what was found.
-    with pytest.raises(PartError, match="cap >= 0"):
-        right_vs_wrong(*judged([]), cap=-1)
-    with pytest.raises(PartError, match="minimum_margin >= 0"):
-        best_vs_worst(*judged([]), minimum_margin=-1.0)
+    # A bad setting is refused where the recipe is checked, before anything runs.
+    with pytest.raises(PartError, match="cap: Input should be greater than or equal to 0"):
+        check_settings("pairers", "right_vs_wrong", {"cap": -1})
+    with pytest.raises(PartError, match="minimum_margin: Input should be greater than or equal to 0"):
+        check_settings("pairers", "best_vs_worst", {"minimum_margin": -1.0})

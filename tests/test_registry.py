@@ -406,13 +406,14 @@ def test_a_broken_database_is_one_clear_error(home, campaign):
 
 
 def test_links_lead_to_the_rounds_in_order(home, campaign):
-    # The compare view shows columns in the order of the URL.
+    # The compare view shows columns in the order of the URL, and cannot read one that does not begin with the runs.
     sync_campaign(campaign)
     found = links(home, ["demo"])
     c = client(home)
     runs = c.search_runs([c.get_experiment_by_name("ratchet").experiment_id], "tags.`ratchet.kind` = 'round'")
     places = [found["demo: rounds"].index(run.info.run_id) for run in sorted(runs, key=lambda run: run.info.run_name)]
     assert places == sorted(places)
+    assert "/#/compare-runs?runs=" in found["demo: rounds"]
     assert "workflowType=machine_learning" in found["campaigns"]
     assert f"sqlite:///{home}/mlflow.db" in ui_command(home)
 

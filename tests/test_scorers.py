@@ -18,6 +18,7 @@ import pytest
 
 from data.errors import PartError
 from tasks import scorers, verify_pool
+from tasks.parts import check_settings
 from tasks.scorers import Score, exact_match, math_equivalence
 
 CHECKOUT = Path(__file__).parents[1]
@@ -286,12 +287,17 @@ def test_a_regex_bomb_costs_a_second() -> None:
     assert time.monotonic() - start < 10
 
 
-def test_settings_that_make_no_sense_are_refused() -> None:
-    # The message says what was expected and what was found.
-    with pytest.raises(PartError, match="timeout > 0"):
-        one(math_equivalence, "1", "1", timeout=0)
-    with pytest.raises(PartError, match="expected a regular expression"):
-        one(scorers.format, None, "", pattern="(")
+@pytest.mark.parametrize(
+    ("scorer", "settings", "says"),
+    [
+        ("math_equivalence", {"timeout": 0}, "timeout: Input should be greater than 0"),
+        ("format", {"pattern": "("}, "pattern: .*expected a regular expression"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(scorer: str, settings: dict[str, object], says: str) -> None:
+    # A bad setting is refused where the recipe is checked, before anything runs.
+    with pytest.raises(PartError, match=says):
+        check_settings("scorers", scorer, settings)
 
 
 def test_misaligned_rows_are_refused() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from data import tables
 from data.errors import PartError
 from tasks.audit import audit_selection
+from tasks.parts import check_settings
 from tasks.selectors import all_correct, best_of_n
 
 Row = dict[str, Any]
@@ -128,6 +129,6 @@ def test_audit_of_nothing() -> None:
 
 
 def test_a_negative_cap_is_refused() -> None:
-    # It would silently drop the last ones.
-    with pytest.raises(PartError, match="cap >= 0"):
-        all_correct(*judged([]), cap=-1)
+    # It would silently drop the last ones; it is refused where the recipe is checked.
+    with pytest.raises(PartError, match="cap: Input should be greater than or equal to 0"):
+        check_settings("selectors", "all_correct", {"cap": -1})
