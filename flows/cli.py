@@ -16,6 +16,8 @@ from data import recipe as recipes
 from data.campaign import Campaign, names
 from data.errors import CampaignError, PartError, RatchetError
 from flows import environment
+from registry.client import remembered
+from registry.compare import ui_command
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
 out = Console(highlight=False)
@@ -106,7 +108,7 @@ def resume(
 def conduct(campaign: Campaign, refresh: list[str]) -> None:
     """Run a campaign to its end, show it, and exit with its code. A finished one is recognised before Prefect starts."""
     state: str = campaign.state
-    over = campaign.final() is not None and campaign.delivered
+    over = campaign.final() is not None and campaign.delivered and remembered(campaign.home)
     if not (state == "waiting" or over):
         from flows.improve import improve
 
@@ -131,7 +133,7 @@ def summary(campaigns: list[Campaign]) -> None:
         out.print(final)
     home = campaigns[0].home
     out.print(f"everything lies below {home}: campaigns/, store/, mlflow.db, prefect/", soft_wrap=True)
-    out.print(f"MLflow:  {mlflow_command(home)}", soft_wrap=True)
+    out.print(f"MLflow:  {ui_command(home) or os.environ['MLFLOW_TRACKING_URI']}", soft_wrap=True)
     out.print(f"Prefect: PREFECT_HOME={home / 'prefect'} {sys.executable} -m prefect server start", soft_wrap=True)
 
 
@@ -145,12 +147,6 @@ def links(campaigns: list[Campaign]) -> None:
             out.print(f"{what}: {address}", soft_wrap=True, style="dim")
     except (MemoryUnreachable, CampaignError) as error:
         out.print(f"no MLflow links: {escape(str(error))}", soft_wrap=True)
-
-
-def mlflow_command(home: Path) -> str:
-    from registry.compare import ui_command
-
-    return ui_command(home)
 
 
 @app.command()

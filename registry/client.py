@@ -47,6 +47,11 @@ def remote(uri: str) -> bool:
     return uri.startswith(("http://", "https://"))
 
 
+def remembered(home: Path) -> bool:
+    """Whether there is anything to have delivered to: a server, or this home's database still in its place."""
+    return remote(tracking_uri(home)) or (home / "mlflow.db").exists()
+
+
 @contextlib.contextmanager
 def memory(home: Path) -> Iterator[MlflowClient]:
     """A client for this home's MLflow.

@@ -299,3 +299,11 @@ def test_a_difference_shows_both_values() -> None:
     other = load("tiny_dpo", ["loss.beta=0.25", "pair.settings.extra=1", "hardware.workers=7"])
     assert differences(PAIRS, other) == ["loss.beta: 0.5 -> 0.25", "pair.settings.extra: - -> 1"]
     assert differences(PAIRS, PAIRS) == []
+
+
+@pytest.mark.parametrize(("one", "two"), [(1, True), (1, 1.0), ("", "-"), (0, "0"), ({}, [])])
+def test_values_that_make_other_keys_are_different(one: Any, two: Any) -> None:
+    # a part sees what the recipe says, and so does its key: 1, 1.0 and true are not the same there
+    [line] = differences(changed({"pair.settings": {"cap": one}}), changed({"pair.settings": {"cap": two}}))
+    assert line == f"pair.settings.cap: {one} -> {two}"
+    assert differences(changed({"pair.settings": {}}), changed({"pair.settings": {"cap": "-"}})) != []

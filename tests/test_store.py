@@ -245,6 +245,24 @@ def test_an_evicted_artifacts_manifest_survives_every_kill(store: Store, tmp_pat
         assert left.verify() == []
 
 
+def test_everything_is_on_the_disk_before_it_is_in_place(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a power cut after the rename finds every file and folder of the artifact already fsynced
+    synced: set[str] = set()
+    rename = Path.rename
+
+    def watched(self: Path, target: Path) -> Path:
+        if target == store.folder(JOB.key):
+            assert synced >= {p.relative_to(self).as_posix() for p in (*self.rglob("*"), self)}
+            synced.add("renamed")
+        return rename(self, target)
+
+    partial = store.root / "partial" / JOB.key
+    monkeypatch.setattr("data.store.fsync", lambda path: synced.add(os.path.relpath(path, partial)))
+    monkeypatch.setattr(Path, "rename", watched)
+    make(store)
+    assert "renamed" in synced
+
+
 LOOP = """
 store = Store(Path(sys.argv[1]))
 print("ready", flush=True)
