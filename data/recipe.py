@@ -200,6 +200,12 @@ class Recipe(Strict):
     hardware: Hardware = Hardware()
     at: tuple[At, ...] = ()
 
+    @field_validator("select", "pair", mode="before")
+    @classmethod
+    def _switched_off(cls, value: Any) -> Any:
+        """TOML has no null: `select = false` in an `[[at]]` ends selecting, so that SFT rounds may warm up DPO rounds."""
+        return None if value is False else value
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if self.select and self.pair:

@@ -78,7 +78,15 @@ def missing(campaign: Campaign, rounds: list[Round]) -> bool:
     last = rounds[-1]
     scores = [r.artifacts["evaluate/greedy_score"] for r in rounds]
     needed: list[Ref] = [rounds[0].artifacts["prepare"], rounds[0].checkpoint, last.head, last.champion, *scores]
-    return any(campaign.store.find(ref.key) is None for ref in needed)
+    return any(lost(campaign, ref) for ref in needed)
+
+
+def lost(campaign: Campaign, known: Ref) -> bool:
+    """Whether an artifact cannot be made again from a manifest: it has none, or it came from a file outside the store."""
+    found = campaign.store.find(known.key)
+    if found is None:
+        return True
+    return bool(found.absent) and None in campaign.store.manifest(known.key)["input_keys"].values()
 
 
 def replay(campaign: Campaign, report: Reporter, rounds: list[Round]) -> None:

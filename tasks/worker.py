@@ -12,6 +12,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from data import errors
 from data.errors import StageFailed
 from data.recipe import Hardware
 from tasks.stage import Work, module_of
@@ -68,6 +69,10 @@ def run_apart(stage: str, work: Work) -> None:
     if code < 0:
         raise StageFailed(f"{stage}: its process was killed by {signal.Signals(-code).name} (out of memory?)")
     if code:
+        kind, _, message = last.partition(": ")
+        known = getattr(errors, kind, None)
+        if isinstance(known, type) and issubclass(known, errors.RatchetError):
+            raise known(message)  # as it would have been raised inline
         raise StageFailed(f"{stage}: {last or f'its process ended with exit code {code}'}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -41,14 +42,29 @@ def ratchet(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     return call
 
 
+@pytest.fixture(scope="session")
+def known_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the seed model and round 0 of the micro world, which most campaigns here start from."""
+    from data.campaign import Campaign
+    from flows.improve import improve
+    from tests.micro import micro
+
+    home = tmp_path_factory.mktemp("known")
+    Campaign.start(home, "known", micro("tiny_control", "rounds=1"))
+    improve.fn("known", str(home))
+    return home / "store"
+
+
 @pytest.fixture
-def run_micro(home: Path) -> Callable[..., object]:
-    """Run a micro campaign in this process, without Prefect; returns the campaign."""
+def run_micro(home: Path, request: pytest.FixtureRequest) -> Callable[..., object]:
+    """Run a micro campaign in this process, without Prefect; returns the campaign. `fresh` starts from an empty store."""
     from data.campaign import Campaign
     from tests.micro import micro
 
-    def run(source: str = "tiny_raft", *sets: str, name: str = "micro", place: Path = home) -> Campaign:
+    def run(source: str = "tiny_raft", *sets: str, name: str = "micro", place: Path = home, fresh: bool = False) -> Campaign:
         environment.prepare(place)
+        if not fresh and not (place / "store").exists():
+            shutil.copytree(request.getfixturevalue("known_store"), place / "store")
         from flows.improve import improve
 
         campaign = Campaign.start(place, name, micro(source, *sets))

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 Rows = list[dict[str, Any]]
-PER_ROUND, N, BATCH, KEEP = 1000, 8, 2000, 4
+PER_ROUND, N, BATCH, KEEP = 1000, 8, 500, 4
 TRAINING: dict[str, Any] = {"max_steps": 80, "per_device_train_batch_size": 32, "lr_scheduler_type": "cosine"}
 TRAINING |= {"bf16": False, "gradient_checkpointing": False, "dataloader_pin_memory": False}
 TRAINING |= {"logging_strategy": "no", "save_strategy": "no", "report_to": "none", "disable_tqdm": True}

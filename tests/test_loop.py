@@ -54,8 +54,8 @@ def test_campaign_runs_and_records(source: str, run_micro: Run) -> None:
 
 def test_two_homes_give_equal_digests(run_micro: Run, tmp_path: Path) -> None:
     # Claim: on CPU in fp32 on one thread the same recipe gives byte-identical artifacts, in another home too.
-    first = run_micro("tiny_dpo", place=tmp_path / "a")
-    second = run_micro("tiny_dpo", place=tmp_path / "b")
+    first = run_micro("tiny_dpo", place=tmp_path / "a", fresh=True)
+    second = run_micro("tiny_dpo", place=tmp_path / "b", fresh=True)
     assert digests(first) == digests(second)
 
 
@@ -200,6 +200,7 @@ def test_keep_best_and_last_evicts_weights_and_a_fork_still_works(run_micro: Run
     assert fork.rounds()[-1].checkpoint.digest != rounds[-1].checkpoint.digest
 
 
+@pytest.mark.slow
 def test_isolated_stages_give_the_same_bytes(run_micro: Run, tmp_path: Path) -> None:
     # Claim: a stage in a process of its own (as on a GPU) gives the bytes it gives inline.
     inline = run_micro("tiny_raft", "rounds=1", place=tmp_path / "a")

@@ -307,3 +307,13 @@ def test_values_that_make_other_keys_are_different(one: Any, two: Any) -> None:
     [line] = differences(changed({"pair.settings": {"cap": one}}), changed({"pair.settings": {"cap": two}}))
     assert line == f"pair.settings.cap: {one} -> {two}"
     assert differences(changed({"pair.settings": {}}), changed({"pair.settings": {"cap": "-"}})) != []
+
+
+def test_sft_rounds_may_warm_up_dpo_rounds() -> None:
+    # Claim: [[at]] can end selecting and begin pairing, though TOML has no null.
+    change = 'at=[{round=2, set={select=false, pair={pairer="right_vs_wrong"}, "loss.name"="sigmoid", "train.replay"=false}}]'
+    recipe = load("tiny_raft", [change])
+    assert recipe.at_round(1).select is not None
+    later = recipe.at_round(2)
+    assert later.select is None
+    assert later.pair is not None
