@@ -15,7 +15,8 @@ from data.errors import PromptsError
 from data.recipe import Recipe
 from data.store import Artifact, External, derive_seed, digest_of, sha256_file
 from tasks.models import inspect_checkpoint
-from tasks.stage import Input, device_of, module_of
+from tasks.stage import Input
+from tasks.work import device_of, module_of
 
 Call = Callable[[str, str, BaseModel, Mapping[str, Input], int], Artifact]
 REFERENCE_ROWS = 64  # completions on which the reference is proved

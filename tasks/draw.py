@@ -7,7 +7,7 @@ import random
 from pydantic import BaseModel
 
 from data import tables
-from tasks.stage import Work
+from tasks.work import Work
 
 VERSION = 1
 LIBRARIES = ()

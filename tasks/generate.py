@@ -11,7 +11,7 @@ from data import tables
 from data.store import derive_seed
 from tasks import parts as shelves
 from tasks.engines import Decoding, Engine, Row
-from tasks.stage import Work, chunks, device_of
+from tasks.work import Work, chunks, device_of
 
 VERSION = 1
 LIBRARIES = ("torch", "transformers", "tokenizers")

@@ -7,7 +7,7 @@ import shutil
 from pydantic import BaseModel
 
 from tasks.models import inspect_checkpoint
-from tasks.stage import Work
+from tasks.work import Work
 
 VERSION = 1
 LIBRARIES = ()

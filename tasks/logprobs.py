@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from data import tables
 from tasks import models
-from tasks.stage import Work, device_of
+from tasks.work import Work, device_of
 
 VERSION = 1
 LIBRARIES = ("torch", "transformers", "tokenizers")

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from data import tables
-from tasks.stage import Work
+from tasks.work import Work
 
 VERSION = 1
 LIBRARIES = ("numpy", "scipy")

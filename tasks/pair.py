@@ -11,7 +11,7 @@ from data import tables
 from tasks import parts as shelves
 from tasks.audit import audit_pairs
 from tasks.select import judged
-from tasks.stage import Work
+from tasks.work import Work
 
 VERSION = 1
 LIBRARIES = ()

@@ -6,7 +6,7 @@ import json
 
 from data import prompts, tables
 from data.recipe import Prompts
-from tasks.stage import Work
+from tasks.work import Work
 
 VERSION = 1
 LIBRARIES = ()

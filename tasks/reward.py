@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from data import tables
-from tasks.stage import Work
+from tasks.work import Work
 
 VERSION = 1
 LIBRARIES = ()

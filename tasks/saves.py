@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data.store import hash_folder, write_atomic
-from tasks.stage import Tick
+from tasks.work import Tick
 
 NAME = "ratchet-manifest.json"
 NEEDED = ("optimizer.pt", "scheduler.pt", "trainer_state.json")

@@ -13,7 +13,7 @@ from data import tables
 from data.errors import ScorerFailed
 from tasks import parts as shelves
 from tasks.scorers import Score
-from tasks.stage import Work, chunks
+from tasks.work import Work, chunks
 
 VERSION = 1
 LIBRARIES = ("math-verify", "latex2sympy2_extended", "sympy", "regex")

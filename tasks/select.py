@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from data import tables
 from tasks import parts as shelves
 from tasks.audit import audit_selection
-from tasks.stage import Work
+from tasks.work import Work
 
 VERSION = 1
 LIBRARIES = ()

@@ -15,38 +15,18 @@ import importlib
 import importlib.metadata
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 from pydantic import BaseModel
 
 from data.errors import HomeError, StageFailed
 from data.recipe import Hardware
 from data.store import Artifact, External, Job, Store
+from tasks.work import Tick, Work, device_of, module_of, silent
 
-Tick = Callable[[int, int], None]
 Input = Artifact | External
-
-
-def silent(done: int, total: int) -> None:
-    """The progress callback of somebody who does not look."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a stage function gets. Payload goes to `out`; `scratch` survives a crash and is removed on commit."""
-
-    key: str
-    settings: Any  # the stage module's own Settings
-    inputs: Mapping[str, Path]
-    seed: int
-    out: Path
-    scratch: Path
-    hardware: Hardware
-    tick: Tick = silent
 
 
 @dataclass(frozen=True)
@@ -56,10 +36,6 @@ class Notes:
     tick: Tick = silent
     warn: Callable[[str], None] = lambda message: None
     refresh: frozenset[str] = frozenset()  # stages to make again where their source changed
-
-
-def module_of(stage: str) -> ModuleType:
-    return importlib.import_module(f"tasks.{stage}")
 
 
 def describe(stage: str, settings: BaseModel, inputs: Mapping[str, Input], seed: int) -> Job:
@@ -159,14 +135,6 @@ def own_process(hardware: Hardware) -> bool:
     return device_of(hardware) == "cuda"
 
 
-def device_of(hardware: Hardware) -> str:
-    if hardware.device != "auto":
-        return hardware.device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _present(store: Store, artifact: Input, hardware: Hardware, notes: Notes) -> Path:
     """The payload folder of an input; an evicted or damaged one is made again from its manifest."""
     if isinstance(artifact, External):
@@ -208,9 +176,3 @@ def fingerprint(stage: str) -> str:
     """A hash of the stage module's code without comments and formatting; kept in the manifest, never in a key."""
     source = inspect.getsource(module_of(stage))
     return hashlib.sha256(ast.dump(ast.parse(source)).encode()).hexdigest()
-
-
-def chunks(total: int, size: int) -> Iterator[range]:
-    """Ranges that cover 0..total; the last one holds the remainder, no row is dropped."""
-    for start in range(0, total, size):
-        yield range(start, min(start + size, total))

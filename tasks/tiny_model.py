@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from data.addition import ALPHABET
-from tasks.stage import Work
+from tasks.work import Work
 
 VERSION = 1
 LIBRARIES = ("torch", "transformers", "tokenizers")

@@ -17,7 +17,7 @@ from data import tables
 from data.errors import ReferenceMismatch, StageFailed
 from tasks import models
 from tasks.saves import newest_save, save_callback
-from tasks.stage import Work, device_of
+from tasks.work import Work, device_of
 
 VERSION = 1
 LIBRARIES = ("torch", "transformers", "tokenizers", "trl", "accelerate")

@@ -15,7 +15,7 @@ from typing import Any
 from data import errors
 from data.errors import StageFailed
 from data.recipe import Hardware
-from tasks.stage import Work, module_of
+from tasks.work import Work, module_of
 
 TICK = "ratchet-tick "
 PR_SET_PDEATHSIG = 1

@@ -143,7 +143,7 @@ def child_loop(home: Path, method: str, rounds: int) -> None:
     from data.campaign import Campaign
     from data.store import Artifact
     from flows.stages import Stages, read_metrics
-    from tasks.stage import Work, module_of
+    from tasks.work import Work, module_of
 
     recipe = recipes.load(f"tiny_{method}", [f"rounds={rounds}"])
     campaign = Campaign(home, "bench", recipe)

@@ -74,11 +74,12 @@ def kill_once(home: Path, method: str, after: float) -> str | None:
         if "round" in line:
             break
     time.sleep(after)
-    ended = process.poll() is not None
+    if process.poll() is not None:
+        return None
     os.killpg(process.pid, signal.SIGKILL)
     rest = process.stderr.read().strip().splitlines()
     process.wait()
-    return None if ended else (rest[-1].strip() if rest else "first stage")
+    return rest[-1].strip() if rest else "first stage"
 
 
 def sealed(store: Path) -> set[str]:

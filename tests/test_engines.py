@@ -21,8 +21,8 @@ PROMPTS = [
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from data.recipe import Hardware
-    from tasks.stage import Work
     from tasks.tiny_model import Settings, tiny_model
+    from tasks.work import Work
 
     folder = tmp_path_factory.mktemp("model")
     tiny_model(Work("key", Settings(hidden=32, layers=1), {}, 7, folder, folder, Hardware()))
@@ -72,7 +72,7 @@ def test_stop_token_belongs_to_the_completion(checkpoint: Path) -> None:
 def test_a_lost_shard_is_drawn_again_and_equal(run_micro: Callable[..., Campaign]) -> None:
     # Claim: what a shard holds depends on its place alone, so completions are the same however often an attempt was cut short.
     from tasks.generate import generate
-    from tasks.stage import Work, module_of
+    from tasks.work import Work, module_of
 
     campaign = run_micro("tiny_raft", "rounds=1")
     store, ref = campaign.store, campaign.rounds()[1].artifacts["generate"]

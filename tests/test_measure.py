@@ -14,7 +14,7 @@ from scipy.stats import ttest_rel
 from data import tables
 from data.recipe import Hardware
 from tasks.measure import Settings, by_prompt, measure, paired, pass_at_k, t_interval
-from tasks.stage import Work
+from tasks.work import Work
 
 pytestmark = pytest.mark.filterwarnings("error")
 

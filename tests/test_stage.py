@@ -21,7 +21,8 @@ from data.errors import HomeError, StageFailed
 from data.recipe import Hardware, load
 from data.store import Artifact, External, Store, sha256_file
 from tasks import stage as running
-from tasks.stage import Notes, Work, chunks, describe, module_of, perform
+from tasks.stage import Notes, describe, perform
+from tasks.work import Work, chunks, module_of
 
 pytestmark = pytest.mark.filterwarnings("error")
 CHECKOUT = Path(__file__).parents[1]
@@ -388,7 +389,8 @@ import sys
 from pathlib import Path
 from data.recipe import Hardware
 from data.store import Store
-from tasks.stage import Notes, module_of, perform
+from tasks.stage import Notes, perform
+from tasks.work import module_of
 place, then = sys.argv[1:]
 values = module_of("toy").Settings(then=then)
 notes = Notes(tick=lambda done, total: print(done, flush=True))

@@ -20,8 +20,8 @@ from data.campaign import Campaign
 from data.errors import ReferenceMismatch, StageFailed
 from data.store import hash_folder
 from tasks import models
-from tasks.stage import Work, module_of
 from tasks.train import train
+from tasks.work import Work, module_of
 
 ROOT = Path(__file__).parent.parent
 

@@ -1,0 +1,50 @@
+"""What a stage function gets: its inputs, settings, seed and folders; and what several stages ask of their surroundings."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from data.recipe import Hardware
+
+Tick = Callable[[int, int], None]
+
+
+def silent(done: int, total: int) -> None:
+    """The progress callback of somebody who does not look."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage function gets. Payload goes to `out`; `scratch` survives a crash and is removed on commit."""
+
+    key: str
+    settings: Any  # the stage module's own Settings
+    inputs: Mapping[str, Path]
+    seed: int
+    out: Path
+    scratch: Path
+    hardware: Hardware
+    tick: Tick = silent
+
+
+def module_of(stage: str) -> ModuleType:
+    return importlib.import_module(f"tasks.{stage}")
+
+
+def device_of(hardware: Hardware) -> str:
+    if hardware.device != "auto":
+        return hardware.device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def chunks(total: int, size: int) -> Iterator[range]:
+    """Ranges that cover 0..total; the last one holds the remainder, no row is dropped."""
+    for start in range(0, total, size):
+        yield range(start, min(start + size, total))
