@@ -155,6 +155,7 @@ def runs(home: Home = None, as_json: Json = False) -> None:
 
     Example: ratchet runs --json
     """
+    from rich import box
     from rich.table import Table
 
     place = environment.home_of(home)
@@ -162,16 +163,12 @@ def runs(home: Home = None, as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    table = Table("name", "state", "rounds", "held-out accuracy", "about", pad_edge=False)
+    table = Table(pad_edge=False, box=box.SIMPLE_HEAD, collapse_padding=True)
+    for column in ("name", "state", "rounds", "accuracy", "about"):
+        table.add_column(column, no_wrap=True)
     for row in rows:
-        value = row["accuracy"]
-        table.add_row(
-            row["name"],
-            row["state"],
-            f"{row['rounds_done']}/{row['rounds']}",
-            "-" if value is None else f"{value:.3f}",
-            row["about"],
-        )
+        value = "-" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f}"
+        table.add_row(row["name"], row["state"], f"{row['rounds_done']}/{row['rounds']}", value, row["about"][:36])
     out.print(table if rows else f"no campaigns below {place} yet; try: ratchet run tiny_raft")
 
 
@@ -269,8 +266,6 @@ def list_parts(
 
     Example: ratchet parts scorers
     """
-    from rich.table import Table
-
     from tasks import parts
 
     if family and family not in parts.FAMILIES:
@@ -279,11 +274,13 @@ def list_parts(
     if as_json:
         print(json.dumps(listing, indent=1))
         return
-    table = Table("family", "name", "settings", "about", "source", pad_edge=False)
     for name, rows in listing.items():
+        out.print(f"[bold]{name}[/bold]")
         for row in rows:
-            table.add_row(name, *(escape(row[key]) for key in ("name", "settings", "about", "source")))
-    out.print(table)
+            settings = f"({row['settings']})" if row["settings"] else ""
+            out.print(
+                f"  {escape(row['name'] + settings)}  [dim]{row['source']}[/dim]\n      {escape(row['about'])}", soft_wrap=True
+            )
 
 
 @app.command(name="recipes")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -78,29 +79,35 @@ def percent(metric: Metric | None) -> str:
 
 def rounds_table(campaigns: list[Campaign]) -> Table:
     """Rounds of one or more campaigns: accuracy with its interval, length, length gap, verdict."""
-    table = Table(title=None, pad_edge=False)
-    for name in ("campaign", "round"):
-        table.add_column(name)
-    for name in ("held-out accuracy % [95%]", "pass@k %", "mean tokens", "finished %", "chosen-rejected tokens"):
-        table.add_column(name, justify="right")
-    table.add_column("verdict")
+    table = _table(
+        "round", "accuracy %", "pass@k %", "tokens", "finished", "gap", "verdict",
+        caption="accuracy: greedy, held-out, with its 95% interval; k = samples; gap: chosen minus rejected tokens",
+    )  # fmt: skip
     for campaign in campaigns:
-        for finished in campaign.rounds():
-            table.add_row(*_row(campaign.name, finished))
         table.add_section()
+        table.add_row(f"[bold]{campaign.name}[/bold]")
+        for finished in campaign.rounds():
+            table.add_row(*_row(finished))
     return table
 
 
-def _row(name: str, finished: Round) -> list[str]:
+def _table(first: str, *others: str, caption: str) -> Table:
+    table = Table(pad_edge=False, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _row(finished: Round) -> list[str]:
     m = finished.metrics
     ks = sorted((int(key.removeprefix("pass@")) for key in m if key.startswith("pass@")), reverse=True)
     best = m.get(f"pass@{ks[0]}") if ks else None
     style = MARKS.get(finished.verdict.decision, "")
     return [
-        name,
-        str(finished.round),
+        f"  {finished.round}",
         percent(m.get("accuracy")),
-        f"{percent(Metric(value=best.value))} (k={ks[0]})" if best else "-",
+        percent(Metric(value=best.value)) if best else "-",
         number(m.get("mean_tokens")),
         percent(Metric(value=m["finished"].value)) if "finished" in m else "-",
         number(m.get("length_gap"), sign=True),
@@ -116,16 +123,18 @@ def number(metric: Metric | None, sign: bool = False) -> str:
 
 def final_table(campaigns: list[Campaign]) -> Table | None:
     """Test and out-of-distribution accuracy, read once after the last round; None where no campaign has it."""
-    table = Table(title=None, pad_edge=False)
-    for name in ("campaign", "checkpoint"):
-        table.add_column(name)
-    for name in ("test accuracy % [95%]", "against round 0, points [95%]", "out-of-distribution %"):
-        table.add_column(name, justify="right")
+    table = _table(
+        "checkpoint", "test accuracy %", "points over base", "out of distribution",
+        caption="read once, at the end. base: round 0, head: what the gate left in front, last: the last round's",
+    )  # fmt: skip
+    found = False
     for campaign in campaigns:
         results: dict[str, dict[str, Any]] = campaign.final() or {}
+        found = found or any(results.values())
+        table.add_section()
+        table.add_row(f"[bold]{campaign.name}[/bold]")
         for which, metrics in results.items():
-            if which == "last" and metrics == results["head"]:
-                continue
-            cells = [percent(metrics.get(key)) for key in ("accuracy", "accuracy_vs_base", "ood/accuracy")]
-            table.add_row(campaign.name, which, *cells)
-    return table if table.row_count else None
+            if which != "last" or metrics != results["head"]:
+                cells = [percent(metrics.get(key)) for key in ("accuracy", "accuracy_vs_base", "ood/accuracy")]
+                table.add_row(f"  {which}", *cells)
+    return table if found else None

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from data import tables
 from data.campaign import Campaign, Metric, Ref
 from data.errors import PromptsError
-from data.recipe import Recipe
+from data.recipe import Loss, Recipe, Train
 from data.store import Artifact, External, derive_seed, digest_of, sha256_file
 from tasks.models import inspect_checkpoint
 from tasks.stage import Input
@@ -45,19 +45,16 @@ class Stages:
         fresh = self._do(
             "tiny_model", "tiny_model", {"hidden": model.hidden, "layers": model.layers}, {}, self._seed("model", 0)
         )
-        settings = {
-            **self._train_settings(),
-            "loss": "nll",
-            "replay": True,
-            "steps": model.steps,
-            "batch": model.batch,
-            "accumulate": 1,
-            "learning_rate": model.learning_rate,
-            "schedule": "cosine",
-            "weight_decay": 0.1,
-            "save_every": 300,
-            "max_length": 256,
-        }
+        schooling = Train(
+            steps=model.steps,
+            batch=model.batch,
+            learning_rate=model.learning_rate,
+            weight_decay=0.1,
+            max_length=256,
+            replay=True,
+            save_every=300,
+        )  # of its own, so that every recipe of a world shares one base
+        settings = self._train_settings(schooling, Loss())
         return self._do("base", "train", settings, {"checkpoint": fresh, "seed_data": prompts}, self._seed("base", 0))
 
     # -- a round ----------------------------------------------------------------------------------------------------
@@ -103,7 +100,8 @@ class Stages:
             settings = {"split": "rounds", "limit": REFERENCE_ROWS, "trust_remote_code": self.recipe.model.trust_remote_code}
             logprobs = self._do("logprobs/reference", "logprobs", settings, proof)
             inputs |= {"reference": reference, "reference_logprobs": logprobs}
-        return self._do("train", "train", self._train_settings(), inputs, self._seed("train"))
+        settings = self._train_settings(self.recipe.train, self.recipe.loss)
+        return self._do("train", "train", settings, inputs, self._seed("train"))
 
     # -- measuring --------------------------------------------------------------------------------------------------
     def evaluate(
@@ -161,13 +159,13 @@ class Stages:
     def _loading(self) -> dict[str, Any]:
         return {"dtype": precision(self.recipe), "trust_remote_code": self.recipe.model.trust_remote_code}
 
-    def _train_settings(self) -> dict[str, Any]:
-        t, loss = self.recipe.train, self.recipe.loss
+    def _train_settings(self, t: Train, loss: Loss) -> dict[str, Any]:
+        on_pairs = loss.name != "nll"
         return {
             **t.model_dump(exclude={"start_from", "minimum", "precision"}),
             "loss": loss.name,
-            "beta": loss.beta,
-            "nll": loss.nll,
+            "beta": loss.beta if on_pairs else 0.0,  # SFT has none: what it does not read must not enter its key
+            "nll": loss.nll if on_pairs else 0.0,
             "precision": precision(self.recipe),
             "split": "rounds",
             "trust_remote_code": self.recipe.model.trust_remote_code,

@@ -76,6 +76,14 @@ def test_longer_campaign_shares_all_rounds(run_micro: Run) -> None:
     assert digests(long)[:2] == digests(short)
 
 
+def test_arms_of_one_seed_share_their_base_and_first_sampling(run_micro: Run) -> None:
+    # Claim: recipes that differ in method alone share checkpoint 0, its measurement and the first sampling, by key.
+    raft, dpo = (run_micro(source, "rounds=1", name=source).rounds() for source in ("tiny_raft", "tiny_dpo"))
+    assert raft[0].artifacts == dpo[0].artifacts
+    for label in ("draw", "generate", "reward"):
+        assert raft[1].artifacts[label] == dpo[1].artifacts[label]
+
+
 def test_rerun_of_finished_campaign_recomputes_nothing(run_micro: Run, home: Path) -> None:
     # Claim: the same command on a finished campaign recomputes nothing and answers under 4 s, in a fresh process.
     campaign = run_micro("tiny_raft", name="micro")
