@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).parent.parent
+SAME_WORK = ("prompts.test=0", "prompts.ood=0")  # the plain script has no test split, so nobody reads one here
 
 
 # -- the parent: interleave and compare -------------------------------------------------------------------------------
@@ -57,7 +58,7 @@ def prepare(work: Path, method: str) -> dict[str, Path]:
     from flows.stages import Stages
     from tasks.stage import perform
 
-    recipe = recipes.load(f"tiny_{method}")
+    recipe = recipes.load(f"tiny_{method}", SAME_WORK)
     campaign = Campaign(work / "origin", "bench", recipe)
     stages = Stages(campaign, 0, lambda _, s, c, i, seed: perform(campaign.store, s, c, i, seed=seed, hardware=recipe.hardware))
     prompts = stages.prepare()
@@ -145,7 +146,7 @@ def child_loop(home: Path, method: str, rounds: int) -> None:
     from flows.stages import Stages, read_metrics
     from tasks.work import Work, module_of
 
-    recipe = recipes.load(f"tiny_{method}", [f"rounds={rounds}"])
+    recipe = recipes.load(f"tiny_{method}", [f"rounds={rounds}", *SAME_WORK])
     campaign = Campaign(home, "bench", recipe)
     bare = home / "bare"
 
@@ -193,7 +194,7 @@ def child_campaign(home: Path, method: str, rounds: int) -> None:
     from data.campaign import Campaign, Round
     from flows import improve as flow
 
-    campaign = Campaign.start(home, "bench", recipes.load(f"tiny_{method}", [f"rounds={rounds}"]))
+    campaign = Campaign.start(home, "bench", recipes.load(f"tiny_{method}", [f"rounds={rounds}", *SAME_WORK]))
     last = tree_cpu()
     original = flow.finish
 
