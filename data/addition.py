@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 ALPHABET = "0123456789+=;#?~ abcdefghijkl"  # 29 characters; with <pad>, <eos> and <unk> the vocabulary has 32
 
-THREE_DIGITS, FOUR_DIGITS = 0.375, 0.075  # shares of the seed split
+THREE_DIGITS, FOUR_DIGITS = 58 / 240, 32 / 240  # shares of the seed split
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class World:
         return self.problems(self.draw.choice((2, 3, 4)) for _ in range(count))
 
     def seed_set(self, count: int) -> list[Problem]:
-        """Mostly short problems: a base that knows two digits, half of three and few of four, whatever the seed of the world.
+        """Mostly short problems: a base that knows two digits, part of three and little of four.
 
-        With equal shares the base's accuracy ranged from 21 to 56% over four seeds (200 problems, 900 steps).
+        With equal shares, and with a learning rate of 3e-3 without warm-up, the base was a lottery (7 to 56% over a dozen seeds).
         """
         four, three = round(FOUR_DIGITS * count), round(THREE_DIGITS * count)
         return self.problems([2] * (count - three - four) + [3] * three + [4] * four)

@@ -55,7 +55,10 @@ class Model(Strict):
     layers: int = Field(2, ge=1, description="tiny model only")
     steps: int = Field(900, ge=1, description="tiny model only: supervised steps on the seed split")
     batch: int = Field(32, ge=1, description="tiny model only")
-    learning_rate: float = Field(3e-3, gt=0, description="tiny model only")
+    learning_rate: float = Field(2e-3, gt=0, description="tiny model only")
+    init_seed: int = Field(
+        201, ge=0, description="tiny model only: its initial weights are part of the world, as a downloaded model's"
+    )
 
 
 class Generate(Strict):

@@ -42,14 +42,14 @@ class Stages:
         model = self.recipe.model
         if model.path:
             return self._do("base", "import_model", {}, {"model": external_model(Path(model.path))})
-        fresh = self._do(
-            "tiny_model", "tiny_model", {"hidden": model.hidden, "layers": model.layers}, {}, self._seed("model", 0)
-        )
+        shape = {"hidden": model.hidden, "layers": model.layers}
+        fresh = self._do("tiny_model", "tiny_model", shape, {}, model.init_seed)
         schooling = Train(
             steps=model.steps,
             batch=model.batch,
             learning_rate=model.learning_rate,
             weight_decay=0.1,
+            warmup=1 / 9,
             max_length=256,
             replay=True,
             save_every=300,

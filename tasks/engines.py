@@ -48,16 +48,22 @@ class _Transformers:
         self.model = load_model(checkpoint, device, dtype, trust_remote_code)
         stops = self.model.generation_config.eos_token_id
         known = stops if isinstance(stops, list) else [stops]
+        self.rendered: dict[str, list[int]] = {}
         self.stops = sorted({self.tokenizer.eos_token_id, *(s for s in known if s is not None)})
 
     def length(self, prompt: Row) -> int:
-        return len(render(self.tokenizer, prompt["messages"]))
+        return len(self._render(prompt))
+
+    def _render(self, prompt: Row) -> list[int]:
+        if prompt["prompt_id"] not in self.rendered:
+            self.rendered[prompt["prompt_id"]] = render(self.tokenizer, prompt["messages"])
+        return self.rendered[prompt["prompt_id"]]
 
     def sample(self, prompts: Sequence[Row], decoding: Decoding, seed: int) -> list[Row]:
         import torch
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-        ids = [render(self.tokenizer, p["messages"]) for p in prompts for _ in range(decoding.n)]
+        ids = [ids for prompt in prompts for ids in [self._render(prompt)] * decoding.n]
         batch = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)
         greedy = decoding.temperature == 0
         settings = {} if greedy else {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
@@ -77,7 +83,7 @@ class _Transformers:
             out = self.model.generate(
                 **batch,
                 generation_config=config,
-                logits_processor=LogitsProcessorList([tap.before]),
+                logits_processor=LogitsProcessorList([tap]),
                 stopping_criteria=StoppingCriteriaList([tap.after]),
             )
         new = out[:, batch["input_ids"].shape[1] :].tolist()
@@ -98,22 +104,24 @@ class _Transformers:
 class _LogprobTap:
     """Keeps only the sampled token's log-probability per step (at temperature 1), not the whole vocabulary's.
 
-    `before` sees the raw logits (custom processors run before temperature and top-p), `after` the token drawn from them.
+    As a logits processor it sees the raw logits (custom processors run before temperature and top-p), as a stopping criterion
+    the token that was drawn from them.
     """
 
     def __init__(self) -> None:
         self.steps: list[Any] = []
         self.logits: Any = None
 
-    def before(self, input_ids: Any, scores: Any) -> Any:
-        self.logits = scores.float()
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        self.logits = scores
         return scores
 
     def after(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         import torch
 
-        taken = self.logits.gather(1, input_ids[:, -1:])[:, 0]
-        self.steps.append(taken - self.logits.logsumexp(-1))
+        logits = self.logits.float()
+        taken = logits.gather(1, input_ids[:, -1:])[:, 0]
+        self.steps.append(taken - logits.logsumexp(-1))
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
     def rows(self) -> list[list[float]]:

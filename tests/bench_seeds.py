@@ -1,6 +1,6 @@
 """Does the loop really learn? RAFT, DPO and a control beside each, over seeds, read once on the test split.
 
-    ./ratchet bench seeds [--seeds 1,2,3,4,5] [--home DIR]
+    ./ratchet bench seeds [--seeds 21,22,23,24,25] [--home DIR]
 
 Prints every seed, also the bad ones, with the out-of-distribution split beside it, and the checks the project promises.
 """
@@ -19,7 +19,7 @@ from data.campaign import Campaign
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="ratchet bench seeds", description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", default="1,2,3,4,5")
+    parser.add_argument("--seeds", default="21,22,23,24,25")
     parser.add_argument("--home", type=Path)
     options = parser.parse_args()
     home = options.home or Path(tempfile.mkdtemp(prefix="ratchet-seeds-"))
