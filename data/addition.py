@@ -63,7 +63,7 @@ class World:
     def seed_set(self, count: int) -> list[Problem]:
         """Mostly short problems: a base that knows two digits, part of three and little of four.
 
-        With equal shares, and with a learning rate of 3e-3 without warm-up, the base was a lottery (7 to 56% over a dozen seeds).
+        With equal shares, and at a learning rate of 3e-3 without warm-up, the base was a lottery: 7 to 56% over a dozen seeds.
         """
         four, three = round(FOUR_DIGITS * count), round(THREE_DIGITS * count)
         return self.problems([2] * (count - three - four) + [3] * three + [4] * four)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 
 import pyarrow as pa
 from pydantic import BaseModel
@@ -79,7 +80,8 @@ def _shard(work: Work, engine: Engine, prompts: list[Row], index: int) -> list[R
     decoding = Decoding(s.n, s.temperature, s.top_p, s.max_tokens)
     order = sorted(range(len(prompts)), key=lambda i: (engine.length(prompts[i]), prompts[i]["prompt_id"]))
     drawn: dict[int, list[Row]] = {}
-    for batch in chunks(len(order), max(1, s.batch // s.n)):
+    batches = math.ceil(len(order) / max(1, s.batch // s.n))  # of even size: a small last one would cost as many steps
+    for batch in chunks(len(order), math.ceil(len(order) / batches)):
         seed = derive_seed(work.seed, f"batch/{index}", batch.start)
         members = [order[i] for i in batch]
         rows = engine.sample([prompts[i] for i in members], decoding, seed)
