@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.campaign import Campaign
+from data.store import canonical, sha256_text
 
 GOLDEN = Path(__file__).parent / "golden.json"
 EXACT = ("prepare", "draw")  # no arithmetic of a processor in them: equal everywhere
@@ -17,8 +18,11 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "trl", "accelerate", "numpy"
 
 
 def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    """What decides which kernels run: the processor's model and its instruction sets."""
+    wanted = ("model name", "cpu family", "model", "stepping", "flags")
+    lines = [line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line]
+    known = {name.strip(): value.strip() for name, value in lines}
+    return sha256_text(canonical({name: known.get(name) for name in wanted}))[:16]
 
 
 def record(home: Path) -> dict[str, Any]:
