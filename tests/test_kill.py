@@ -29,6 +29,7 @@ def test_killed_campaign_ends_with_equal_digests(home: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("method", ["raft", "dpo"])
 def test_killed_often(method: str, home: Path) -> None:
     # Claim: as above, five kills in one campaign, for both arms.
