@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -113,7 +115,8 @@ def conduct(campaign: Campaign, refresh: list[str]) -> None:
         from flows.improve import improve
 
         call = improve if campaign.recipe.hardware.prefect else improve.fn
-        state = call(campaign.name, str(campaign.home), tuple(refresh))
+        with interruptible():
+            state = call(campaign.name, str(campaign.home), tuple(refresh))
         links([campaign])
     summary([campaign])
     if state == "waiting":
@@ -135,6 +138,16 @@ def summary(campaigns: list[Campaign]) -> None:
     out.print(f"everything lies below {home}: campaigns/, store/, mlflow.db, prefect/", soft_wrap=True)
     out.print(f"MLflow:  {ui_command(home) or os.environ['MLFLOW_TRACKING_URI']}", soft_wrap=True)
     out.print(f"Prefect: PREFECT_HOME={home / 'prefect'} {sys.executable} -m prefect server start", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C ends at once with a plain message and exit code 130; Prefect's threads must not hold up a person who wants out."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted; nothing finished is lost: the same command goes on from here", file=sys.stderr, flush=True)
+        os._exit(130)
 
 
 def links(campaigns: list[Campaign]) -> None:
@@ -331,7 +344,8 @@ def demo(home: Home = None, seed: Annotated[int, typer.Option(help="Seed of worl
     started = campaigns(place, seed)
     from flows.improve import improve
 
-    states = [improve(campaign.name, str(place)) if campaign.state != "done" else "done" for campaign in started]
+    with interruptible():
+        states = [improve(campaign.name, str(place)) if campaign.state != "done" else "done" for campaign in started]
     links(started)
     summary(started)
     raise typer.Exit(max(EXIT[state] for state in states))
@@ -354,10 +368,6 @@ def entry() -> None:
     except RatchetError as error:
         Console(stderr=True, highlight=False).print(f"[red]{type(error).__name__}[/red]: {escape(str(error))}", soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; nothing finished is lost: the same command goes on from here")
-        sys.stdout.flush()
-        os._exit(130)  # Prefect's threads must not hold up a person who wants out
 
 
 if __name__ == "__main__":

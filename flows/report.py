@@ -80,7 +80,7 @@ def percent(metric: Metric | None) -> str:
 def rounds_table(campaigns: list[Campaign]) -> Table:
     """Rounds of one or more campaigns: accuracy with its interval, length, length gap, verdict."""
     table = _table(
-        "round", "accuracy %", "pass@k %", "tokens", "finished", "gap", "verdict",
+        "round", "accuracy %", "pass@k %", "tokens", "gap", "verdict",
         caption="accuracy: greedy, held-out, with its 95% interval; k = samples; gap: chosen minus rejected tokens",
     )  # fmt: skip
     for campaign in campaigns:
@@ -109,7 +109,6 @@ def _row(finished: Round) -> list[str]:
         percent(m.get("accuracy")),
         percent(Metric(value=best.value)) if best else "-",
         number(m.get("mean_tokens")),
-        percent(Metric(value=m["finished"].value)) if "finished" in m else "-",
         number(m.get("length_gap"), sign=True),
         f"[{style}]{finished.verdict.decision}[/{style}]",
     ]
