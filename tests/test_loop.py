@@ -143,6 +143,11 @@ def wrong(prompts: Sequence[Any], completions: Sequence[Any]) -> list[Score]:
     return [Score(0.0) for _ in completions]
 
 
+def wellformed(prompts: Sequence[Any], completions: Sequence[Any]) -> list[Score]:
+    """Right where there is one answer mark and some working before it; a ruined model does not manage that."""
+    return [Score(float(row["text"].count("#") == 1 and len(row["text"]) > 8)) for row in completions]
+
+
 def broken(prompts: Sequence[Any], completions: Sequence[Any]) -> list[Score]:
     """A scorer that cannot cope with a text that is not empty."""
     if any(row["text"] for row in completions):
@@ -172,7 +177,8 @@ def test_scorer_that_raises_stops_the_round_and_names_the_row(run_micro: Run) ->
 
 def test_gate_that_stops(ratchet: Callable[..., int], run_micro: Run, home: Path) -> None:
     # Claim: gate.on_worse = 'stop' ends the campaign at once with exit code 3, head back on the champion.
-    campaign = run_micro("tiny_dpo", "train.learning_rate=0.1", "gate.on_worse=stop", "train.steps=20")
+    ruin = ("train.learning_rate=1.0", "train.steps=20", 'score=[{scorer="tests.test_loop:wellformed"}]')
+    campaign = run_micro("tiny_raft", "gate.on_worse=stop", *ruin)
     last = campaign.rounds()[-1]
     assert last.verdict.decision == "stop", last.verdict
     assert last.round == 1
