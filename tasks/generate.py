@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 
+import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
 
@@ -14,7 +15,7 @@ from tasks import parts as shelves
 from tasks.engines import Decoding, Engine, Row
 from tasks.work import Work, chunks, device_of
 
-VERSION = 1
+VERSION = 2
 LIBRARIES = ("torch", "transformers", "tokenizers")
 
 
@@ -39,9 +40,13 @@ def generate(work: Work) -> None:
     """COMPLETIONS: n rows per prompt of `inputs["prompts"]/<split>.parquet`, drawn from `inputs["checkpoint"]`.
 
     A shard is a fixed run of prompts with seeds of its own, so a second attempt draws only the missing ones and draws the same.
+    Prompts are sharded from the shortest to the longest, which is what keeps a batch from waiting for its one long member; the
+    table is in the prompts' own order.
     """
     s: Settings = work.settings
-    prompts = tables.read(work.inputs["prompts"] / f"{s.split}.parquet", tables.PROMPTS).to_pylist()
+    given = tables.read(work.inputs["prompts"] / f"{s.split}.parquet", tables.PROMPTS).to_pylist()
+    order = sorted(range(len(given)), key=lambda i: (_characters(given[i]), given[i]["prompt_id"]))
+    prompts = [given[i] for i in order]
     shards = list(chunks(len(prompts), max(1, s.shard // s.n)))
     files = [work.scratch / f"completions-{index:05d}.parquet" for index in range(len(shards))]
     made: list[pa.Table] = []
@@ -59,10 +64,15 @@ def generate(work: Work) -> None:
     finally:
         if engine is not None:
             engine.close()
-    tables.write(
-        pa.concat_tables(made or [tables.COMPLETIONS.empty_table()]), tables.COMPLETIONS, work.out / "completions.parquet"
-    )
+    table = pa.concat_tables(made or [tables.COMPLETIONS.empty_table()])
+    table = table.take([place * s.n + sample for place in np.argsort(order) for sample in range(s.n)])
+    tables.write(table, tables.COMPLETIONS, work.out / "completions.parquet")
     work.tick(len(prompts) * s.n, len(prompts) * s.n)
+
+
+def _characters(prompt: Row) -> int:
+    """Length of a prompt as far as it is known before a tokenizer is loaded (and none is, if all shards are there)."""
+    return sum(len(message["content"]) for message in prompt["messages"])
 
 
 def _load(work: Work) -> Engine:

@@ -97,6 +97,8 @@ def test_a_lost_shard_is_drawn_again_and_equal(run_micro: Callable[..., Campaign
     assert shards[0].stat().st_mtime_ns == untouched
     rows = tables.read(work.out / "completions.parquet", tables.COMPLETIONS)
     assert rows.num_rows == 128
+    asked = tables.read(inputs["prompts"] / "rounds.parquet", tables.PROMPTS)["prompt_id"].to_pylist()
+    assert rows["prompt_id"].to_pylist() == [name for name in asked for _ in range(settings.n)]  # the prompts' own order
 
 
 def test_prompt_without_template_is_plain_text(checkpoint: Path) -> None:
