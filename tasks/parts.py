@@ -1,7 +1,8 @@
 """From a part's name in a recipe to the function: the shelves, binding with checked settings, and what `parts` lists.
 
-A name is a public function or class of its shelf's module, or `package.module:name` for a user's own. Its keyword-only
-parameters (a class: those of `__init__`) are its settings. A parameter named `workers` comes from the hardware instead.
+A name is a public function or class of its shelf (a module, or a folder of them), or `package.module:name` for a user's own.
+Its keyword-only parameters (a class: those of `__init__`) are its settings. A parameter named `workers` comes from the
+hardware instead.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import functools
 import hashlib
 import importlib
 import inspect
+import pkgutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -24,22 +27,30 @@ FAMILIES = ("scorers", "selectors", "pairers", "engines")
 SUPPLIED = ("workers", "device", "dtype", "trust_remote_code")  # given by the stage, never settings, never in a key
 
 
-def shelf(family: str) -> ModuleType:
-    return importlib.import_module(f"tasks.{family}")
+def modules(family: str) -> list[ModuleType]:
+    """The files of a shelf: one module, or a folder of them whose `__init__` holds what they share."""
+    shelf = importlib.import_module(f"tasks.{family}")
+    names = sorted(found.name for found in pkgutil.iter_modules(getattr(shelf, "__path__", ())))
+    return [shelf, *(importlib.import_module(f"tasks.{family}.{name}") for name in names)]
 
 
 def public(family: str) -> dict[str, Callable[..., Any]]:
-    """The parts of a shelf: public functions and classes with keyword settings that its own module defines."""
-    module = shelf(family)
-    types = getattr(module, "NOT_PARTS", ())
-    return {
-        name: part
-        for name, part in vars(module).items()
-        if not name.startswith("_")
-        and callable(part)
-        and getattr(part, "__module__", "") == module.__name__
-        and name not in types
-    }
+    """The parts of a shelf: public functions and classes that its own files define, less what a file lists as NOT_PARTS.
+
+    Raises:
+        PartError: two files define a part of the same name.
+    """
+    parts: dict[str, Callable[..., Any]] = {}
+    for module in modules(family):
+        for name, part in vars(module).items():
+            if not callable(part) or getattr(part, "__module__", "") != module.__name__:
+                continue
+            if name.startswith("_") or name in getattr(module, "NOT_PARTS", ()):
+                continue
+            if name in parts:
+                raise PartError(f"{family}: '{name}' is defined in {parts[name].__module__} and in {module.__name__}")
+            parts[name] = part
+    return parts
 
 
 def find(family: str, name: str) -> Callable[..., Any]:
@@ -103,11 +114,11 @@ def check_settings(family: str, name: str, settings: Mapping[str, Any]) -> dict[
 
 
 def version_of(family: str, name: str) -> str:
-    """What enters a key: the shelf's VERSIONS entry (1 where none), or the hash of a user's own file."""
+    """What enters a key: the VERSIONS entry of the part's file (1 where none), or the hash of a user's own file."""
     part = find(family, name)
     if ":" in name:
         return hashlib.sha256(Path(inspect.getfile(part)).read_bytes()).hexdigest()
-    return str(getattr(shelf(family), "VERSIONS", {}).get(name, 1))
+    return str(getattr(sys.modules[part.__module__], "VERSIONS", {}).get(name, 1))
 
 
 def listing(family: str) -> list[dict[str, str]]:
@@ -118,7 +129,7 @@ def listing(family: str) -> list[dict[str, str]]:
             p for p in inspect.signature(part).parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in SUPPLIED
         ]
         settings = ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in keywords)
-        line = inspect.getsourcelines(part)[1]
+        file, line = part.__module__.replace(".", "/") + ".py", inspect.getsourcelines(part)[1]
         about = (inspect.getdoc(part) or "").split("\n")[0]
-        rows.append({"name": name, "settings": settings, "about": about, "source": f"tasks/{family}.py:{line}"})
+        rows.append({"name": name, "settings": settings, "about": about, "source": f"{file}:{line}"})
     return rows

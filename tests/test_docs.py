@@ -19,10 +19,11 @@ def tree() -> str:
     lines = []
     for room in ("data", "tasks", "registry", "flows"):
         lines.append(f"{room}/")
-        for path in sorted((ROOT / room).glob("*.py")):
-            if path.name != "__init__.py":
+        for path in sorted((ROOT / room).rglob("*.py")):
+            place = path.relative_to(ROOT / room)
+            if place.name != "__init__.py" or len(place.parts) > 1:
                 about = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
-                lines.append(f"  {path.name:<23} {about.rstrip('.')}")
+                lines.append(f"  {place.as_posix():<23} {about.rstrip('.')}")
     return "```\n" + "\n".join(lines) + "\n```"
 
 

@@ -10,7 +10,8 @@ import pytest
 from data import tables
 from data.campaign import Campaign
 from tasks import models
-from tasks.engines import Decoding, transformers
+from tasks.engines import Decoding
+from tasks.engines.local import transformers
 
 PROMPTS = [
     {"prompt_id": str(i), "messages": [{"role": "user", "content": text}]}

@@ -53,9 +53,10 @@ def test_every_shelf_has_parts(family: str) -> None:
     # a shelf without parts, or one whose helpers became public, would be noticed
     assert public(family)
     assert all(not name.startswith("_") for name in public(family))
-    helpers = set(getattr(parts.shelf(family), "NOT_PARTS", ()))
-    assert not helpers & public(family).keys()
-    assert all(hasattr(parts.shelf(family), name) for name in helpers)
+    for module in parts.modules(family):
+        helpers = set(getattr(module, "NOT_PARTS", ()))
+        assert not helpers & public(family).keys()
+        assert all(hasattr(module, name) for name in helpers)
 
 
 @pytest.mark.parametrize(("family", "name"), ALL)
@@ -157,12 +158,23 @@ def test_the_listing_shows_defaults() -> None:
 
 def test_a_shelf_part_has_version_one_until_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     # raising the VERSIONS entry of one part changes its key and no other part's
-    shelf = parts.shelf("scorers")
-    monkeypatch.setattr(shelf, "VERSIONS", {"exact_match": 2}, raising=False)
+    monkeypatch.setattr(sys.modules[find("scorers", "exact_match").__module__], "VERSIONS", {"exact_match": 2}, raising=False)
     assert (version_of("scorers", "exact_match"), version_of("scorers", "format")) == ("2", "1")
     monkeypatch.undo()
-    for family, name in ALL:
-        assert version_of(family, name) == str(getattr(parts.shelf(family), "VERSIONS", {}).get(name, 1))
+    assert version_of("scorers", "exact_match") == "1"
+
+
+def test_two_files_of_a_shelf_cannot_define_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a name in a recipe means one thing: a second definition is refused and both files are named
+    for file in ("first", "second"):
+        (tmp_path / f"{file}.py").write_text('def twin(prompts, completions):\n    """A twin."""\n')
+    shelf = importlib.import_module("tasks.scorers")
+    monkeypatch.setattr(shelf, "__path__", [*shelf.__path__, str(tmp_path)])
+    with pytest.raises(PartError, match=r"'twin' is defined in tasks\.scorers\.first and in tasks\.scorers\.second"):
+        public("scorers")
+    for file in ("first", "second"):
+        sys.modules.pop(f"tasks.scorers.{file}")
+        delattr(shelf, file)
 
 
 # -- a user's own -----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 
 from data import tables
 from data.campaign import Campaign
-from tasks import engines
+from tasks.engines import Decoding, local
 
 GSM8K = Path(__file__).parent.parent.parent / "shared" / "data" / "gsm8k" / "train.jsonl.gz"
 SETS = (
@@ -59,10 +59,10 @@ class Planted:
     """The transformers engine, with a right answer planted as the first sample of every third prompt."""
 
     def __init__(self, checkpoint: Path, device: str, dtype: str) -> None:
-        self.engine: Any = engines.transformers(checkpoint, device=device, dtype=dtype)
+        self.engine: Any = local.transformers(checkpoint, device=device, dtype=dtype)
         self.length, self.close = self.engine.length, self.engine.close
 
-    def sample(self, prompts: Sequence[Any], decoding: engines.Decoding, seed: int) -> list[Any]:
+    def sample(self, prompts: Sequence[Any], decoding: Decoding, seed: int) -> list[Any]:
         rows = self.engine.sample(prompts, decoding, seed)
         if decoding.temperature == 0:
             return rows  # type: ignore[no-any-return]

@@ -17,9 +17,10 @@ import psutil
 import pytest
 
 from data.errors import PartError
-from tasks import scorers, verify_pool
+from tasks import verify_pool
 from tasks.parts import check_settings
-from tasks.scorers import Score, exact_match, math_equivalence
+from tasks.scorers import Score, answers
+from tasks.scorers.answers import exact_match, math_equivalence
 
 CHECKOUT = Path(__file__).parents[1]
 GSM8K = CHECKOUT.parent / "shared" / "data" / "gsm8k" / "example_model_solutions_first400.jsonl.gz"
@@ -276,14 +277,14 @@ time.sleep(100)
 def test_format() -> None:
     # The whole stripped text must match, whatever the model wrote around it.
     think = r"(?s)<think>.*</think>\s*<answer>.*</answer>"
-    assert one(scorers.format, None, "\n<think>a\nb</think> <answer>1</answer> ", pattern=think) == Score(1.0)
-    assert one(scorers.format, None, "<think>a</think> <answer>1</answer> and more", pattern=think) == Score(0.0)
+    assert one(answers.format, None, "\n<think>a\nb</think> <answer>1</answer> ", pattern=think) == Score(1.0)
+    assert one(answers.format, None, "<think>a</think> <answer>1</answer> and more", pattern=think) == Score(0.0)
 
 
 def test_a_regex_bomb_costs_a_second() -> None:
     # Catastrophic backtracking on hostile text stops, as a time-out without a value.
     start = time.monotonic()
-    assert one(scorers.format, None, "a" * 5000 + "b", pattern="(a|aa)+") == Score(None, "timeout")
+    assert one(answers.format, None, "a" * 5000 + "b", pattern="(a|aa)+") == Score(None, "timeout")
     assert time.monotonic() - start < 10
 
 

@@ -1,47 +1,17 @@
-"""The shelf of scorers: `(prompts, completions, *, settings) -> list[Score]`.
-
-prompts[i] is the prompt row (data.tables.PROMPTS) of completions[i] (COMPLETIONS); Score i belongs to completions[i]. A part's
-name in a recipe is the name of a public function or class here; keyword-only parameters are its settings, except `workers`,
-which comes from the recipe's [hardware] and never enters a key. The first scorer of a recipe is its verifier.
-
-A value of None means "does not apply", 0.0 means "wrong", and an exception stops the round with the row named. The verifiers
-agree on what a status says (and `detail` holds what they read, for whoever looks into a table):
-
-| status | value | says |
-|---|---|---|
-| ok | 1.0 or 0.0 | judged |
-| no_answer_found | 0.0 | the completion holds no answer in the demanded form: it is plainly not the right one |
-| truncated | 0.0 | cut at the token limit: the answer, if there is one, might have gone on, so it never counts as right |
-| no_answer | None | the prompt has no gold answer |
-| gold_parse_failure | None | the gold answer cannot be read; says nothing about the completion |
-| timeout, crashed | None | judging took too long or too much memory; nobody knows whether it was right |
-"""
+"""Scorers that read an answer and compare it with the prompt's gold answer: verifiers, and the form they demand."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 from annotated_types import Gt
 from pydantic import AfterValidator
 
 from tasks import verify_pool
+from tasks.scorers import Row, Score, gold_answer
 
-Row = dict[str, Any]
 _REGEX_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Score:
-    """One row of data.tables.SCORES, less its ids."""
-
-    value: float | None
-    status: str = "ok"
-    detail: str | None = None
-
-
-NOT_PARTS = ("Score",)
 
 
 def exact_match(prompts: Sequence[Row], completions: Sequence[Row], *, after: str = "") -> list[Score]:
@@ -50,7 +20,7 @@ def exact_match(prompts: Sequence[Row], completions: Sequence[Row], *, after: st
 
 
 def _exact(prompt: Row, completion: Row, after: str) -> Score:
-    gold, text = _gold(prompt), completion["text"]
+    gold, text = gold_answer(prompt), completion["text"]
     if gold is None:
         return Score(None, "no_answer")
     answer = text[text.rfind(after) + len(after) :].strip() if after and after in text else "" if after else text.strip()
@@ -73,14 +43,14 @@ def math_equivalence(
     """
     rows = list(zip(prompts, completions, strict=True))
     scores = [_unjudged(prompt, completion) for prompt, completion in rows]
-    items = [(_gold(p) or "", c["text"]) for (p, c), score in zip(rows, scores, strict=True) if score is None]
+    items = [(gold_answer(p) or "", c["text"]) for (p, c), score in zip(rows, scores, strict=True) if score is None]
     verdicts = iter(verify_pool.verify_all(items, timeout, workers))
     return [score or Score(*next(verdicts)) for score in scores]
 
 
 def _unjudged(prompt: Row, completion: Row) -> Score | None:
     """The score of what needs no judging."""
-    if _gold(prompt) is None:
+    if gold_answer(prompt) is None:
         return Score(None, "no_answer")
     return Score(0.0, "truncated") if completion["finish_reason"] == "length" else None
 
@@ -113,8 +83,3 @@ def _matches(compiled: Any, text: str) -> Score:
         return Score(float(compiled.fullmatch(text, timeout=_REGEX_SECONDS) is not None))
     except TimeoutError:
         return Score(None, "timeout")
-
-
-def _gold(prompt: Row) -> str | None:
-    """The gold answer; an empty one is none, or an empty completion would be right."""
-    return (prompt["answer"] or "").strip() or None

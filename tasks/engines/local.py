@@ -1,39 +1,13 @@
-"""The shelf of engines: what draws completions from a checkpoint.
-
-Signature: `(checkpoint: Path, *, device: str, dtype: str) -> Engine`, where an Engine has
-`sample(prompts, decoding, seeds) -> rows of COMPLETIONS without ids`, and `close()`. Batches are given by the stage, one seed
-each, so that what is drawn never depends on what is left to do.
-"""
+"""Engines that hold the model in this process: transformers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from tasks.engines import Decoding, Engine, Row
 from tasks.models import load_model, load_tokenizer, render
-
-Row = dict[str, Any]
-NOT_PARTS = ("Decoding", "Engine")
-
-
-@dataclass(frozen=True)
-class Decoding:
-    n: int
-    temperature: float  # 0 = greedy
-    top_p: float
-    max_tokens: int
-
-
-class Engine(Protocol):
-    def sample(self, prompts: Sequence[Row], decoding: Decoding, seed: int) -> list[Row]:
-        """`decoding.n` rows per prompt, in order: text, token_ids, logprobs, finish_reason. One batch, one seed."""
-
-    def length(self, prompt: Row) -> int:
-        """Prompt length in tokens; the stage sorts by it so that batches waste little padding."""
-
-    def close(self) -> None: ...
 
 
 def transformers(checkpoint: Path, *, device: str = "cpu", dtype: str = "float32", trust_remote_code: bool = False) -> Engine:
