@@ -1,0 +1,74 @@
+"""Run a campaign for a person: to its end, with Ctrl-C obeyed, then the tables, the links and the exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+import typer
+from rich.markup import escape
+
+from data.campaign import Campaign
+from data.errors import CampaignError
+from flows.options import out
+from registry.client import remembered
+from registry.compare import ui_command
+
+EXIT = {"done": 0, "stopped": 3, "waiting": 4}
+
+
+def conduct(campaign: Campaign, refresh: list[str]) -> None:
+    """Run a campaign to its end, show it, and exit with its code. A finished one is recognised before Prefect starts."""
+    state: str = campaign.state
+    over = campaign.final() is not None and campaign.delivered and remembered(campaign.home)
+    if not (state == "waiting" or over):
+        from flows.improve import improve
+
+        call = improve if campaign.recipe.hardware.prefect else improve.fn
+        with interruptible():
+            state = call(campaign.name, str(campaign.home), tuple(refresh))
+        links([campaign])
+    summary([campaign])
+    if state == "waiting":
+        question = campaign.pending() or {}
+        out.print(f"waiting for a person: {escape(str(question.get('reason', '')))}")
+        out.print(f"answer with: ratchet resume {campaign.name} --decide promote|hold|roll_back|stop")
+    raise typer.Exit(EXIT[state])
+
+
+def summary(campaigns: list[Campaign]) -> None:
+    """The table of rounds, the test table, where everything lies and how to open the UIs."""
+    from flows.report import final_table, rounds_table
+
+    out.print(rounds_table(campaigns))
+    final = final_table(campaigns)
+    if final is not None:
+        out.print(final)
+    home = campaigns[0].home
+    out.print(f"everything lies below {home}: campaigns/, store/, mlflow.db, prefect/", soft_wrap=True)
+    out.print(f"MLflow:  {ui_command(home) or os.environ['MLFLOW_TRACKING_URI']}", soft_wrap=True)
+    out.print(f"Prefect: PREFECT_HOME={home / 'prefect'} {sys.executable} -m prefect server start", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C ends at once with a plain message and exit code 130; Prefect's threads must not hold up a person who wants out."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted; nothing finished is lost: the same command goes on from here", file=sys.stderr, flush=True)
+        os._exit(130)
+
+
+def links(campaigns: list[Campaign]) -> None:
+    """Where MLflow shows these campaigns; only after a run, since it takes MLflow seconds to start."""
+    from registry.client import MemoryUnreachable
+    from registry.compare import links as addresses
+
+    try:
+        for what, address in addresses(campaigns[0].home, [campaign.name for campaign in campaigns]).items():
+            out.print(f"{what}: {address}", soft_wrap=True, style="dim")
+    except (MemoryUnreachable, CampaignError) as error:
+        out.print(f"no MLflow links: {escape(str(error))}", soft_wrap=True)
