@@ -1,7 +1,8 @@
 """A campaign on disk: its recipe, its finished rounds, and nothing that can be derived from them.
 
 `<home>/campaigns/<name>/recipe.json`, `rounds/000.json ...` (written last, never changed), `pending.json` (a question for a
-person), `final.json` (the test split, read once). The Round records are the truth; MLflow is a projection of them.
+person), `final.json` (the test split, read once), `used` (keys of every artifact it asked for), `origin.json` (of a fork or a
+member of a sweep). The Round records are the truth; MLflow is a projection of them.
 """
 
 from __future__ import annotations
@@ -112,6 +113,54 @@ class Campaign:
             hint = recipes.did_you_mean(name, known)
             raise CampaignError(f"no campaign '{name}' in {home}: expected one of {', '.join(known) or '(none yet)'}{hint}")
         return cls(home, name, recipes.build(json.loads(path.read_text()), str(path)))
+
+    def fork(self, at: int, name: str, recipe: Recipe) -> Campaign:
+        """A campaign that has this one's rounds 0..at as its own and goes on with `recipe` (see `data.recipe.forked`).
+
+        Called again it opens the fork; one that was cut short is made again.
+
+        Raises:
+            CampaignError: no such finished round, or the name belongs to another campaign.
+        """
+        last = self.recipe.rounds if not self.rounds() else self.rounds()[-1].round
+        if not self.rounds() or not 0 <= at <= last:
+            there = f"rounds 0 to {last}" if self.rounds() else "no finished round"
+            raise CampaignError(f"--at {at}: expected a finished round of '{self.name}', which has {there}")
+        if name in names(self.home) and Campaign.open(self.home, name).origin != {"fork": self.name, "at": at}:
+            raise CampaignError(f"campaign '{name}' exists and is no fork of '{self.name}' at round {at}; pass another --name")
+        check_name(name)
+        folder = self.home / "campaigns" / name
+        if name not in names(self.home):  # recipe.json comes last: what was cut short is no campaign yet and is made again
+            (folder / "rounds").mkdir(parents=True, exist_ok=True)
+            for number in range(at + 1):  # copied with its time, which is when the round ended
+                shutil.copy2(self.folder / "rounds" / f"{number:03d}.json", folder / "rounds")
+            write_atomic(folder / "origin.json", json.dumps({"fork": self.name, "at": at}))
+        return Campaign.start(self.home, name, recipe)
+
+    # -- where it came from, and what it uses ---------------------------------------------------------------------------
+    @property
+    def origin(self) -> dict[str, Any]:
+        """{"fork": name, "at": round} or {"sweep": name}; empty for a campaign that was simply run."""
+        path = self.folder / "origin.json"
+        loaded: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return loaded
+
+    def set_origin(self, origin: dict[str, Any]) -> None:
+        if origin != self.origin:
+            write_atomic(self.folder / "origin.json", json.dumps(origin))
+
+    def use(self, key: str) -> None:
+        """Note that this campaign stands on an artifact, before it is looked for or made: `gc` keeps what is noted."""
+        with (self.folder / "used").open("a") as file:
+            file.write(key + "\n")
+
+    def used(self) -> set[str]:
+        """Keys of every artifact this campaign asked for or its Rounds name."""
+        noted = self.folder / "used"
+        keys = set(noted.read_text().split()) if noted.exists() else set()
+        for finished in self.rounds():
+            keys |= {ref.key for ref in (finished.checkpoint, finished.head, finished.champion, *finished.artifacts.values())}
+        return keys
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:

@@ -270,14 +270,17 @@ def build(values: Mapping[str, Any], where: str) -> Recipe:
     return recipe
 
 
-def load(source: str | Path, sets: Sequence[str] = (), overrides: Mapping[str, Any] = types.MappingProxyType({})) -> Recipe:
-    """Read a shipped recipe by name or a TOML file by path, apply overrides and `--set` values, validate everything."""
+Setting = str | tuple[str, Any]  # "a.b=c", or a place and its value
+
+
+def load(source: str | Path, sets: Sequence[Setting] = (), overrides: Mapping[str, Any] = types.MappingProxyType({})) -> Recipe:
+    """Read a shipped recipe by name or a TOML file by path, apply overrides and then `sets`, validate everything."""
     path = find(source)
     try:
         values = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: expected TOML: {error}") from error
-    for dotted, value in [*overrides.items(), *(parse_set(item) for item in sets)]:
+    for dotted, value in [*overrides.items(), *(parse_set(item) if isinstance(item, str) else item for item in sets)]:
         set_value(values, dotted, value)
     recipe = build(values, str(path))
     for number in {entry.round for entry in recipe.at}:  # an override that breaks a later round is found now
@@ -328,6 +331,33 @@ def set_value(values: dict[str, Any], path: str, value: Any) -> None:
             place[last] = value
     except (ValueError, IndexError, AttributeError, TypeError) as error:
         raise RecipeError(f"'{path}' names no place in the recipe") from error
+
+
+FREE_IN_A_FORK = ("rounds", "keep", "hardware", "description")  # they shape no artifact of a round that is over
+
+
+def forked(recipe: Recipe, at: int, sets: Sequence[str]) -> Recipe:
+    """The recipe of a fork after round `at`: one more `[[at]]` entry, or for what is not of a round, the value itself.
+
+    Raises:
+        RecipeError: a setting that rounds 0..at stand on, or that no round would be left to use.
+    """
+    values, later = recipe.plain(), {}
+    for path, value in map(parse_set, sets):
+        if path.split(".")[0] in FREE_IN_A_FORK:
+            set_value(values, path, value)
+        elif path.split(".")[0] in FROZEN_AFTER_START:
+            raise RecipeError(f"--set {path}: rounds 0 to {at} stand on it; start another campaign with `run --set {path}=...`")
+        else:
+            later[path] = value
+    if later:
+        values["at"].append({"round": at + 1, "set": later})
+    made = build(values, f"fork at round {at}")
+    if made.rounds <= at:
+        raise RecipeError(f"--at {at}: the recipe ends with round {made.rounds}; add --set rounds={at + 1} or more")
+    for number in {entry.round for entry in made.at}:
+        made.at_round(number)
+    return made
 
 
 def differences(old: Recipe, new: Recipe) -> list[str]:

@@ -22,7 +22,7 @@ def stages_of(campaign: Campaign, number: int, report: Reporter) -> Stages:
 
     def call(label: str, stage: str, settings: BaseModel, inputs: Mapping[str, Input], seed: int) -> Artifact:
         def run() -> Artifact:
-            with report.stage(number, label) as notes:
+            with report.stage(number, label, campaign.use) as notes:
                 artifact = perform(
                     campaign.store, stage, settings, inputs, seed=seed, hardware=campaign.recipe.hardware, notes=notes
                 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +15,9 @@ from data.campaign import Campaign, names
 from data.errors import CampaignError, PartError, RatchetError
 from flows import environment
 from flows.conduct import EXIT, conduct, interruptible, links, summary
-from flows.options import Home, Json, Model, Name, Prompts, Refresh, Sets, Source, out
+from flows.history import gc, lineage
+from flows.options import Home, Json, Model, Name, Prompts, Refresh, Sets, Source, out, overrides
+from flows.variants import fork, sweep
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
 
@@ -280,14 +281,10 @@ def demo(home: Home = None, seed: Annotated[int, typer.Option(help="Seed of worl
     raise typer.Exit(max(EXIT[state] for state in states))
 
 
-def overrides(model: Path | None, prompts: Path | None) -> dict[str, Any]:
-    """`--model` and `--prompts` as recipe values; absolute, so that a resume works from anywhere."""
-    values: dict[str, Any] = {}
-    if model is not None:
-        values["model.path"] = str(model.absolute())
-    if prompts is not None:
-        values |= {"prompts.source": "file", "prompts.path": str(prompts.absolute())}
-    return values
+app.command()(fork)
+app.command()(sweep)
+app.command()(lineage)
+app.command()(gc)
 
 
 def entry() -> None:

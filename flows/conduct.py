@@ -20,15 +20,10 @@ EXIT = {"done": 0, "stopped": 3, "waiting": 4}
 
 
 def conduct(campaign: Campaign, refresh: list[str]) -> None:
-    """Run a campaign to its end, show it, and exit with its code. A finished one is recognised before Prefect starts."""
+    """Run a campaign to its end, show it, and exit with its code."""
     state: str = campaign.state
-    over = campaign.final() is not None and campaign.delivered and remembered(campaign.home)
-    if not (state == "waiting" or over):
-        from flows.improve import improve
-
-        call = improve if campaign.recipe.hardware.prefect else improve.fn
-        with interruptible():
-            state = call(campaign.name, str(campaign.home), tuple(refresh))
+    if not settled(campaign):
+        state = carry_out(campaign, refresh)
         links([campaign])
     summary([campaign])
     if state == "waiting":
@@ -36,6 +31,20 @@ def conduct(campaign: Campaign, refresh: list[str]) -> None:
         out.print(f"waiting for a person: {escape(str(question.get('reason', '')))}")
         out.print(f"answer with: ratchet resume {campaign.name} --decide promote|hold|roll_back|stop")
     raise typer.Exit(EXIT[state])
+
+
+def settled(campaign: Campaign) -> bool:
+    """Whether there is nothing to run: a person is asked, or all is done and delivered. Seen before Prefect starts."""
+    return campaign.state == "waiting" or (campaign.final() is not None and campaign.delivered and remembered(campaign.home))
+
+
+def carry_out(campaign: Campaign, refresh: list[str]) -> str:
+    """Run what is left of a campaign, under Prefect or without; returns its state."""
+    from flows.improve import improve
+
+    call = improve if campaign.recipe.hardware.prefect else improve.fn
+    with interruptible():
+        return call(campaign.name, str(campaign.home), tuple(refresh))
 
 
 def summary(campaigns: list[Campaign]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
 
 Home = Annotated[Path | None, typer.Option(help="Where runs live (default: RATCHET_HOME, else runs/ in the checkout).")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="Change one setting, e.g. --set loss.beta=0.2", metavar="A.B=C")]
@@ -20,3 +21,13 @@ Prompts = Annotated[Path | None, typer.Option(help="Prompts and answers: .jsonl,
 Refresh = Annotated[
     list[str] | None, typer.Option(help="Make a stage's artifacts again where its source changed.", metavar="STAGE")
 ]
+
+
+def overrides(model: Path | None, prompts: Path | None) -> dict[str, Any]:
+    """`--model` and `--prompts` as recipe values; absolute, so that a resume works from anywhere."""
+    values: dict[str, Any] = {}
+    if model is not None:
+        values["model.path"] = str(model.absolute())
+    if prompts is not None:
+        values |= {"prompts.source": "file", "prompts.path": str(prompts.absolute())}
+    return values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -42,7 +42,7 @@ class Reporter:
         self.console.print(text, soft_wrap=True)
 
     @contextlib.contextmanager
-    def stage(self, number: int, label: str) -> Iterator[Notes]:
+    def stage(self, number: int, label: str, use: Callable[[str], None]) -> Iterator[Notes]:
         """A bar for one stage; yields what the stage reports through."""
         self.began = time.time()
         bar = self.progress.add_task(f"round {number}  {label}", total=None)
@@ -51,7 +51,7 @@ class Reporter:
             self.progress.update(bar, completed=done, total=total)
 
         try:
-            yield Notes(tick=tick, warn=lambda text: self.say(f"  [yellow]{text}[/yellow]"), refresh=self.refresh)
+            yield Notes(tick, lambda text: self.say(f"  [yellow]{text}[/yellow]"), use, self.refresh)
         finally:
             self.progress.remove_task(bar)
 
@@ -79,7 +79,7 @@ def percent(metric: Metric | None) -> str:
 
 def rounds_table(campaigns: list[Campaign]) -> Table:
     """Rounds of one or more campaigns: accuracy with its interval, length, length gap, verdict."""
-    table = _table(
+    table = plain_table(
         "round", "accuracy %", "pass@k %", "tokens", "gap", "verdict",
         caption="accuracy: greedy, held-out, with its 95% interval; k = samples; gap: chosen minus rejected tokens",
     )  # fmt: skip
@@ -91,7 +91,7 @@ def rounds_table(campaigns: list[Campaign]) -> Table:
     return table
 
 
-def _table(first: str, *others: str, caption: str) -> Table:
+def plain_table(first: str, *others: str, caption: str) -> Table:
     table = Table(pad_edge=False, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
     table.add_column(first, no_wrap=True)
     for name in others:
@@ -122,7 +122,7 @@ def number(metric: Metric | None, sign: bool = False) -> str:
 
 def final_table(campaigns: list[Campaign]) -> Table | None:
     """Test and out-of-distribution accuracy, read once after the last round; None where no campaign has it."""
-    table = _table(
+    table = plain_table(
         "checkpoint", "test accuracy %", "points over base", "out of distribution",
         caption="read once, at the end. base: round 0, head: what the gate left in front, last: the last round's",
     )  # fmt: skip

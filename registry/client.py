@@ -162,6 +162,12 @@ def runs_of(client: MlflowClient, experiment_id: str, campaign: str) -> tuple[Ru
     return parent, {int(run.data.tags["ratchet.round"]): run for run in children}
 
 
+def sweep_run(client: MlflowClient, experiment_id: str, identity: str) -> Run | None:
+    """The run that is the parent of a sweep's campaigns, by the sweep's id."""
+    found = _search(client, experiment_id, f"tags.`ratchet.sweep_id` = '{identity}'")
+    return min(found, key=lambda run: run.info.start_time, default=None)
+
+
 def _search(client: MlflowClient, experiment_id: str, query: str) -> list[Any]:
     found, token = [], None
     while True:

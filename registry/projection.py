@@ -72,7 +72,16 @@ def campaign_tags(campaign: Campaign, identity: str) -> dict[str, str]:
         "ratchet.campaign": campaign.name,
         "ratchet.campaign_id": identity,
         "ratchet.folder": str(campaign.folder.absolute()),
+        **origin_tags(campaign),
     }
+
+
+def origin_tags(campaign: Campaign) -> dict[str, str]:
+    """Which campaign a fork shares its first rounds with, or which sweep a campaign belongs to."""
+    origin = campaign.origin
+    if "fork" in origin:
+        return {"ratchet.fork_of": origin["fork"], "ratchet.fork_at": str(origin["at"])}
+    return {"ratchet.sweep": origin["sweep"]} if "sweep" in origin else {}
 
 
 def progress_tags(campaign: Campaign, newest: Round) -> dict[str, str]:

@@ -16,6 +16,7 @@ from data.campaign import Campaign, Round
 from data.store import locked
 from registry import checkpoints, payload, projection
 from registry.client import MemoryUnreachable, campaign_id, experiment, memory, runs_of
+from registry.sweeps import sweep_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -68,7 +69,7 @@ def _find(client: MlflowClient, campaign: Campaign, first: Round) -> tuple[_Targ
     identity, place = campaign_id(campaign), experiment(client, campaign.home)
     parent, known = runs_of(client, place, identity)
     if parent is None:
-        tags = projection.campaign_tags(campaign, identity)
+        tags = projection.campaign_tags(campaign, identity) | sweep_tags(client, place, campaign)
         parent = client.create_run(place, start_time=_began(campaign, first), tags=tags, run_name=campaign.name)
     params = {k: v for k, v in projection.recipe_params(campaign).items() if k not in parent.data.params}
     if params:

@@ -35,6 +35,7 @@ class Notes:
 
     tick: Tick = silent
     warn: Callable[[str], None] = lambda message: None
+    use: Callable[[str], None] = lambda key: None  # told the key before the artifact is looked for
     refresh: frozenset[str] = frozenset()  # stages to make again where their source changed
 
 
@@ -71,6 +72,7 @@ def perform(
         StageFailed: the stage could not finish; whatever it had committed to scratch is kept for the next attempt.
     """
     job = describe(stage, settings, inputs, seed)
+    notes.use(job.key)
     found = _find(store, job, notes)
     if found is not None:
         return found

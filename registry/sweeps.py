@@ -1,0 +1,52 @@
+"""A sweep in MLflow: one run above its campaigns' runs, with the grid as parameters and the results as a table."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.campaign import Campaign
+from data.sweep import Sweep
+from registry.client import experiment, memory, plain, sweep_run
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+
+def sweep_tags(client: MlflowClient, place: str, campaign: Campaign) -> dict[str, str]:
+    """The tag that puts a campaign of a sweep below the sweep's run; none for other campaigns."""
+    if "sweep" not in campaign.origin:
+        return {}
+    sweep = Sweep.open(campaign.home, campaign.origin["sweep"])
+    return {"mlflow.parentRunId": str(_ensure(client, place, sweep).info.run_id)}
+
+
+def _ensure(client: MlflowClient, place: str, sweep: Sweep) -> Run:
+    from mlflow.entities import Param
+
+    run = sweep_run(client, place, sweep.id)
+    if run is None:
+        tags = {"mlflow.source.name": "ratchet", "ratchet.kind": "sweep"}
+        tags |= {"ratchet.sweep": sweep.name, "ratchet.sweep_id": sweep.id}
+        run = client.create_run(place, tags=tags, run_name=sweep.name)
+    wanted = {plain(f"over.{path}"): str(values)[:5000] for path, values in sweep.over.items()}
+    missing = [Param(name, value) for name, value in wanted.items() if name not in run.data.params]
+    if missing:
+        client.log_batch(run.info.run_id, params=missing)
+    return run
+
+
+def finish_sweep(home: Path, sweep: Sweep, results: list[dict[str, Any]]) -> None:
+    """Write the results (one row per campaign) and end the sweep's run. Called again it says the same again.
+
+    Raises:
+        MemoryUnreachable: MLflow is away or refuses.
+    """
+    with memory(home) as client:
+        run = _ensure(client, experiment(client, home), sweep)
+        columns = {name: [row[name] for row in results] for name in (results[0] if results else ())}
+        client.log_dict(run.info.run_id, columns, "sweep.json")
+        client.set_tag(run.info.run_id, "mlflow.loggedArtifacts", '[{"path": "sweep.json", "type": "table"}]')
+        client.set_terminated(run.info.run_id, end_time=int(time.time() * 1000))
