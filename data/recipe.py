@@ -73,8 +73,17 @@ class Generate(Strict):
 
 class Score(Strict):
     scorer: str = Field(description="a name on the scorers shelf, or package.module:name")
+    name: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9_-]*$",
+        description="what its scores are called; empty = the scorer's name, which may stand only once",
+    )
     weight: float = 1.0
     settings: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        return self.name or self.scorer
 
 
 class Select(Strict):
@@ -229,9 +238,9 @@ class Recipe(Strict):
             raise ValueError("source = 'file' needs prompts of your own: pass --prompts FILE (or set prompts.path)")
         if not self.score:
             raise ValueError("at least one [[score]] is needed; the first one is the verifier that held-out accuracy uses")
-        names = [score.scorer for score in self.score]
+        names = [score.label for score in self.score]
         if len(set(names)) != len(names):
-            raise ValueError(f"each scorer once: found {names}")
+            raise ValueError(f"each scorer once, or under a name of its own (score.name): found {names}")
         return self
 
     @property

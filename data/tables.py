@@ -44,11 +44,11 @@ COMPLETIONS = _schema(
     prompt_id=pa.string(),
     sample=pa.int32(),
     text=pa.string(),
-    token_ids=pa.list_(pa.int32()),  # the end-of-sequence token is part of it where the sampler drew one
-    logprobs=(pa.list_(pa.float32()), "null"),  # of the sampler, per token, at temperature 1; null for given texts
-    finish_reason=pa.string(),  # "stop", "length" or "given"
-    seed=pa.int64(),
-    engine=pa.string(),  # "given" for texts nobody sampled
+    token_ids=(pa.list_(pa.int32()), "null"),  # ends with the end-of-sequence token where one was drawn; null where unknown
+    logprobs=(pa.list_(pa.float32()), "null"),  # of the sampler, per token, at temperature 1; null where unknown
+    finish_reason=(pa.string(), "null"),  # "stop", "length", "given"; null where a recorded file does not say
+    seed=(pa.int64(), "null"),  # null where no seed of ours drew it
+    engine=pa.string(),  # "given" for texts nobody sampled, "recorded" for those somebody else did
 )
 SCORES = _schema(
     completion_id=pa.string(),

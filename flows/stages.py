@@ -71,8 +71,8 @@ class Stages:
 
     def scores(self, prompts: Artifact, completions: Artifact) -> dict[str, Artifact]:
         return {
-            f"score/{score.scorer}": self._do(
-                f"score/{score.scorer}",
+            f"score/{score.label}": self._do(
+                f"score/{score.label}",
                 "score",
                 {"scorer": score.scorer, "settings": score.settings, "split": "rounds"},
                 {"prompts": prompts, "completions": completions},
@@ -81,12 +81,12 @@ class Stages:
         }
 
     def reward(self, scores: Mapping[str, Artifact]) -> Artifact:
-        return self._do("reward", "reward", {"weights": {s.scorer: s.weight for s in self.recipe.score}}, scores)
+        return self._do("reward", "reward", {"weights": {s.label: s.weight for s in self.recipe.score}}, scores)
 
     def choose(self, completions: Artifact, reward: Artifact, scores: Mapping[str, Artifact]) -> dict[str, Artifact]:
         """Select or pair, as the recipe says."""
         inputs = {"completions": completions, "reward": reward, **scores}
-        scorers = [s.scorer for s in self.recipe.score]
+        scorers = [s.label for s in self.recipe.score]
         if self.recipe.pair:
             return {"pairs": self._do("pair", "pair", {**self.recipe.pair.model_dump(), "scorers": scorers}, inputs)}
         assert self.recipe.select is not None

@@ -104,7 +104,7 @@ def _prompts(artifacts: Present, wanted: list[str]) -> dict[str, str]:
 
 def _scores(campaign: Campaign, artifacts: Present, wanted: list[str]) -> dict[str, float | None]:
     """What the verifier (the recipe's first scorer) gave; another scorer's value where it has none."""
-    verifier = campaign.recipe.score[0].scorer
+    verifier = campaign.recipe.score[0].label
     names = sorted(
         (n for n in artifacts if n.split("/")[0] in EVALUATION), key=lambda n: verifier in n
     )  # it comes last and wins

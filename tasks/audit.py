@@ -24,7 +24,7 @@ def verifier(scores: Mapping[str, Values]) -> Values:
 
 
 def finished(row: Row) -> bool:
-    """Whether the completion ended by itself, not at the token limit."""
+    """Whether the completion was not cut at the token limit, as far as is known."""
     return bool(row["finish_reason"] != "length")
 
 
@@ -35,7 +35,7 @@ def unique_texts(rows: Iterable[Row], besides: Iterable[Row] = ()) -> list[Row]:
 
 
 def audit_pairs(pairs: Sequence[Row], completions: Sequence[Row], reward: Values, scores: Mapping[str, Values]) -> Row:
-    """Facts about PAIRS rows. Lengths are in tokens, gaps are chosen minus rejected.
+    """Facts about PAIRS rows. Lengths are in tokens (null where unknown), gaps are chosen minus rejected.
 
     Raises:
         KeyError: a pair names a completion that is not there.
@@ -46,6 +46,7 @@ def audit_pairs(pairs: Sequence[Row], completions: Sequence[Row], reward: Values
     both = list(zip(chosen, rejected, strict=True))
     without = _without(pairs, completions)
     texts = {(c["prompt_id"], c["text"], r["text"]) for c, r in both}
+    gaps = [_gap(_tokens(c), _tokens(r)) for c, r in both]
     return {
         "pairs": len(pairs),
         **_prompts(pairs, completions, "pairs"),
@@ -59,8 +60,8 @@ def audit_pairs(pairs: Sequence[Row], completions: Sequence[Row], reward: Values
         "truncated_rejected": sum(not finished(row) for row in rejected),
         "mean_chosen_tokens": _mean(map(_tokens, chosen)),
         "mean_rejected_tokens": _mean(map(_tokens, rejected)),
-        "length_gap": _mean(_tokens(c) - _tokens(r) for c, r in both),
-        "chosen_longer_share": _mean(_tokens(c) > _tokens(r) for c, r in both),
+        "length_gap": _mean(gaps),
+        "chosen_longer_share": _mean(gap > 0 for gap in gaps if gap is not None),
     }
 
 
@@ -76,7 +77,11 @@ def audit_selection(selected: Sequence[Row], completions: Sequence[Row], reward:
     ids = {row["completion_id"] for row in chosen}
     rest = [row for row in completions if row["completion_id"] not in ids]
     per_prompt, rest_of = by_prompt(chosen), by_prompt(rest)
-    gaps = [_mean_tokens(rows) - _mean_tokens(rest_of[prompt]) for prompt, rows in per_prompt.items() if prompt in rest_of]
+
+    def mean(rows: Sequence[Row]) -> float | None:
+        return _mean(map(_tokens, rows))
+
+    gaps = [_gap(mean(rows), mean(rest_of[prompt])) for prompt, rows in per_prompt.items() if prompt in rest_of]
     return {
         "rows": len(selected),
         **_prompts(selected, completions, "rows"),
@@ -131,15 +136,15 @@ def _count(rows: Iterable[Row], values: Values, value: float) -> int:
     return sum(values.get(row["completion_id"]) == value for row in rows)
 
 
-def _tokens(row: Row) -> int:
-    return len(row["token_ids"])
+def _tokens(row: Row) -> int | None:
+    return None if row["token_ids"] is None else len(row["token_ids"])
 
 
-def _mean_tokens(rows: Sequence[Row]) -> float:
-    return sum(map(_tokens, rows)) / len(rows)
+def _gap(high: float | None, low: float | None) -> float | None:
+    return None if high is None or low is None else high - low
 
 
-def _mean(values: Iterable[float]) -> float | None:
-    """fsum, because the order of the rows must not show in the last digit."""
-    listed = list(values)
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Of the known values. fsum, because the order of the rows must not show in the last digit."""
+    listed = [value for value in values if value is not None]
     return math.fsum(listed) / len(listed) if listed else None

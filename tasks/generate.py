@@ -15,7 +15,7 @@ from tasks import parts as shelves
 from tasks.engines import Decoding, Engine, Row
 from tasks.work import Work, chunks, device_of
 
-VERSION = 2
+VERSION = 3
 LIBRARIES = ("torch", "transformers", "tokenizers")
 
 

@@ -39,7 +39,10 @@ def logprobs(work: Work) -> None:
     wanted = wanted[: s.limit or None]
     tokenizer = models.load_tokenizer(work.inputs["checkpoint"], s.trust_remote_code)
     model = models.load_model(work.inputs["checkpoint"], device_of(work.hardware), s.dtype, s.trust_remote_code)
-    sequences = [(models.render(tokenizer, prompts[rows[i]["prompt_id"]]["messages"]), rows[i]["token_ids"]) for i in wanted]
+    sequences = [
+        (models.render(tokenizer, prompts[rows[i]["prompt_id"]]["messages"]), models.completion_ids(tokenizer, rows[i]))
+        for i in wanted
+    ]
     values = models.completion_logprobs(model, sequences, tokenizer.pad_token_id)
     table = [
         {"completion_id": i, "prompt_id": rows[i]["prompt_id"], "logprobs": value, "total": float(sum(value))}

@@ -77,9 +77,9 @@ def _accuracy(split: str, right: dict[str, list[float]]) -> Row:
 def _lengths(split: str, rows: list[Row]) -> list[Row]:
     if not rows:
         return []
-    lengths = np.array([len(row["token_ids"]) for row in rows], dtype=float)
-    finished = np.array([row["finish_reason"] == "stop" for row in rows], dtype=float)
-    return [_mean("mean_tokens", split, lengths), _mean("finished", split, finished)]
+    lengths = np.array([len(row["token_ids"]) for row in rows if row["token_ids"] is not None], dtype=float)
+    finished = np.array([row["finish_reason"] == "stop" for row in rows if row["finish_reason"] is not None], dtype=float)
+    return [_mean(name, split, values) for name, values in (("mean_tokens", lengths), ("finished", finished)) if len(values)]
 
 
 def _mean(metric: str, split: str, values: np.ndarray) -> Row:

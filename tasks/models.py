@@ -79,6 +79,15 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
     return list(ids)
 
 
+def completion_ids(tokenizer: Any, completion: Mapping[str, Any]) -> list[int]:
+    """Token ids of a completion: the sampled ones as they are. A text that nobody here sampled is tokenised, and ends with the
+    end-of-sequence token unless it is known to have been cut."""
+    if completion["token_ids"]:
+        return list(completion["token_ids"])
+    ids = tokenizer(completion["text"], add_special_tokens=False)["input_ids"]
+    return list(ids) if completion["finish_reason"] == "length" else [*ids, tokenizer.eos_token_id]
+
+
 def completion_logprobs(
     model: Any, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int, batch: int = 64
 ) -> list[list[float]]:

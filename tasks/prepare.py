@@ -8,7 +8,7 @@ from data import prompts, tables
 from data.recipe import Prompts
 from tasks.work import Work
 
-VERSION = 1
+VERSION = 2
 LIBRARIES = ()
 
 
@@ -27,10 +27,10 @@ def prepare(work: Work) -> None:
             "prompt_id": row["prompt_id"],
             "sample": 0,
             "text": row["text"],
-            "token_ids": [],
+            "token_ids": None,
             "logprobs": None,
             "finish_reason": "given",
-            "seed": 0,
+            "seed": None,
             "engine": "given",
         }
         for row in given

@@ -80,17 +80,14 @@ def train(work: Work) -> None:
 
 # -- rows -----------------------------------------------------------------------------------------------------------------
 def _sequences(prompts: Path, completions: Path, tokenizer: Any) -> dict[str, tuple[list[int], list[int]]]:
-    """completion_id -> (prompt ids, completion ids). Given texts are tokenised here and end with the end-of-sequence token."""
+    """completion_id -> (prompt ids, completion ids)."""
     messages = {row["prompt_id"]: row["messages"] for row in tables.read(prompts, tables.PROMPTS).to_pylist()}
     rendered: dict[str, list[int]] = {}
     out = {}
     for row in tables.read(completions, tables.COMPLETIONS).to_pylist():
         if row["prompt_id"] not in rendered:
             rendered[row["prompt_id"]] = models.render(tokenizer, messages[row["prompt_id"]])
-        ids = row["token_ids"]
-        if row["engine"] == "given":
-            ids = [*tokenizer(row["text"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        out[row["completion_id"]] = (rendered[row["prompt_id"]], ids)
+        out[row["completion_id"]] = (rendered[row["prompt_id"]], models.completion_ids(tokenizer, row))
     return out
 
 

@@ -194,3 +194,13 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         check_settings("pairers", "right_vs_wrong", {"cap": -1})
     with pytest.raises(PartError, match="minimum_margin: Input should be greater than or equal to 0"):
         check_settings("pairers", "best_vs_worst", {"minimum_margin": -1.0})
+
+
+def test_lengths_that_nobody_knows_are_null_not_nought() -> None:
+    # a recorded text without token ids has no length: it leaves the means, and null says that nothing is known
+    completions, reward, scores = judged([[("a", "stop", 1.0, 1.0, 5), ("b", "stop", 0.0, 0.0, 2)]])
+    pairs = right_vs_wrong(completions, reward, scores)
+    completions[1]["token_ids"] = None
+    audit = audit_pairs(pairs, completions, reward, scores)
+    assert (audit["mean_chosen_tokens"], audit["mean_rejected_tokens"]) == (5.0, None)
+    assert audit["length_gap"] is audit["chosen_longer_share"] is None

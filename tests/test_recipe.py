@@ -136,6 +136,7 @@ def test_a_wrong_value_is_named_with_its_place(item: str, says: str) -> None:
         ("tiny_raft", ["prompts.source=file", "model.path=m"], "pass --prompts FILE"),
         ("tiny_raft", ["score=[]"], "at least one [[score]]"),
         ("tiny_raft", ['score=[{scorer="a"}, {scorer="a", weight=2}]'], "each scorer once"),
+        ("tiny_raft", ['score=[{scorer="a"}, {scorer="b", name="a"}]'], "each scorer once"),
     ],
 )
 def test_contradictory_settings_are_refused_in_one_sentence(recipe: str, sets: list[str], says: str) -> None:
