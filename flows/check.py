@@ -7,7 +7,7 @@ from typing import Any
 
 from data import prompts
 from data.campaign import free_bytes
-from data.errors import HomeError
+from data.errors import HomeError, PartError
 from data.recipe import Recipe
 from tasks import parts
 from tasks.models import inspect_checkpoint
@@ -38,6 +38,9 @@ def bind(recipe: Recipe) -> None:
     parts.find("engines", recipe.generate.engine)
     for score in recipe.score:
         parts.check_settings("scorers", score.scorer, score.settings)
+    verifier = recipe.score[0].scorer
+    if "verdicts" in parts.wants("scorers", verifier):
+        raise PartError(f"scorers: '{verifier}' needs a verifier's verdicts; put the verifier first in [[score]]")
     if recipe.select:
         parts.check_settings("selectors", recipe.select.selector, recipe.select.settings)
     if recipe.pair:

@@ -15,6 +15,7 @@ from data.errors import PromptsError
 from data.recipe import Loss, Recipe, Train
 from data.store import Artifact, External, derive_seed, digest_of, sha256_file
 from tasks.models import inspect_checkpoint
+from tasks.parts import wants
 from tasks.stage import Input
 from tasks.work import device_of, module_of
 
@@ -70,15 +71,16 @@ class Stages:
         )
 
     def scores(self, prompts: Artifact, completions: Artifact) -> dict[str, Artifact]:
-        return {
-            f"score/{score.label}": self._do(
-                f"score/{score.label}",
-                "score",
-                {"scorer": score.scorer, "settings": score.settings, "split": "rounds"},
-                {"prompts": prompts, "completions": completions},
-            )
-            for score in self.recipe.score
-        }
+        """SCORES of every scorer. One that takes `verdicts` stands on the first one's."""
+        made: dict[str, Artifact] = {}
+        for score in self.recipe.score:
+            inputs = {"prompts": prompts, "completions": completions}
+            if made:
+                inputs |= supply("scorers", score.scorer, {"verdicts": next(iter(made.values()))})
+            label = f"score/{score.label}"
+            settings = {"scorer": score.scorer, "settings": score.settings, "split": "rounds"}
+            made[label] = self._do(label, "score", settings, inputs)
+        return made
 
     def reward(self, scores: Mapping[str, Artifact]) -> Artifact:
         return self._do("reward", "reward", {"weights": {s.label: s.weight for s in self.recipe.score}}, scores)
@@ -170,6 +172,11 @@ class Stages:
             "split": "rounds",
             "trust_remote_code": self.recipe.model.trust_remote_code,
         }
+
+
+def supply(family: str, name: str, available: Mapping[str, Artifact]) -> dict[str, Artifact]:
+    """The inputs that a part asks for by the name of a parameter: only then do they enter its stage's key."""
+    return {parameter: available[parameter] for parameter in wants(family, name) if parameter in available}
 
 
 def precision(recipe: Recipe) -> str:

@@ -1,8 +1,8 @@
 """From a part's name in a recipe to the function: the shelves, binding with checked settings, and what `parts` lists.
 
 A name is a public function or class of its shelf (a module, or a folder of them), or `package.module:name` for a user's own.
-Its keyword-only parameters (a class: those of `__init__`) are its settings. A parameter named `workers` comes from the
-hardware instead.
+Its keyword-only parameters (a class: those of `__init__`) are its settings. A parameter named in SUPPLIED is no setting: the
+stage gives it, from the hardware or from an input that the round passes only to parts that want it (`wants`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from data.errors import PartError
 from data.recipe import did_you_mean
 
 FAMILIES = ("scorers", "selectors", "pairers", "engines")
-SUPPLIED = ("workers", "device", "dtype", "trust_remote_code")  # given by the stage, never settings, never in a key
+SUPPLIED = ("workers", "device", "dtype", "trust_remote_code", "verdicts")  # given by the stage, never settings
 
 
 def modules(family: str) -> list[ModuleType]:
@@ -111,6 +111,13 @@ def check_settings(family: str, name: str, settings: Mapping[str, Any]) -> dict[
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise PartError(f"{family} '{name}': {problems}; its settings: {', '.join(fields) or '(none)'}") from error
+
+
+def wants(family: str, name: str) -> set[str]:
+    """The SUPPLIED parameters of a part, whether it takes them when it is bound or (a class) when it is called."""
+    part = find(family, name)
+    calls = [part, part.__call__] if inspect.isclass(part) else [part]
+    return {parameter for call in calls for parameter in inspect.signature(call).parameters} & set(SUPPLIED)
 
 
 def version_of(family: str, name: str) -> str:

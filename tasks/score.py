@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 from pydantic import BaseModel
 
 from data import tables
-from data.errors import ScorerFailed
+from data.errors import ScorerFailed, TableError
 from tasks import parts as shelves
 from tasks.scorers import Score
-from tasks.work import Work, chunks
+from tasks.work import Work
 
-VERSION = 1
+VERSION = 2
 LIBRARIES = ("math-verify", "latex2sympy2_extended", "sympy", "regex")
-SHARD = 2048  # completions; small enough to lose, large enough to keep a process pool busy
+SHARD = 2048  # completions at least; small enough to lose, large enough to keep a process pool busy
 
 Row = dict[str, Any]
 
@@ -33,35 +34,75 @@ def parts(settings: Settings) -> list[tuple[str, str]]:
 
 
 def score(work: Work) -> None:
-    """SCORES: one row per row of `inputs["completions"]`, in its order."""
+    """SCORES: one row per row of `inputs["completions"]`, in its order.
+
+    A scorer with a parameter `verdicts` gets, row for row, the values in `inputs["verdicts"]`: the verifier's SCORES.
+    """
     s: Settings = work.settings
     prompts = tables.read(work.inputs["prompts"] / f"{s.split}.parquet", tables.PROMPTS).to_pylist()
     by_id = {row["prompt_id"]: row for row in prompts}
     completions = tables.read(work.inputs["completions"] / "completions.parquet", tables.COMPLETIONS)
+    verdicts = _verdicts(work)
     scorer = None
     made: list[pa.Table] = []
-    for index, rows in enumerate(chunks(completions.num_rows, SHARD)):
+    for index, rows in enumerate(shards(completions["prompt_id"].to_pylist(), SHARD)):
         work.tick(rows.start, completions.num_rows)
         file = work.scratch / f"scores-{index:05d}.parquet"
         table = tables.read_shard(file, tables.SCORES)
         if table is None:
             scorer = scorer or shelves.bind("scorers", s.scorer, s.settings, workers=work.hardware.workers)
             batch = completions.slice(rows.start, len(rows)).to_pylist()
-            table = tables.from_rows(_score(s.scorer, scorer, by_id, batch), tables.SCORES)
+            table = tables.from_rows(_score(s.scorer, scorer, by_id, batch, verdicts), tables.SCORES)
             tables.write_shard(table, tables.SCORES, file)
         made.append(table)
     tables.write(pa.concat_tables(made or [tables.SCORES.empty_table()]), tables.SCORES, work.out / "scores.parquet")
     work.tick(completions.num_rows, completions.num_rows)
 
 
-def _score(name: str, scorer: Any, prompts: dict[str, Row], batch: Sequence[Row]) -> list[Row]:
+def shards(prompt_ids: Sequence[str], least: int) -> Iterator[range]:
+    """Runs of whole prompts, each at least `least` rows but the last: a scorer sees all samples of a prompt at once.
+
+    Raises:
+        TableError: the samples of a prompt do not stand together.
+    """
+    sizes = [len(list(group)) for _, group in itertools.groupby(prompt_ids)]
+    if len(sizes) != len(set(prompt_ids)):
+        raise TableError("completions: expected the samples of a prompt to stand together, found a prompt in two places")
+    start = stop = 0
+    for size in sizes:
+        stop += size
+        if stop - start >= least:
+            yield range(start, stop)
+            start = stop
+    if stop > start:
+        yield range(start, stop)
+
+
+def _verdicts(work: Work) -> dict[str, float | None] | None:
+    """The verifier's values by completion_id, where the scorer wants them."""
+    if "verdicts" not in work.inputs:
+        return None
+    table = tables.read(work.inputs["verdicts"] / "scores.parquet", tables.SCORES)
+    return dict(zip(table["completion_id"].to_pylist(), table["value"].to_pylist(), strict=True))
+
+
+def _score(
+    name: str, scorer: Any, prompts: dict[str, Row], batch: Sequence[Row], verdicts: dict[str, float | None] | None
+) -> list[Row]:
     aligned = [prompts[row["prompt_id"]] for row in batch]
+
+    def call(first: int, last: int) -> list[Score]:
+        rows = batch[first:last]
+        more = {} if verdicts is None else {"verdicts": [verdicts[row["completion_id"]] for row in rows]}
+        scored: list[Score] = scorer(aligned[first:last], rows, **more)
+        return scored
+
     try:
-        scores: list[Score] = scorer(aligned, batch)
+        scores = call(0, len(batch))
     except Exception as error:
-        raise ScorerFailed(f"scorer '{name}' failed on {_blame(scorer, aligned, batch)}: {error!r}") from error
+        raise ScorerFailed(f"scorer '{name}' failed on {_blame(call, batch)}: {error!r}") from error
     if len(scores) != len(batch) or not all(isinstance(score, Score) for score in scores):
-        raise ScorerFailed(f"scorer '{name}': expected {len(batch)} Score values, found {len(scores)}; see tasks/scorers.py")
+        raise ScorerFailed(f"scorer '{name}': expected {len(batch)} Score values, found {len(scores)}; see tasks/scorers")
     for row, score in zip(batch, scores, strict=True):
         if score.value is not None and not math.isfinite(score.value):
             raise ScorerFailed(
@@ -79,11 +120,11 @@ def _score(name: str, scorer: Any, prompts: dict[str, Row], batch: Sequence[Row]
     ]
 
 
-def _blame(scorer: Any, prompts: Sequence[Row], batch: Sequence[Row]) -> str:
+def _blame(call: Callable[[int, int], list[Score]], batch: Sequence[Row]) -> str:
     """Find the row: the first one the scorer refuses on its own."""
-    for prompt, row in zip(prompts, batch, strict=True):
+    for place, row in enumerate(batch):
         try:
-            scorer([prompt], [row])
+            call(place, place + 1)
         except Exception:
             return f"completion {row['completion_id']} of prompt {row['prompt_id']}: {row['text'][:80]!r}"
     return f"a batch of {len(batch)} rows, though on none of them alone"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from data import tables
 from data.errors import PartError
 from tasks.audit import audit_pairs
-from tasks.pairers import best_vs_worst, right_vs_wrong
+from tasks.pairers.rewards import best_vs_worst, right_vs_wrong
 from tasks.parts import check_settings
 
 Row = dict[str, Any]

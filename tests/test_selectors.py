@@ -12,7 +12,7 @@ from data import tables
 from data.errors import PartError
 from tasks.audit import audit_selection
 from tasks.parts import check_settings
-from tasks.selectors import all_correct, best_of_n
+from tasks.selectors.best import all_correct, best_of_n
 
 Row = dict[str, Any]
 SAMPLE = st.tuples(

@@ -1,9 +1,4 @@
-"""The shelf of selectors: `(completions, reward, scores, *, settings) -> rows of SELECTED`, what SFT and RAFT train on.
-
-`reward` and each scorer's values in `scores` are by completion_id, None where unknown; `scores` is in recipe order and its
-first scorer is the verifier (1.0 right, 0.0 wrong). A completion cut at the token limit is never selected: it would teach the
-policy not to stop. The order of the rows never changes what is selected.
-"""
+"""Selectors by verdict or reward: what is right, what is best."""
 
 from __future__ import annotations
 
@@ -13,6 +8,7 @@ from typing import Annotated
 from annotated_types import Ge
 
 from tasks.audit import Row, Values, by_prompt, finished, unique_texts, verifier
+from tasks.selectors import selected_row
 
 
 def all_correct(
@@ -31,7 +27,7 @@ def all_correct(
     for rows in by_prompt(completions).values():
         right = [row for row in rows if finished(row) and verdict.get(row["completion_id"]) == 1.0]
         kept += (unique_texts(right) if deduplicate else right)[: cap or None]
-    return [_selected(row) for row in kept]
+    return [selected_row(row) for row in kept]
 
 
 def best_of_n(
@@ -47,8 +43,4 @@ def best_of_n(
         best = max(known, key=lambda pair: pair[0], default=None)  # max keeps the first of equals
         if best and (minimum is None or best[0] >= minimum):
             kept.append(best[1])
-    return [_selected(row) for row in kept]
-
-
-def _selected(row: Row) -> Row:
-    return {"prompt_id": row["prompt_id"], "completion_id": row["completion_id"], "weight": 1.0, "label": None, "rank": None}
+    return [selected_row(row) for row in kept]

@@ -1,9 +1,4 @@
-"""The shelf of pairers: `(completions, reward, scores, *, settings) -> rows of PAIRS`, what DPO and its kin train on.
-
-`reward` and each scorer's values in `scores` are by completion_id, None where unknown; `scores` is in recipe order and its
-first scorer is the verifier (1.0 right, 0.0 wrong). Always: a completion cut at the token limit is never chosen, chosen and
-rejected never have the same text, an unknown value puts a completion on neither side, the order of the rows changes nothing.
-"""
+"""Pairers by verdict or reward: right against wrong, high against low."""
 
 from __future__ import annotations
 
@@ -13,6 +8,7 @@ from typing import Annotated
 from annotated_types import Ge
 
 from tasks.audit import Row, Values, by_prompt, finished, unique_texts, verifier
+from tasks.pairers import pair_row
 
 
 def right_vs_wrong(
@@ -29,7 +25,7 @@ def right_vs_wrong(
         right = unique_texts(row for row in rows if finished(row) and verdict.get(row["completion_id"]) == 1.0)
         wrong = unique_texts((row for row in rows if verdict.get(row["completion_id"]) == 0.0), besides=right)
         count = max(len(right), len(wrong)) if right and wrong else 0
-        pairs += [_pair(right[i % len(right)], wrong[i % len(wrong)], reward) for i in range(min(count, cap or count))]
+        pairs += [pair_row(right[i % len(right)], wrong[i % len(wrong)], reward) for i in range(min(count, cap or count))]
     return pairs
 
 
@@ -56,16 +52,5 @@ def best_vs_worst(
         lower = [pair for pair in known if pair[0] < best[0] and pair[1]["text"] != best[1]["text"]]
         worst = min(lower, key=lambda pair: pair[0], default=None)  # max and min keep the first of equals
         if worst and best[0] - worst[0] >= minimum_margin:
-            pairs.append(_pair(best[1], worst[1], reward))
+            pairs.append(pair_row(best[1], worst[1], reward))
     return pairs
-
-
-def _pair(chosen: Row, rejected: Row, reward: Values) -> Row:
-    high, low = reward.get(chosen["completion_id"]), reward.get(rejected["completion_id"])
-    return {
-        "prompt_id": chosen["prompt_id"],
-        "chosen_id": chosen["completion_id"],
-        "rejected_id": rejected["completion_id"],
-        "margin": 1.0 if high is None or low is None else high - low,
-        "weight": 1.0,
-    }
