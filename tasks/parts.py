@@ -116,7 +116,7 @@ def check_settings(family: str, name: str, settings: Mapping[str, Any]) -> dict[
 def wants(family: str, name: str) -> set[str]:
     """The SUPPLIED parameters of a part, whether it takes them when it is bound or (a class) when it is called."""
     part = find(family, name)
-    calls = [part, part.__call__] if inspect.isclass(part) else [part]
+    calls: list[Any] = [part, part.__call__] if inspect.isclass(part) else [part]
     return {parameter for call in calls for parameter in inspect.signature(call).parameters} & set(SUPPLIED)
 
 
