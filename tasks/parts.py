@@ -128,6 +128,11 @@ def version_of(family: str, name: str) -> str:
     return str(getattr(sys.modules[part.__module__], "VERSIONS", {}).get(name, 1))
 
 
+def takes_device(family: str, name: str) -> bool:
+    """Whether a part loads a model of its own: it asks for the device."""
+    return "device" in inspect.signature(find(family, name)).parameters
+
+
 def listing(family: str) -> list[dict[str, str]]:
     """One row per part: name, settings, first line of its docstring, where it is defined."""
     rows = []

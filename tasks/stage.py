@@ -8,14 +8,17 @@ shape its output, and, where it binds parts, `parts(settings) -> [(family, name)
 from __future__ import annotations
 
 import ast
+import contextlib
 import errno
 import functools
 import hashlib
 import importlib
 import importlib.metadata
 import inspect
+import os
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +26,8 @@ from pydantic import BaseModel
 
 from data.errors import HomeError, StageFailed
 from data.recipe import Hardware
-from data.store import Artifact, External, Job, Store
-from tasks.work import Tick, Work, device_of, module_of, silent
+from data.store import Artifact, External, Job, Store, locked
+from tasks.work import Tick, Work, device_of, gpus, module_of, silent
 
 Input = Artifact | External
 
@@ -115,12 +118,13 @@ def _make(
     work = Work(job.key, settings, paths, job.seed, partial / "payload", partial / "scratch", hardware, notes.tick)
     began, found = time.time(), sorted(path.name for path in work.scratch.iterdir())
     try:
-        if own_process(hardware):
-            from tasks.worker import run_apart
+        with turn_on_gpu(job, hardware, notes):
+            if own_process(hardware):
+                from tasks.worker import run_apart
 
-            run_apart(job.stage, work)
-        else:
-            getattr(module_of(job.stage), job.stage)(work)
+                run_apart(job.stage, work)
+            else:
+                getattr(module_of(job.stage), job.stage)(work)
         log = {"began": began, "seconds": time.time() - began, "found": found}  # what an earlier attempt had left
         input_keys = {name: artifact.key for name, artifact in inputs.items()}
         return store.commit(job, input_keys, fingerprint(job.stage), log)
@@ -128,6 +132,32 @@ def _make(
         if error.errno != errno.ENOSPC:
             raise
         raise HomeError(f"{job.stage}: no room left on {store.root}; free some, then run the same command again") from error
+
+
+@contextlib.contextmanager
+def turn_on_gpu(job: Job, hardware: Hardware, notes: Notes) -> Iterator[None]:
+    """Hold every GPU this process sees while a stage computes on one; other stages pass freely.
+
+    A flock per GPU, shared by all homes of a user on this host: the kernel frees it when the process dies, where a slot of
+    Prefect's would stay taken for minutes. Inputs are whole before it is taken, so its holder never waits for an artifact,
+    and a fixed order of GPUs rules out that two stages wait for each other.
+    """
+    with contextlib.ExitStack() as held:
+        if on_gpu(job, hardware):
+            for gpu in gpus():
+                lock = (
+                    Path(tempfile.gettempdir()) / f"ratchet-{os.getuid()}-gpu-{gpu.replace('/', '-')}.lock"
+                )  # a MIG's name has /
+                held.enter_context(locked(lock, lambda gpu=gpu: notes.warn(f"{job.stage}: GPU {gpu} is busy; waiting for it")))  # type: ignore[misc]
+        yield
+
+
+def on_gpu(job: Job, hardware: Hardware) -> bool:
+    """Whether a stage computes on a GPU: it loads models itself (torch shapes its output), or a part of it takes a device."""
+    from tasks.parts import takes_device
+
+    models = "torch" in job.libraries or any(takes_device(*part.split(":", 1)) for part in job.parts)
+    return models and device_of(hardware) == "cuda"
 
 
 def own_process(hardware: Hardware) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,16 @@ def device_of(hardware: Hardware) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def gpus() -> list[str]:
+    """The GPUs this process may use, sorted: as CUDA_VISIBLE_DEVICES names them, else all of this host."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if named:
+        return sorted({name.strip() for name in named.split(",")})
+    import torch
+
+    return [str(number) for number in range(max(torch.cuda.device_count(), 1))]
 
 
 def chunks(total: int, size: int) -> Iterator[range]:
