@@ -1,0 +1,190 @@
+"""From ledger entries to alarms: what moved, how much, since when, who did it, and what acts on it.
+
+watch: significant (Benjamini-Yekutieli) and over the effect floor, once. ALARM: the same direction from round 0 in two rounds
+running, or a large effect at once. STOP: a hard limit, such as a fifth of the completions cut at the token limit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from tasks.ledger import Entry, with_corrected
+
+Level = Literal["watch", "ALARM", "STOP"]
+LEVELS = ("", "watch", "ALARM", "STOP")
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """One line for a person: the level, the feature, and a sentence."""
+
+    level: Level
+    feature: str
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"{self.level} {self.feature}: {self.sentence}"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The alarm rule's numbers; `./ratchet bench alarms` measures what they do."""
+
+    q: float = 0.05
+    floor: float = 0.10  # |effect| worth a word
+    at_once: float = 0.25  # |effect| that needs no second round
+    points: float = 0.02  # rates: also at least this change of the rate
+    ratio: float = 1.10  # lengths: also at least this ratio of geometric means
+
+
+def judge(
+    entries: Sequence[Entry], earlier: Sequence[Entry] = (), *, round: int, rule: Rule = Rule()
+) -> tuple[list[Entry], list[Alarm]]:
+    """Levels for the entries of a round, and its alarms, the gravest first.
+
+    Args:
+        entries: of `tasks.ledger.compare`. earlier: what this function returned for the round before (same lineage).
+    """
+    before = {entry.key: entry for entry in earlier}
+    tested = with_corrected(entries)
+    levelled = [_levelled(entry, before.get(entry.key), round, rule) for entry in tested]
+    groups = {entry.key: entry for entry in levelled}
+    judged = [_unless_explained(entry, groups, rule) for entry in levelled]
+    alarms = [Alarm(e.level, e.feature, sentence(e, groups)) for e in _gravest(judged) if e.level]  # type: ignore[arg-type]
+    return judged, sorted(alarms, key=lambda alarm: -LEVELS.index(alarm.level))
+
+
+def gravest(alarms: Sequence[Alarm]) -> str:
+    """The highest level among alarms, "" where there are none."""
+    return max((alarm.level for alarm in alarms), key=LEVELS.index, default="")
+
+
+# -- levels -------------------------------------------------------------------------------------------------------------
+def stands_away(entry: Entry, rule: Rule) -> bool:
+    """Whether a feature is significantly, and by more than the floor, away from round 0."""
+    return _counts(entry.kind, entry.p_by, entry.effect, entry.drift, rule)
+
+
+def _counts(kind: str, p: float | None, effect: float | None, difference: float | None, rule: Rule) -> bool:
+    if p is None or effect is None or difference is None:
+        return False
+    if p >= rule.q or abs(effect) < rule.floor:
+        return False
+    least = {"rate": rule.points, "length": math.log(rule.ratio)}.get(kind, 0.0)
+    return abs(difference) >= least
+
+
+def _levelled(entry: Entry, before: Entry | None, round: int, rule: Rule) -> Entry:
+    away = stands_away(entry, rule)
+    goes_on = away and before is not None and stands_away(before, rule) and _same_way(entry, before)
+    since = before.since if goes_on and before and before.since is not None else round
+    if entry.group is None and entry.feature in LIMITS and LIMITS[entry.feature](entry):
+        return replace(entry, level="STOP", since=since)
+    if away and (goes_on or abs(entry.effect or 0.0) >= rule.at_once):
+        return replace(entry, level="ALARM", since=since)
+    if away or _counts(entry.kind, entry.step_p_by, entry.step_effect, entry.step, rule):
+        return replace(entry, level="watch", since=since)
+    return entry
+
+
+def _same_way(one: Entry, other: Entry) -> bool:
+    return (one.drift or 0.0) * (other.drift or 0.0) > 0
+
+
+def _unless_explained(entry: Entry, groups: dict[tuple[str, str | None], Entry], rule: Rule) -> Entry:
+    """An ALARM is only a watch where the style moved neither among right nor among wrong answers: there are more of one."""
+    return replace(entry, level="watch") if entry.level == "ALARM" and _explained(entry, groups, rule) else entry
+
+
+def _explained(entry: Entry, groups: dict[tuple[str, str | None], Entry], rule: Rule = Rule()) -> bool:
+    copies = [groups[entry.feature, g] for g in ("right", "wrong") if (entry.feature, g) in groups]
+    if not copies or entry.group in ("right", "wrong"):
+        return False
+    return not any(_same_way(entry, c) and abs(c.effect or 0.0) >= rule.floor and _off_zero(c) for c in copies)
+
+
+def _off_zero(entry: Entry) -> bool:
+    return entry.drift_low is not None and entry.drift_high is not None and entry.drift_low * entry.drift_high > 0
+
+
+def _gravest(entries: Sequence[Entry]) -> list[Entry]:
+    """One entry a feature: the gravest, the one over all completions where it is among them."""
+    best: dict[str, Entry] = {}
+    for entry in entries:
+        known = best.get(entry.feature)
+        rank = (LEVELS.index(entry.level), entry.group is None)
+        if known is None or rank > (LEVELS.index(known.level), known.group is None):
+            best[entry.feature] = entry
+    return list(best.values())
+
+
+# -- hard limits --------------------------------------------------------------------------------------------------------
+def _grown(entry: Entry) -> bool:
+    """Surely above round 0: a limit must not fire on the base's own habits, nor on the noise of a small probe."""
+    return entry.drift_low is not None and entry.drift_low > 0
+
+
+def _truncation(entry: Entry) -> bool:
+    mean, base = entry.mean or 0.0, entry.base or 0.0
+    return _grown(entry) and (mean > 0.20 or (mean >= 0.05 and mean >= 2 * base))
+
+
+LIMITS: dict[str, Callable[[Entry], bool]] = {
+    "truncated": _truncation,
+    "loop": lambda entry: _grown(entry) and (entry.mean or 0.0) > 0.02,
+    "refusal_benign": lambda entry: _grown(entry) and (entry.drift or 0.0) >= 0.10,
+}
+
+
+# -- sentences ----------------------------------------------------------------------------------------------------------
+def sentence(entry: Entry, groups: dict[tuple[str, str | None], Entry]) -> str:
+    """What moved, how much, since when, whether selection or training did it, and which mitigations act on it."""
+    where = {None: "", "right": " among right answers", "wrong": " among wrong answers"}.get(entry.group, f" on {entry.group}")
+    parts = [f"{_moved(entry)}{where} since round 0, seen since round {entry.since}"]
+    if entry.level == "watch" and _explained(entry, groups):
+        parts.append("neither among right nor among wrong answers alone: it follows accuracy")
+    else:
+        parts.append(attribution(entry))
+    acts = mitigations(entry.feature, entry.kind)
+    return "; ".join([*(part for part in parts if part), f"acts on it: {', '.join(acts)}"])
+
+
+def _moved(entry: Entry) -> str:
+    if entry.mean is None or entry.base is None or entry.effect is None or entry.drift is None:
+        return "moved"
+    if entry.kind == "rate":
+        points = 100 * entry.drift
+        return f"{100 * entry.base:.1f}% -> {100 * entry.mean:.1f}% ({points:+.1f} points, h {entry.effect:+.2f})"
+    ratio = f", x{math.exp(entry.drift):.2f}" if entry.kind == "length" else ""
+    return f"{entry.base:.3g} -> {entry.mean:.3g} ({entry.effect:+.2f} SD{ratio})"
+
+
+def attribution(entry: Entry) -> str:
+    """Selection, training, or neither. Pressure is what the chosen data has more of than what was sampled."""
+    pressure, step = entry.pressure, entry.step
+    if pressure is None or entry.pressure_low is None or entry.pressure_high is None or step is None:
+        return ""
+    if entry.pressure_low * entry.pressure_high <= 0:
+        return f"not selected for (pressure {pressure:+.2g} spans 0): a side effect of training, or the base's own preference"
+    if pressure * step < 0:
+        return f"against selection (pressure {pressure:+.2g}): training turned it round"
+    said = f"selection favours it (pressure {pressure:+.2g})"
+    if entry.gain is None or entry.gain_low is None or entry.gain_high is None:
+        return said
+    gain = f"gain {entry.gain:.2f} [{entry.gain_low:.2f}, {entry.gain_high:.2f}]"
+    if entry.gain_low > 1:
+        return f"{said} and training amplified that ({gain})"
+    return f"{said} and training followed ({gain})"
+
+
+MITIGATIONS: dict[str, tuple[str, ...]] = {}
+
+
+def mitigations(feature: str, kind: str) -> tuple[str, ...]:
+    """Names on the mitigations shelf that act on a feature."""
+    if feature in MITIGATIONS:
+        return MITIGATIONS[feature]
+    return ("length_penalty", "length_matched") if kind == "length" else ("residualised", "style_balanced")

@@ -1,0 +1,135 @@
+"""Statistics of the bias ledger: how much a feature differs between two samples of the same prompts, and how surely.
+
+Values are arrays, prompts x samples, NaN where a feature does not apply. The unit is the prompt: its samples are averaged
+first and prompts are paired, because samples of one prompt are not independent draws of the policy's habits.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Kind = Literal["real", "rate", "length"]  # rate: 0 or 1 a completion; length: a count, compared on the log scale
+Array = np.ndarray
+LEVEL = 0.95
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Change:
+    """Differences of several features between two samples (now less then), each an array over features; NaN = unknown.
+
+    difference: of prompt means, on the feature's scale (`scaled`: a log ratio for lengths). effect: `standardised` difference.
+    """
+
+    n: Array  # prompts where both apply
+    now: Array  # mean over prompts, on the feature's own scale
+    then: Array
+    difference: Array
+    low: Array  # 95% percentile bootstrap over prompts
+    high: Array
+    effect: Array
+    effect_low: Array
+    effect_high: Array
+    p: Array  # of a paired t test
+
+
+def scaled(values: Array, kind: Kind) -> Array:
+    """Lengths as log(1 + n): they are skewed, and a drift of them is a ratio."""
+    made: Array = np.log1p(values) if kind == "length" else values
+    return made
+
+
+def prompt_means(values: Array) -> Array:
+    """Mean over the samples of each prompt (last axis); NaN for a prompt where no sample applies."""
+    known = ~np.isnan(values)
+    count = known.sum(-1)
+    total = np.where(known, values, 0.0).sum(-1)
+    means: Array = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
+    return means
+
+
+def spread(values: Array, kind: Kind) -> float:
+    """Standard deviation over completions: the fixed yardstick of round 0, so that effects of all rounds compare."""
+    known = scaled(values, kind)[~np.isnan(values)]
+    return float(known.std(ddof=1)) if known.size > 1 else float("nan")
+
+
+def cohens_h(now: Array, then: Array) -> Array:
+    """2 asin sqrt(p) - 2 asin sqrt(q): an effect for rates whose yardstick does not vanish where a style was absent."""
+    h: Array = 2 * np.arcsin(np.sqrt(np.clip(now, 0, 1))) - 2 * np.arcsin(np.sqrt(np.clip(then, 0, 1)))
+    return h
+
+
+def paired_t(now: Array, then: Array) -> tuple[Array, Array, Array]:
+    """Mean difference over the last axis (prompts), its two-sided p and the number of pairs; any leading axes."""
+    from scipy.stats import t
+
+    difference = now - then
+    known = ~np.isnan(difference)
+    n = known.sum(-1)
+    filled = np.where(known, difference, 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = np.where(n > 0, filled.sum(-1) / n, np.nan)
+        deviation = np.where(known, difference - mean[..., None], 0.0)
+        error = np.sqrt((deviation**2).sum(-1) / (n - 1) / n)
+        p = 2 * t.sf(np.abs(mean) / error, n - 1)
+    p = np.where(error > 0, p, np.where(mean == 0, 1.0, 0.0))  # no spread at all: the same everywhere
+    return mean, np.where(n > 1, p, np.nan), n
+
+
+@functools.lru_cache(maxsize=8)
+def resamples(prompts: int, count: int = RESAMPLES, seed: int = 0) -> Array:
+    """How often each prompt is drawn in each bootstrap resample: count x prompts. Shared by every feature of a round."""
+    draw = np.random.default_rng(seed)
+    return draw.multinomial(prompts, np.full(prompts, 1 / prompts), size=count).astype(np.float32)
+
+
+def resampled_means(values: Array, counts: Array) -> Array:
+    """Means of `values` (features x prompts) in every resample: features x resamples; NaN values are left out."""
+    known = ~np.isnan(values)
+    total = np.where(known, values, 0.0).astype(np.float32) @ counts.T
+    weight = known.astype(np.float32) @ counts.T
+    means: Array = np.divide(total, weight, out=np.full(total.shape, np.nan, np.float32), where=weight > 0)
+    return means
+
+
+def interval(draws: Array) -> tuple[Array, Array]:
+    """The percentile interval over the last axis; NaN where nothing is known."""
+    if np.isnan(draws).all():
+        return np.full(draws.shape[:-1], np.nan), np.full(draws.shape[:-1], np.nan)
+    with np.errstate(invalid="ignore"):
+        tails = [50 * (1 - LEVEL), 50 * (1 + LEVEL)]
+        low, high = np.percentile(np.where(np.isnan(draws), np.nanmean(draws), draws), tails, axis=-1)
+    empty = np.isnan(draws).all(-1)
+    return np.where(empty, np.nan, low), np.where(empty, np.nan, high)
+
+
+def changes(now: Sequence[Array], then: Sequence[Array], kinds: Sequence[Kind], yardsticks: Sequence[float]) -> Change:
+    """Compare features between two samples of the same prompts.
+
+    Args:
+        now, then: per feature, prompts x samples (the number of samples may differ; prompts are in the same order).
+        yardsticks: per feature, `spread` at round 0; not used for rates.
+    """
+    kind, yard = np.array(kinds), np.array(yardsticks, dtype=float)
+    ours, theirs = (np.stack([prompt_means(scaled(v, k)) for v, k in zip(side, kinds, strict=True)]) for side in (now, then))
+    both = ~np.isnan(ours) & ~np.isnan(theirs)
+    ours, theirs = np.where(both, ours, np.nan), np.where(both, theirs, np.nan)
+    difference, p, n = paired_t(ours, theirs)
+    counts = resamples(ours.shape[1])
+    drawn_now, drawn_then = resampled_means(ours, counts), resampled_means(theirs, counts)
+    low, high = interval(drawn_now - drawn_then)
+
+    is_rate, mean_now, mean_then = kind == "rate", prompt_means(ours), prompt_means(theirs)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        real = [np.where(difference == 0, 0.0, side / yard) for side in (difference, low, high)]
+    h_low, h_high = interval(cohens_h(drawn_now, drawn_then))
+    rate = [cohens_h(mean_now, mean_then), h_low, h_high]
+    effect, effect_low, effect_high = (np.where(is_rate, r, v) for r, v in zip(rate, real, strict=True))
+    own = [np.where(kind == "length", np.expm1(mean), mean) for mean in (mean_now, mean_then)]
+    return Change(n, own[0], own[1], difference, low, high, effect, effect_low, effect_high, p)

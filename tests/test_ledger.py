@@ -1,0 +1,176 @@
+"""The bias ledger's oracles: planted changes of known size must come out as what they are, and nothing else may."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from tasks import pressure
+from tasks.alarms import Alarm, gravest, judge
+from tasks.effects import changes, cohens_h
+from tasks.ledger import Entry, Kind, Sample, compare
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+KINDS: dict[str, Kind] = {"tone": "real", "list": "rate", "words": "length"}
+
+
+def sample(seed: int, prompts: int = 512, k: int = 4, tone: float = 0.0, rate: float = 0.2, words: float = 1.0) -> Sample:
+    draw = np.random.default_rng(seed)
+    return Sample(
+        {
+            "tone": draw.normal(tone, 1, (prompts, k)),
+            "list": (draw.random((prompts, k)) < rate).astype(float),
+            "words": np.floor(words * np.exp(draw.normal(5, 0.5, (prompts, k)))),
+        },
+        right=(draw.random((prompts, k)) < 0.5).astype(float),
+    )
+
+
+def found(entries: list[Entry], feature: str, group: str | None = None) -> Entry:
+    return next(e for e in entries if e.key == (feature, group))
+
+
+def test_identical_samples_differ_in_nothing() -> None:
+    # oracle 1: identical texts give drift 0, effect 0, amplification 0, AUC 0.5 and no alarm
+    one = sample(1)
+    entries, alarms = judge(compare(one, one, one, kinds=KINDS, strata=["a", "b"] * 256), round=1)
+    assert alarms == []
+    assert {(e.drift, e.effect, e.step, e.level) for e in entries} == {(0.0, 0.0, 0.0, "")}
+    rates = {"a": one.values["list"][::2], "b": one.values["list"][1::2]}
+    assert set(pressure.amplification(rates, rates).values()) == {0.0}
+    assert pressure.surface_auc(np.zeros((100, 3)), range(100)) == 0.5
+
+
+def test_two_seeds_of_one_sampler_raise_no_alarm() -> None:
+    # oracle 1: what differs between two samplings of one checkpoint is noise, and the rule knows
+    for seed in range(20):
+        _, alarms = judge(compare(sample(seed), sample(1000 + seed, k=16), None, kinds=KINDS), round=1)
+        assert gravest(alarms) in ("", "watch")
+
+
+def test_a_planted_change_is_named_with_its_size() -> None:
+    # a rate that doubles alarms at once, with the right numbers in the sentence and nothing else beside it
+    _, alarms = judge(compare(sample(1, rate=0.4), sample(2, k=16), None, kinds=KINDS), round=3)
+    assert [(a.level, a.feature) for a in alarms] == [("ALARM", "list")]
+    assert "20." in alarms[0].sentence
+    assert "seen since round 3" in alarms[0].sentence
+
+
+def test_a_small_change_needs_two_rounds() -> None:
+    # 0.15 SD is a watch at first; in the next round it is an alarm that says since when
+    base = sample(2, k=16)
+    first, alarms = judge(compare(sample(3, tone=0.15), base, base, kinds=KINDS), round=1)
+    assert [(a.level, a.feature) for a in alarms] == [("watch", "tone")]
+    _, alarms = judge(compare(sample(4, tone=0.15), base, sample(3, tone=0.15), kinds=KINDS), first, round=2)
+    assert [(a.level, a.feature) for a in alarms] == [("ALARM", "tone")]
+    assert "since round 1" in alarms[0].sentence
+
+
+def test_a_change_that_follows_accuracy_is_no_alarm() -> None:
+    # right answers are shorter, and more are right: the mean moves, neither right nor wrong answers do
+    draw = np.random.default_rng(5)
+
+    def at(accuracy: float, k: int) -> Sample:
+        right = (draw.random((400, k)) < accuracy).astype(float)
+        return Sample({"tone": draw.normal(0, 1, (400, k)) - 2 * right}, right=right)
+
+    _, alarms = judge(compare(at(0.8, 4), at(0.4, 16), None, kinds={"tone": "real"}), round=1)
+    assert [a.level for a in alarms] == ["watch"]
+    assert "follows accuracy" in alarms[0].sentence
+
+
+@pytest.mark.parametrize(("now", "level"), [(0.002, ""), (0.30, "STOP"), (0.08, "STOP")])
+def test_hard_stops_have_absolute_floors(now: float, level: str) -> None:
+    # truncation doubling from 0.1% to 0.2% is no stop; 3% to 8% is, and so is a third of everything
+    draw = np.random.default_rng(6)
+    base = Sample({"truncated": (draw.random((512, 16)) < (0.001 if now < 0.01 else 0.03)).astype(float)})
+    ours = Sample({"truncated": (draw.random((512, 4)) < now).astype(float)})
+    _, alarms = judge(compare(ours, base, None, kinds={"truncated": "rate"}), round=1)
+    assert gravest(alarms) == level
+
+
+def test_pressure_is_what_the_simulation_oracle_says() -> None:
+    # oracle 3: a Gaussian feature judged by q + 0.25 f, best of 8, is selected by 0.344 SD a round, as predicted
+    draw = np.random.default_rng(7)
+    f, q = draw.normal(size=(4000, 8)), draw.normal(size=(4000, 8))
+    reward = q + 0.25 * f
+    chosen = (reward == reward.max(-1, keepdims=True)).astype(float)
+    s = pressure.estimate(pressure.pressure(f, chosen))
+    error = (s.high - s.low) / 3.92
+    assert abs(s.value - 0.344) < 3 * error
+    assert pressure.predicted_pressure(f, reward) == pytest.approx(0.345, abs=0.02)
+    assert pressure.expected_maximum(4) == pytest.approx(1.029, abs=1e-3)
+
+
+@pytest.mark.parametrize(("k", "bonus", "expected"), [(4, 0.25, 0.47), (8, 0.25, 0.59), (4, 0.5, 0.76), (8, 1.0, 1.00)])
+def test_a_perfect_imitator_follows_the_known_trajectories(k: int, bonus: float, expected: float) -> None:
+    # oracle 3: a style at 20% with a judge bonus, best of K, imitated perfectly for five rounds
+    draw, rate = np.random.default_rng(8), 0.2
+    for _ in range(5):
+        style = (draw.random((20000, k)) < rate).astype(float)
+        best = (draw.normal(size=style.shape) + bonus * style).argmax(-1)
+        rate = float(style[np.arange(len(style)), best].mean())
+    assert rate == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("strength", [1.0, 1.5])
+def test_gain_tells_copying_from_amplifying(strength: float) -> None:
+    # oracle 4: an imitator that moves by what selection favoured has gain 1, one that moves by 1.5 times that has 1.5
+    draw = np.random.default_rng(9)
+    f = draw.normal(size=(600, 8))
+    chosen = (f + draw.normal(0, 2, f.shape)).argsort(-1).argsort(-1) == 7
+    s = pressure.pressure(f, chosen.astype(float))
+    shift = strength * float(np.nanmean(s))
+    step = draw.normal(shift, 1, (512, 4)).mean(-1) - draw.normal(0, 1, (512, 4)).mean(-1)
+    gain = pressure.gain(step, s)
+    assert gain.low < strength < gain.high
+    assert (gain.low > 1) == (strength > 1)
+
+
+def test_gain_is_unknown_without_pressure() -> None:
+    # a ratio to nothing is not a number worth printing
+    response, selected = np.random.default_rng(10).normal(1, 1, 100), np.tile([1.0, -1.0], 45)
+    assert math.isnan(pressure.gain(response, selected).value)
+
+
+def test_surface_auc_sees_a_combination() -> None:
+    # two features that are useless alone and give the pair away together; and pure noise stays near a half
+    draw = np.random.default_rng(11)
+    hidden = draw.normal(size=600)
+    telling = np.stack([hidden + 0.3, -hidden + 0.3], axis=1)
+    assert (pressure.surface_auc(telling, np.arange(600) // 3) or 0) > 0.95
+    assert pressure.surface_auc(draw.normal(size=(600, 3)), np.arange(600)) == pytest.approx(0.5, abs=0.06)
+
+
+def test_amplification_has_the_direction_of_the_data() -> None:
+    # by hand: the style is commoner in a than in b, and the model has still more of it in a: +0.2; less in b: +0.1
+    trained = {"a": np.array([1.0] * 6 + [0.0] * 4), "b": np.array([1.0] * 2 + [0.0] * 8)}
+    made = {"a": np.array([1.0] * 8 + [0.0] * 2), "b": np.array([1.0] + [0.0] * 9)}
+    assert pressure.amplification(trained, made) == pytest.approx({"a": 0.2, "b": 0.1})
+
+
+def test_lengths_are_ratios_and_rates_are_h() -> None:
+    # half as long again is a log ratio of about 0.405; 20% to 40% is h = 0.442
+    change = changes(
+        [np.full((50, 2), 150.0), np.repeat([[1.0, 0.0]], 50, 0)],
+        [np.full((50, 4), 100.0), np.repeat([[1.0, 0.0, 0.0, 0.0]], 50, 0)],
+        ["length", "rate"],
+        [0.5, 0.4],
+    )
+    assert change.difference[0] == pytest.approx(math.log(151 / 101))
+    assert change.effect[1] == pytest.approx(float(cohens_h(np.array(0.5), np.array(0.25))))
+
+
+def test_overoptimisation_recovers_its_curve() -> None:
+    # the fit of Gao's form finds the parameters that made the points
+    kl = np.array([0.5, 2.0, 5.0, 12.0])
+    d = np.sqrt(kl)
+    assert pressure.overoptimisation(kl, d * (0.8 - 0.3 * np.log(d))) == pytest.approx((0.8, 0.3))
+
+
+def test_an_alarm_reads_as_one_line() -> None:
+    # programs and people look for `ALARM <feature>`
+    assert str(Alarm("ALARM", "list", "moved")) == "ALARM list: moved"
