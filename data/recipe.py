@@ -63,6 +63,7 @@ class Model(Strict):
 
 class Generate(Strict):
     engine: str = Field("transformers", description="a name on the engines shelf, or package.module:name")
+    settings: dict[str, Any] = Field(default_factory=dict, description="the engine's own settings; evaluation uses them too")
     n: int = Field(8, ge=1, description="completions per prompt")
     temperature: float = Field(1.0, ge=0, description="0 = greedy")
     top_p: float = Field(1.0, gt=0, le=1)
@@ -170,6 +171,7 @@ class Hardware(Strict):
     isolation: Literal["auto", "inline", "process"] = Field(
         "auto", description="auto: a process per stage on a GPU, else inline"
     )
+    warm: bool = Field(True, description="keep an engine loaded between stages where it can be (vllm, stages inline)")
     workers: int = Field(2, ge=1, description="processes that verify answers")
     prefect: bool = Field(True, description="false: run the same rounds without Prefect")
 

@@ -35,7 +35,8 @@ def check(recipe: Recipe, home: Path) -> dict[str, Any]:
 
 
 def bind(recipe: Recipe) -> None:
-    parts.find("engines", recipe.generate.engine)
+    parts.check_settings("engines", recipe.generate.engine, recipe.generate.settings)
+    parts.libraries_of("engines", recipe.generate.engine)
     for score in recipe.score:
         parts.check_settings("scorers", score.scorer, score.settings)
     verifier = recipe.score[0].scorer

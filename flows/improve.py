@@ -11,13 +11,14 @@ from flows.calls import stages_of
 from flows.finish import Waiting, answer, finish, measure_final, missing, remember, replay
 from flows.report import Reporter
 from flows.rounds import one_round, round_zero
+from tasks import warm
 
 
 @flow(name="improve", flow_run_name="{name}", persist_result=False, validate_parameters=False)
 def improve(name: str, home: str, refresh: tuple[str, ...] = ()) -> str:
     """Run (or resume) the campaign `name` below `home`; returns its state: done, stopped or waiting."""
     campaign = Campaign.open(Path(home), name)
-    with campaign.running(), Reporter(name, frozenset(refresh)) as report:
+    with campaign.running(), warm.closing(), Reporter(name, frozenset(refresh)) as report:
         rounds: list[Round] = campaign.rounds()
         if not rounds:
             rounds.append(finish(campaign, report, round_zero(stages_of(campaign, 0, report))))

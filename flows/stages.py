@@ -122,6 +122,7 @@ class Stages:
         place = "evaluate" if split == "held_out" else f"evaluate/{split}"
         common = {
             "engine": g.engine,
+            "settings": g.settings,
             "split": split,
             "top_p": 1.0,
             "max_tokens": e.max_tokens or g.max_tokens,

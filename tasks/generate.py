@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import inspect
 import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
 
 from data import tables
+from data.errors import StageFailed
 from data.store import derive_seed
-from tasks import parts as shelves
-from tasks.engines import Decoding, Engine, Row
-from tasks.work import Work, chunks, device_of
+from tasks import warm
+from tasks.engines import Batch, Decoding, Engine, EngineLost, Row
+from tasks.work import Work, chunks
 
-VERSION = 3
-LIBRARIES = ("torch", "transformers", "tokenizers")
+VERSION = 4
+LIBRARIES = ("torch", "transformers", "tokenizers")  # the engine's own come with it
+ATTEMPTS = 4  # each with batches of half the size
 
 
 class Settings(BaseModel):
     engine: str
+    settings: dict[str, Any] = {}  # the engine's own
     split: str  # which file of the prompts artifact
     n: int
     temperature: float
@@ -42,71 +47,97 @@ def generate(work: Work) -> None:
     A shard is a fixed run of prompts with seeds of its own, so a second attempt draws only the missing ones and draws the same.
     Prompts are sharded from the shortest to the longest, which is what keeps a batch from waiting for its one long member; the
     table is in the prompts' own order.
+
+    Raises:
+        StageFailed: the engine ran out of memory or died, with smaller batches too.
     """
     s: Settings = work.settings
     given = tables.read(work.inputs["prompts"] / f"{s.split}.parquet", tables.PROMPTS).to_pylist()
     order = sorted(range(len(given)), key=lambda i: (_characters(given[i]), given[i]["prompt_id"]))
     prompts = [given[i] for i in order]
-    shards = list(chunks(len(prompts), max(1, s.shard // s.n)))
-    files = [work.scratch / f"completions-{index:05d}.parquet" for index in range(len(shards))]
-    made: list[pa.Table] = []
-    engine: Engine | None = None
-    try:
-        for index, (rows, file) in enumerate(zip(shards, files, strict=True)):
-            work.tick(rows.start * s.n, len(prompts) * s.n)
-            table = tables.read_shard(file, tables.COMPLETIONS)
-            if table is None:
-                engine = engine or _load(work)
-                drawn = _shard(work, engine, [prompts[i] for i in rows], index)
-                table = tables.from_rows(drawn, tables.COMPLETIONS)
-                tables.write_shard(table, tables.COMPLETIONS, file)
-            made.append(table)
-    finally:
-        if engine is not None:
-            engine.close()
-    table = pa.concat_tables(made or [tables.COMPLETIONS.empty_table()])
+    shards = dict(enumerate(chunks(len(prompts), max(1, s.shard // s.n))))
+    made = {index: tables.read_shard(_file(work, index), tables.COMPLETIONS) for index in shards}
+    _draw_missing(work, prompts, shards, made)
+    table = pa.concat_tables(list(made.values()) or [tables.COMPLETIONS.empty_table()])
     table = table.take([place * s.n + sample for place in np.argsort(order) for sample in range(s.n)])
     tables.write(table, tables.COMPLETIONS, work.out / "completions.parquet")
     work.tick(len(prompts) * s.n, len(prompts) * s.n)
 
 
-def _characters(prompt: Row) -> int:
-    """Length of a prompt as far as it is known before a tokenizer is loaded (and none is, if all shards are there)."""
-    return sum(len(message["content"]) for message in prompt["messages"])
+def _file(work: Work, index: int) -> Path:
+    return work.scratch / f"completions-{index:05d}.parquet"
 
 
-def _load(work: Work) -> Engine:
+def _draw_missing(work: Work, prompts: list[Row], shards: Mapping[int, range], made: dict[int, pa.Table | None]) -> None:
+    """Fill in the shards that are None, each written the moment its last batch is there."""
     s: Settings = work.settings
-    load = shelves.find("engines", s.engine)
-    given = {"device": device_of(work.hardware), "dtype": s.dtype, "trust_remote_code": s.trust_remote_code}
-    wanted = inspect.signature(load).parameters
-    engine: Engine = load(work.inputs["checkpoint"], **{name: value for name, value in given.items() if name in wanted})
-    return engine
+    for attempt in range(ATTEMPTS):
+        missing = {index: rows for index, rows in shards.items() if made[index] is None}
+        if not missing:
+            return
+        size = max(1, (s.batch >> attempt) // s.n)  # prompts
+        try:
+            with warm.engine(work) as engine:
+                for index, drawn in _drawn(work, engine, prompts, missing, size):
+                    table = tables.from_rows(_rows(work, [prompts[i] for i in shards[index]], drawn), tables.COMPLETIONS)
+                    tables.write_shard(table, tables.COMPLETIONS, _file(work, index))
+                    made[index] = table
+                    work.tick(sum(t.num_rows for t in made.values() if t is not None), len(prompts) * s.n)
+            return
+        except EngineLost as error:
+            work.record(f"engine lost with {size * s.n} sequences at a time: {error}")
+            last = error
+    raise StageFailed(
+        f"engine '{s.engine}' was lost {ATTEMPTS} times, at last with {size * s.n} sequences at a time: {last}. Finished "
+        f"shards are kept. Set a smaller batch or max_tokens in [generate], or give the engine more memory (README, Engines)"
+    ) from last
 
 
-def _shard(work: Work, engine: Engine, prompts: list[Row], index: int) -> list[Row]:
-    """All rows of a shard in prompt order; decoded in batches of prompts of like length."""
+def _drawn(
+    work: Work, engine: Engine, prompts: list[Row], shards: Mapping[int, range], size: int
+) -> Iterator[tuple[int, dict[int, list[Row]]]]:
+    """Each shard as its last batch comes in: its index, and the rows of each of its prompts by place in `prompts`.
+
+    Batches hold prompts of like length and are of even size: a small last one would cost as many steps.
+    """
     s: Settings = work.settings
-    decoding = Decoding(s.n, s.temperature, s.top_p, s.max_tokens)
-    order = sorted(range(len(prompts)), key=lambda i: (engine.length(prompts[i]), prompts[i]["prompt_id"]))
-    drawn: dict[int, list[Row]] = {}
-    batches = math.ceil(len(order) / max(1, s.batch // s.n))  # of even size: a small last one would cost as many steps
-    for batch in chunks(len(order), math.ceil(len(order) / batches)):
-        seed = derive_seed(work.seed, f"batch/{index}", batch.start)
-        members = [order[i] for i in batch]
-        rows = engine.sample([prompts[i] for i in members], decoding, seed)
-        if len(rows) != len(members) * s.n:
-            raise RuntimeError(f"engine '{s.engine}' returned {len(rows)} rows for {len(members)} prompts x {s.n}")
-        for place, i in enumerate(members):
-            drawn[i] = [{**row, "seed": seed} for row in rows[place * s.n : (place + 1) * s.n]]
+    batches: list[Batch] = []
+    members: list[tuple[int, list[int]]] = []  # of each batch: its shard, and the places of its prompts
+    for index, rows in shards.items():
+        by_length = sorted(rows, key=lambda i: (engine.length(prompts[i]), prompts[i]["prompt_id"]))
+        count = math.ceil(len(by_length) / size)
+        for part in chunks(len(by_length), math.ceil(len(by_length) / count)):
+            places = [by_length[i] for i in part]
+            seeds = [work.seed + place * s.n for place in places]
+            batches.append(Batch([prompts[i] for i in places], derive_seed(work.seed, f"batch/{index}", part.start), seeds))
+            members.append((index, places))
+    drawn: dict[int, dict[int, list[Row]]] = {index: {} for index in shards}
+    for which, finished in engine.sample(batches, Decoding(s.n, s.temperature, s.top_p, s.max_tokens)):
+        index, places = members[which]
+        if len(finished) != len(places) * s.n:
+            raise RuntimeError(f"engine '{s.engine}' returned {len(finished)} rows for {len(places)} prompts x {s.n}")
+        drawn[index] |= {place: finished[i * s.n : (i + 1) * s.n] for i, place in enumerate(places)}
+        if len(drawn[index]) == len(shards[index]):
+            yield index, drawn.pop(index)
+    if drawn:
+        raise RuntimeError(f"engine '{s.engine}' left {len(drawn)} shards unfinished")
+
+
+def _rows(work: Work, prompts: list[Row], drawn: dict[int, list[Row]]) -> list[Row]:
+    """A shard's rows in prompt order, with their ids."""
     return [
         {
             **row,
             "completion_id": tables.completion_id(work.key, prompt["prompt_id"], sample),
             "prompt_id": prompt["prompt_id"],
             "sample": sample,
-            "engine": s.engine,
+            "engine": work.settings.engine,
         }
-        for i, prompt in enumerate(prompts)
-        for sample, row in enumerate(drawn[i])
+        for prompt, (_, rows) in zip(prompts, sorted(drawn.items()), strict=True)
+        for sample, row in enumerate(rows)
     ]
+
+
+def _characters(prompt: Row) -> int:
+    """Length of a prompt as far as it is known before a tokenizer is loaded (and none is, if all shards are there)."""
+    return sum(len(message["content"]) for message in prompt["messages"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import importlib.metadata
 import inspect
 import pkgutil
 import sys
@@ -131,6 +132,19 @@ def version_of(family: str, name: str) -> str:
 def takes_device(family: str, name: str) -> bool:
     """Whether a part loads a model of its own: it asks for the device."""
     return "device" in inspect.signature(find(family, name)).parameters
+
+
+def libraries_of(family: str, name: str) -> dict[str, str]:
+    """Libraries beyond the stage's own that shape what the part returns, with their versions: the LIBRARIES entry of its file.
+
+    Raises:
+        PartError: one is not installed.
+    """
+    wanted = getattr(sys.modules[find(family, name).__module__], "LIBRARIES", {}).get(name, ())
+    try:
+        return {library: importlib.metadata.version(library) for library in wanted}
+    except importlib.metadata.PackageNotFoundError as error:
+        raise PartError(f"{family} '{name}' needs {error.name}, which is not installed; ./ratchet setup --help") from error
 
 
 def listing(family: str) -> list[dict[str, str]]:

@@ -44,10 +44,13 @@ class Notes:
 
 def describe(stage: str, settings: BaseModel, inputs: Mapping[str, Input], seed: int) -> Job:
     """The Job of a stage call: everything that shapes its output."""
-    from tasks.parts import version_of
+    from tasks.parts import libraries_of, version_of
 
     module = module_of(stage)
     bound = module.parts(settings) if hasattr(module, "parts") else []
+    libraries = {name: importlib.metadata.version(name) for name in module.LIBRARIES}
+    for part in bound:
+        libraries |= libraries_of(*part)
     return Job(
         stage=stage,
         version=module.VERSION,
@@ -55,7 +58,7 @@ def describe(stage: str, settings: BaseModel, inputs: Mapping[str, Input], seed:
         inputs={name: artifact.digest for name, artifact in sorted(inputs.items())},
         seed=seed,
         parts={f"{family}:{name}": version_of(family, name) for family, name in bound},
-        libraries={name: importlib.metadata.version(name) for name in module.LIBRARIES},
+        libraries=libraries,
     )
 
 
@@ -125,7 +128,11 @@ def _make(
                 run_apart(job.stage, work)
             else:
                 getattr(module_of(job.stage), job.stage)(work)
-        log = {"began": began, "seconds": time.time() - began, "found": found}  # what an earlier attempt had left
+        events = work.events()
+        for event in events:
+            notes.warn(f"{job.stage}: {event}")
+        # found: what an earlier attempt had left
+        log = {"began": began, "seconds": time.time() - began, "found": found, "events": events}
         input_keys = {name: artifact.key for name, artifact in inputs.items()}
         return store.commit(job, input_keys, fingerprint(job.stage), log)
     except OSError as error:

@@ -13,6 +13,7 @@ from typing import Any
 from data.recipe import Hardware
 
 Tick = Callable[[int, int], None]
+EVENTS = "events.txt"
 
 
 def silent(done: int, total: int) -> None:
@@ -31,6 +32,16 @@ class Work:
     scratch: Path
     hardware: Hardware
     tick: Tick = silent
+
+    def record(self, event: str) -> None:
+        """Note what a reader of the artifact must know and no digest shows, such as a retry; it ends in its log.json."""
+        with (self.scratch / EVENTS).open("a") as file:
+            file.write(event.replace("\n", " ") + "\n")
+
+    def events(self) -> list[str]:
+        """What this attempt and those before it recorded."""
+        path = self.scratch / EVENTS
+        return path.read_text().splitlines() if path.exists() else []
 
 
 def module_of(stage: str) -> ModuleType:

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data import tables
 from data.campaign import Campaign
+from data.errors import PartError, StageFailed
 from tasks import models
-from tasks.engines import Decoding
+from tasks.engines import Batch, Decoding, Engine, EngineLost, Row
 from tasks.engines.local import transformers
 
 PROMPTS = [
     {"prompt_id": str(i), "messages": [{"role": "user", "content": text}]}
     for i, text in enumerate(("12+34?", "567+890?", "5+5?"))
 ]
+
+
+def draw(engine: Engine, decoding: Decoding, seed: int) -> list[Row]:
+    """The rows of PROMPTS as one batch."""
+    [(index, rows)] = engine.sample([Batch(PROMPTS, seed, [seed + decoding.n * i for i in range(len(PROMPTS))])], decoding)
+    assert index == 0
+    return rows
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +44,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_logprobs_are_the_models_own(checkpoint: Path, temperature: float) -> None:
     # Claim: the sampler's log-probabilities equal a teacher-forced pass at temperature 1, whatever the padding and temperature.
     engine = transformers(checkpoint)
-    rows = engine.sample(PROMPTS, Decoding(n=3, temperature=temperature, top_p=0.9, max_tokens=12), seed=1)
+    rows = draw(engine, Decoding(n=3, temperature=temperature, top_p=0.9, max_tokens=12), seed=1)
     tokenizer, model = models.load_tokenizer(checkpoint), models.load_model(checkpoint, "cpu", "float32")
     sequences = [(models.render(tokenizer, PROMPTS[i // 3]["messages"]), row["token_ids"]) for i, row in enumerate(rows)]
     for row, expected in zip(rows, models.completion_logprobs(model, sequences, tokenizer.pad_token_id), strict=True):
@@ -50,16 +60,16 @@ def test_equal_seed_equal_draw(checkpoint: Path) -> None:
     torch.manual_seed(99)
     expected = torch.rand(1)
     torch.manual_seed(99)
-    first = engine.sample(PROMPTS, decoding, seed=5)
+    first = draw(engine, decoding, seed=5)
     assert torch.equal(torch.rand(1), expected)
-    assert engine.sample(PROMPTS, decoding, seed=5) == first
-    assert engine.sample(PROMPTS, decoding, seed=6) != first
+    assert draw(engine, decoding, seed=5) == first
+    assert draw(engine, decoding, seed=6) != first
 
 
 def test_stop_token_belongs_to_the_completion(checkpoint: Path) -> None:
     # Claim: a finished row ends with its only stop token (not in its text); a cut one has none and says "length".
     engine = transformers(checkpoint)
-    rows = engine.sample(PROMPTS, Decoding(n=40, temperature=1.5, top_p=1.0, max_tokens=24), seed=3)
+    rows = draw(engine, Decoding(n=40, temperature=1.5, top_p=1.0, max_tokens=24), seed=3)
     stop = models.load_tokenizer(checkpoint).eos_token_id
     reasons = {row["finish_reason"] for row in rows}
     assert reasons == {"stop", "length"}
@@ -108,3 +118,54 @@ def test_prompt_without_template_is_plain_text(checkpoint: Path) -> None:
     with_template = models.render(tokenizer, PROMPTS[0]["messages"])
     tokenizer.chat_template = None
     assert models.render(tokenizer, PROMPTS[0]["messages"]) == with_template == tokenizer("12+34?")["input_ids"]
+
+
+class Frail:
+    """The transformers engine on a device that holds eight sequences: what is larger is out of memory."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.engine: Any = transformers(checkpoint)
+        self.length, self.close = self.engine.length, self.engine.close
+
+    def sample(self, batches: Sequence[Batch], decoding: Decoding) -> Iterator[tuple[int, list[Row]]]:
+        for index, rows in self.engine.sample(batches, decoding):
+            if len(rows) > 8:
+                raise EngineLost("out of memory: tried to allocate 2.00 GiB")
+            yield index, rows
+
+
+def frail(checkpoint: Path) -> Frail:
+    """A user's own engine, named in a recipe as tests.test_engines:frail."""
+    return Frail(checkpoint)
+
+
+def test_out_of_memory_is_retried_smaller_and_recorded(run_micro: Callable[..., Campaign]) -> None:
+    # Claim: an engine that runs out of memory is built again with half the batch, until it fits; the artifact's log tells.
+    campaign = run_micro("tiny_raft", "rounds=1", "generate.engine=tests.test_engines:frail")
+    ref = campaign.rounds()[1].artifacts["generate"]
+    events = json.loads((campaign.store.folder(ref.key) / "log.json").read_text())["events"]
+    sizes = [event.split(" sequences")[0].split()[-1] for event in events]
+    assert sizes == ["32", "16"]
+    assert all("out of memory" in event for event in events)
+    table = tables.read(campaign.store.folder(ref.key) / "payload" / "completions.parquet", tables.COMPLETIONS)
+    assert table.num_rows == 128
+
+
+def test_an_engine_that_is_always_lost_is_reported(run_micro: Callable[..., Campaign]) -> None:
+    # Claim: where no batch is small enough, the stage ends and says what to change.
+    with pytest.raises(StageFailed, match=r"lost 4 times, at last with 10 sequences at a time: out of memory.*smaller batch"):
+        run_micro("tiny_raft", "rounds=1", "generate.engine=tests.test_engines:frail", "generate.n=10", "generate.batch=80")
+
+
+def test_an_engine_with_a_missing_library_is_refused_early() -> None:
+    # Claim: what an engine's library is belongs to its key only, and a missing one is said before anything runs.
+    from tasks.parts import libraries_of
+    from tests import test_engines
+
+    assert libraries_of("engines", "transformers") == {}
+    test_engines.LIBRARIES = {"tests.test_engines:frail": ("no-such-library",)}  # type: ignore[attr-defined]
+    try:
+        with pytest.raises(PartError, match="needs no-such-library, which is not installed"):
+            libraries_of("engines", "tests.test_engines:frail")
+    finally:
+        del test_engines.LIBRARIES  # type: ignore[attr-defined]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 
 from data import tables
 from data.campaign import Campaign
-from tasks.engines import Decoding, local
+from tasks.engines import Batch, Decoding, local
 
 GSM8K = Path(__file__).parent.parent.parent / "shared" / "data" / "gsm8k" / "train.jsonl.gz"
 SETS = (
@@ -62,17 +62,18 @@ class Planted:
         self.engine: Any = local.transformers(checkpoint, device=device, dtype=dtype)
         self.length, self.close = self.engine.length, self.engine.close
 
-    def sample(self, prompts: Sequence[Any], decoding: Decoding, seed: int) -> list[Any]:
-        rows = self.engine.sample(prompts, decoding, seed)
-        if decoding.temperature == 0:
-            return rows  # type: ignore[no-any-return]
+    def sample(self, batches: Sequence[Batch], decoding: Decoding) -> Iterator[tuple[int, list[Any]]]:
+        for index, rows in self.engine.sample(batches, decoding):
+            yield index, rows if decoding.temperature == 0 else self.plant(batches[index].prompts, decoding, rows)
+
+    def plant(self, prompts: Sequence[Any], decoding: Decoding, rows: list[Any]) -> list[Any]:
         tokenizer = self.engine.tokenizer
         for i, prompt in enumerate(prompts):
             if int(prompt["prompt_id"], 16) % 3 == 0:
                 text = f"The answer is \\boxed{{{prompt['answer']}}}."
                 ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
                 rows[i * decoding.n] |= {"text": text, "token_ids": ids, "logprobs": [-1.0] * len(ids), "finish_reason": "stop"}
-        return rows  # type: ignore[no-any-return]
+        return rows
 
 
 def planted(checkpoint: Path, *, device: str = "cpu", dtype: str = "float32") -> Planted:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.engines import Decoding, Engine, Row
+from tasks.engines import Batch, Decoding, Engine, EngineLost, Row
 from tasks.models import load_model, load_tokenizer, render
 
 
@@ -33,7 +33,18 @@ class _Transformers:
             self.rendered[prompt["prompt_id"]] = render(self.tokenizer, prompt["messages"])
         return self.rendered[prompt["prompt_id"]]
 
-    def sample(self, prompts: Sequence[Row], decoding: Decoding, seed: int) -> list[Row]:
+    def sample(self, batches: Sequence[Batch], decoding: Decoding) -> Iterator[tuple[int, list[Row]]]:
+        import torch
+
+        for index, batch in enumerate(batches):
+            try:
+                rows = self._draw(batch.prompts, decoding, batch.seed)
+            except torch.OutOfMemoryError as error:
+                raise EngineLost(f"out of memory: {error}") from error
+            yield index, [{**row, "seed": batch.seed} for row in rows]
+
+    def _draw(self, prompts: Sequence[Row], decoding: Decoding, seed: int) -> list[Row]:
+        """One padded batch from one stream of random numbers."""
         import torch
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
