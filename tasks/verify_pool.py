@@ -1,37 +1,38 @@
 """math-verify in worker processes: hostile text costs its own time limit, never the stage.
 
-An item is a (gold, text) pair; its verdict is the (value, status, detail) of a Score. The kernel keeps the limits: it
-denies memory, and it kills a worker that exceeds its CPU time even inside one long call in C, which a tower of powers is.
+The kernel keeps the limits: it denies memory, and it kills a worker that exceeds its CPU time even inside one long call in C,
+which a tower of powers is. A worker gets a few items at a time and answers one by one, so that its death costs the item it was
+judging and no other.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
-import functools
 import logging
 import multiprocessing
 import os
-import re
 import resource
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, BrokenExecutor, CancelledError, Future, ThreadPoolExecutor, wait
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, BrokenExecutor, CancelledError, ThreadPoolExecutor, wait
+from multiprocessing.connection import Connection
+
+from tasks import math_verdict
+from tasks.math_verdict import Item, Verdict
+from tasks.work import chunks
 
 TEXT_CAP = 10_000  # characters handed to the parser, from the tail: answers stand at the end, and its regexes are quadratic
 MEMORY_CAP = 2 << 30  # bytes of address space per worker
+AT_ONCE = 16  # items sent together; a message costs about as much as an easy verdict
 PR_SET_PDEATHSIG = 1
-ANCHORS = ("$", "\\boxed", "\\(", "\\[")  # what math-verify takes LaTeX from
-PROSE = re.compile(r"(-?[\d.,/]+%?|[A-Za-z]+)(\s+[A-Za-z]{2,}\.?)+")  # "72 dollars", "forty two"
-
-Item = tuple[str, str]
-Verdict = tuple[float | None, str, str | None]
 
 _lock = threading.RLock()
+_starting = threading.Lock()  # multiprocessing keeps a list of its children that two threads must not change at once
 _running: _Pool | None = None
 
 
@@ -41,14 +42,16 @@ def verify_all(items: Sequence[Item], timeout: float, workers: int) -> list[Verd
     Time is CPU time because a verdict must not depend on how busy the machine is.
     """
     clipped = [(gold, text[-TEXT_CAP:]) for gold, text in items]
-    unique = list(dict.fromkeys(clipped))
-    with _lock:
-        try:
-            verdicts = dict(zip(unique, _pool(workers).verify(unique, timeout), strict=True))
-        except BaseException:  # interrupted: what is still queued must not run before the next call's items
-            _close()
-            raise
-    return [verdicts[item] for item in clipped]
+    verdicts = {item: math_verdict.shortcut(*item) for item in clipped}
+    hard = [item for item, verdict in verdicts.items() if verdict is None]
+    if hard:
+        with _lock:
+            try:
+                verdicts.update(zip(hard, _pool(workers).verify(hard, timeout), strict=True))
+            except BaseException:  # interrupted: what is still queued must not run before the next call's items
+                _close()
+                raise
+    return [verdict for item in clipped if (verdict := verdicts[item])]
 
 
 def _pool(workers: int) -> _Pool:
@@ -73,69 +76,58 @@ def _close() -> None:
 
 
 class _Pool:
-    """A thread per worker, each with a pebble pool of one process.
-
-    One pebble pool of many processes passes items through a lock they share: a worker killed while it holds it (by the OOM
-    killer, say) stops the others for a minute. And PR_SET_PDEATHSIG fires when the THREAD that started a worker ends, so
-    workers must not be started by a caller's thread, which may be short-lived.
-    """
+    """A thread per worker. PR_SET_PDEATHSIG fires when the THREAD that started a worker ends, so workers must not be started
+    by a caller's thread, which may be short-lived."""
 
     def __init__(self, workers: int) -> None:
         self.process, self.workers, self.closed = os.getpid(), workers, False
         self.threads = ThreadPoolExecutor(workers, thread_name_prefix="verify")
-        self.ones: dict[int, Any] = {}  # thread id -> its pool of one
+        self.ones: dict[int, _Worker] = {}  # thread id -> its worker
 
     def verify(self, items: Sequence[Item], timeout: float) -> list[Verdict]:
-        futures = [self.threads.submit(self._verify, item, timeout) for item in items]
+        batches = [items[rows.start : rows.stop] for rows in chunks(len(items), AT_ONCE)]
+        futures = [self.threads.submit(self._verify, batch, timeout) for batch in batches]
         while (waited := wait(futures, timeout=1.0, return_when=FIRST_EXCEPTION)).not_done:  # a second, to notice Ctrl-C
             for future in waited.done:
                 future.result()  # raises where a worker cannot start
-        return [future.result() for future in futures]
+        return [verdict for future in futures for verdict in future.result()]
 
-    def _verify(self, item: Item, timeout: float) -> Verdict:
-        for _ in range(2):  # a worker that is killed from outside blames no item
-            started = self._start()
-            if started and (verdict := self._ask(self.ones[threading.get_ident()], item, timeout)):
-                return verdict
+    def _verify(self, items: Sequence[Item], timeout: float) -> list[Verdict]:
+        verdicts: list[Verdict] = []
+        died_at = -1
+        while len(verdicts) < len(items):
+            reached, last = self._worker().judge(items[len(verdicts) :], timeout)
+            verdicts += reached
+            if len(verdicts) == len(items):
+                break
             self._drop(threading.get_ident())
-        if not started:
-            raise BrokenExecutor("the processes that verify answers cannot start; their errors are on stderr")
-        return None, "crashed", "its worker died twice"
+            if last is None and died_at == len(verdicts):  # killed from outside it would not die twice at one item
+                last = (None, "crashed", "its worker died twice")
+            died_at = len(verdicts)
+            verdicts += [last] if last else []
+        return verdicts
 
-    def _start(self) -> bool:
-        """See that this thread has a worker."""
-        from pebble import ProcessPool
+    def _worker(self) -> _Worker:
+        """This thread's worker, started where there is none.
 
-        if self.closed:
-            raise CancelledError
+        Raises:
+            BrokenExecutor: workers cannot start.
+        """
         me = threading.get_ident()
-        if me in self.ones:
-            return True
-        context: Any = multiprocessing.get_context("spawn")  # a fork would copy the locks of torch's and Prefect's threads
-        one = self.ones[me] = ProcessPool(1, initializer=_prepare, initargs=(self.process,), context=context)
-        try:
-            return _result(one, one.schedule(os.getpid)) is not None
-        except (BrokenExecutor, RuntimeError, OSError):  # killed, or it died of itself
-            return False
-
-    def _ask(self, one: Any, item: Item, timeout: float) -> Verdict | None:
-        """The verdict, or None where the worker died before there was one."""
-        from pebble import ProcessExpired
-
-        try:  # The kernel keeps the limit; the wall clock is for a stopped machine.
-            verdict: Verdict | None = _result(one, one.schedule(_judge, args=(*item, timeout), timeout=4 * timeout + 20))
-            return verdict
-        except ProcessExpired as error:
-            return (None, "timeout", None) if error.exitcode == -signal.SIGPROF else None
-        except TimeoutError:
-            return None, "timeout", "wall clock"
-        except (BrokenExecutor, RuntimeError):
-            return None
+        for _ in range(2):  # one may be killed from outside while it starts
+            if self.closed:
+                raise CancelledError
+            if me in self.ones:
+                return self.ones[me]
+            self.ones[me] = _Worker()
+            if self.ones[me].ready():
+                return self.ones[me]
+            self._drop(me)
+        raise BrokenExecutor("the processes that verify answers cannot start; their errors are on stderr")
 
     def _drop(self, thread: int) -> None:
         if one := self.ones.pop(thread, None):
             one.stop()
-            one.join()
 
     def close(self) -> None:
         self.closed = True
@@ -146,11 +138,55 @@ class _Pool:
                 self._drop(thread)
 
 
-def _result(one: Any, future: Future[Any]) -> Any:
-    """The result, or None where the pool broke so that it forgot what it was given last."""
-    while not future.done() and one.active:
-        wait([future], timeout=1.0)
-    return future.result() if future.done() else None
+class _Worker:
+    """One process, and our end of a pipe to it: items go in a few at a time, verdicts come back one by one."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would copy the locks of torch's and Prefect's threads
+        self.pipe, theirs = context.Pipe()
+        work = (theirs, os.getpid(), _prepare, math_verdict.judge)
+        self.process = context.Process(target=_serve, args=work, daemon=True)
+        with _starting:
+            self.process.start()
+        theirs.close()
+
+    def ready(self) -> bool:
+        """Wait until it can judge; False where it died before."""
+        try:
+            return bool(self.pipe.recv())
+        except (EOFError, OSError):
+            return False
+
+    def judge(self, items: Sequence[Item], timeout: float) -> tuple[list[Verdict], Verdict | None]:
+        """The verdicts it reached and, where it stopped early, what is known of the item it stopped at."""
+        reached: list[Verdict] = []
+        try:
+            self.pipe.send((items, timeout))
+            for _ in items:
+                if not self.pipe.poll(4 * timeout + 20):  # the kernel keeps the limit; this is for a stopped machine
+                    return reached, (None, "timeout", "wall clock")
+                reached.append(self.pipe.recv())
+        except (EOFError, OSError):
+            self.process.join()
+            return reached, (None, "timeout", None) if self.process.exitcode == -signal.SIGPROF else None
+        return reached, None
+
+    def stop(self) -> None:
+        with _starting:
+            self.process.kill()
+            self.process.join()
+        self.pipe.close()
+
+
+def _serve(pipe: Connection, parent: int, prepare: Callable[[int], None], judge: Callable[[str, str, float], Verdict]) -> None:
+    """The worker's life, until its parent closes the pipe."""
+    prepare(parent)
+    with contextlib.suppress(EOFError):
+        pipe.send(True)
+        while True:
+            items, timeout = pipe.recv()
+            for gold, text in items:
+                pipe.send(judge(gold, text, timeout))
 
 
 def _prepare(parent: int) -> None:
@@ -159,61 +195,9 @@ def _prepare(parent: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the line above
             os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers itself
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_CAP, MEMORY_CAP))
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # pebble's handler runs in the interpreter, which a power in C never enters
     warnings.simplefilter("ignore")  # sympy compiles what it reads: hostile text would fill stderr with SyntaxWarnings
     logging.disable(logging.CRITICAL)
-    import math_verify
-
-    math_verify.verify(
-        math_verify.parse("$x$", parsing_timeout=0), [], timeout_seconds=0
-    )  # what it loads late is no item's time
-
-
-def _judge(gold: str, text: str, timeout: float) -> Verdict:
-    signal.setitimer(signal.ITIMER_PROF, timeout)  # SIGPROF keeps its default action: the kernel ends the process
-    try:
-        return _verdict(gold, text)
-    except MemoryError:
-        return None, "crashed", "out of memory"
-    except Exception as error:
-        return None, "crashed", type(error).__name__
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-
-
-def _verdict(gold: str, text: str) -> Verdict:
-    from math_verify import parse, verify
-    from sympy.core import random
-
-    random.seed(0)  # sympy tests equality at random points: the same item must always get the same verdict
-    golds = _parse_gold(gold)
-    if not golds:
-        return None, "gold_parse_failure", None
-    found = parse(text, parsing_timeout=0)  # 0: no signal.alarm of its own
-    if not found:
-        return 0.0, "no_answer_found", None
-    right = verify(golds, found, timeout_seconds=0)
-    read = found[-1]  # the string it was read from, as a rule; printing an expression could take forever
-    return float(right), "ok", printable(read) if isinstance(read, str) else None
-
-
-@functools.lru_cache(maxsize=256)  # the samples of a prompt share their gold
-def _parse_gold(gold: str) -> list[Any]:
-    """Gold answers are bare ("72", "\\frac{3}{4}", "x+1"): read as LaTeX, else as plain text.
-
-    Read plainly, "3\\sqrt{13}" is 3; LaTeX first lets all 500 golds of MATH-500 verify against their solutions. Prose is read
-    plainly only, because LaTeX reads "forty two" as a product of letters.
-    """
-    from math_verify import parse
-
-    readings = [gold] if PROSE.fullmatch(gold.strip()) else [f"${gold}$", gold]
-    if any(anchor in gold for anchor in ANCHORS):
-        readings.reverse()
-    return next((found for text in readings if (found := parse(text, parsing_timeout=0))), [])
-
-
-def printable(text: str) -> str:
-    """The start of a text, fit for a table: Parquet refuses lone surrogates."""
-    return text[:80].encode("utf-8", "backslashreplace").decode()
+    math_verdict.warm_up()

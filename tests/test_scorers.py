@@ -17,13 +17,15 @@ import psutil
 import pytest
 
 from data.errors import PartError
-from tasks import verify_pool
+from tasks import math_verdict, verify_pool
 from tasks.parts import check_settings
 from tasks.scorers import Score, answers
 from tasks.scorers.answers import exact_match, math_equivalence
 
 CHECKOUT = Path(__file__).parents[1]
 GSM8K = CHECKOUT.parent / "shared" / "data" / "gsm8k" / "example_model_solutions_first400.jsonl.gz"
+
+HARD = ("1", "$1$")  # no shortcut: a worker judges it
 
 HOSTILE = {
     "tower": "9**9**9**9",
@@ -184,12 +186,12 @@ def test_an_answer_at_the_end_of_a_huge_text_is_found() -> None:
 def test_workers_live_from_call_to_call_and_end_on_close() -> None:
     # The pool outlives the thread that first used it (PR_SET_PDEATHSIG is per thread), and closing leaves no process.
     verify_pool._close()
-    caller = threading.Thread(target=judge, args=([(str(n), "1") for n in range(200)],))
+    caller = threading.Thread(target=judge, args=([(str(n), "$1$") for n in range(200)],))
     caller.start()
     caller.join()
     before = workers()
     time.sleep(0.5)
-    assert judge([("1", "\\boxed{1}")])[0].value == 1.0
+    assert judge([HARD])[0].value == 1.0
     assert len(before) == 2
     assert sorted(workers()) == sorted(before)
     verify_pool._close()
@@ -198,8 +200,8 @@ def test_workers_live_from_call_to_call_and_end_on_close() -> None:
 
 def test_killed_workers_change_no_verdict() -> None:
     # Workers killed from outside (the OOM killer), idle or at work, are replaced, and what they were judging is judged again.
-    items = [(str(n), "and so on " * 500 + f"\\boxed{{{n}}}") for n in range(600)]
-    judge([("1", "1")])
+    items = [(str(n), "and so on " * 500 + f"\\boxed{{{n}}} or so") for n in range(600)]
+    judge([HARD])
     killer = threading.Timer(0.3, kill_workers)
     killer.start()
     start = time.monotonic()
@@ -216,13 +218,21 @@ def kill_workers() -> None:
 
 
 def test_a_worker_that_keeps_dying_is_a_crash_not_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A verdict nobody reached is None with a status, never 0.0.
-    monkeypatch.setattr(verify_pool, "_judge", die)
-    assert judge([("1", "1")]) == [Score(None, "crashed", "its worker died twice")]
+    # A verdict nobody reached is None with a status, never 0.0; its neighbours get theirs.
+    verify_pool._close()
+    monkeypatch.setattr(math_verdict, "judge", die)
+    assert judge([("1", "one"), ("1", "bad"), ("1", "two")]) == [
+        Score(1.0),
+        Score(None, "crashed", "its worker died twice"),
+        Score(1.0),
+    ]
+    verify_pool._close()
 
 
-def die(gold: str, text: str, timeout: float) -> None:
-    os.abort()
+def die(gold: str, text: str, timeout: float) -> math_verdict.Verdict:
+    if text == "bad":
+        os.abort()
+    return 1.0, "ok", None
 
 
 def test_workers_that_cannot_start_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,12 +240,12 @@ def test_workers_that_cannot_start_are_an_error(monkeypatch: pytest.MonkeyPatch)
     verify_pool._close()
     monkeypatch.setattr(verify_pool, "_prepare", os.chdir)  # fails in the worker: it gets a process id
     with pytest.raises(BrokenExecutor):
-        judge([("1", "1")])
+        judge([HARD])
 
 
 def test_an_interrupt_ends_the_workers() -> None:
     # Ctrl-C during a long verification stops it at once and leaves no process.
-    judge([("1", "1")])
+    judge([HARD])
     threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
@@ -244,20 +254,28 @@ def test_an_interrupt_ends_the_workers() -> None:
     assert workers() == []
 
 
-def test_memory_is_limited() -> None:
-    # A worker cannot take the machine's memory; running out is an exception inside it.
-    judge([("1", "1")])
-    one = next(iter(verify_pool._pool(2).ones.values()))
-    with pytest.raises(MemoryError):
-        one.schedule(bytearray, args=(verify_pool.MEMORY_CAP,)).result()
+def test_memory_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A worker cannot take the machine's memory; running out is an exception inside it, and a status.
+    verify_pool._close()
+    monkeypatch.setattr(math_verdict, "judge", hog)
+    assert judge([HARD]) == [Score(None, "crashed", "out of memory")]
+    verify_pool._close()
+
+
+def hog(gold: str, text: str, timeout: float) -> math_verdict.Verdict:
+    try:
+        bytearray(verify_pool.MEMORY_CAP)
+    except MemoryError:
+        return None, "crashed", "out of memory"
+    return 1.0, "ok", None
 
 
 def test_a_killed_parent_leaves_no_worker() -> None:
     # SIGKILL of the parent, while workers compute, ends them too.
     script = """
 import threading, psutil, time
-from tasks import verify_pool
-verify_pool.verify_all([("1", "1")], 5.0, 2)
+from tasks import math_verdict, verify_pool
+verify_pool.verify_all([("1", "$1$")], 5.0, 2)
 threading.Thread(target=verify_pool.verify_all, args=([("1", "9**9**9**9")], 500.0, 2), daemon=True).start()
 time.sleep(1)
 print(*[p.pid for p in psutil.Process().children()], flush=True)

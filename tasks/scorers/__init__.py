@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Row = dict[str, Any]
-NOT_PARTS = ("Score", "gold_answer")
+NOT_PARTS = ("Score", "gold_answer", "printable")
 
 
 @dataclass(frozen=True)
@@ -38,3 +38,8 @@ class Score:
 def gold_answer(prompt: Row) -> str | None:
     """The gold answer; an empty one is none, or an empty completion would be right."""
     return (prompt["answer"] or "").strip() or None
+
+
+def printable(text: str) -> str:
+    """The start of a text, fit for a table: Parquet refuses lone surrogates."""
+    return text[:80].encode("utf-8", "backslashreplace").decode()

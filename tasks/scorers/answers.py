@@ -9,7 +9,7 @@ from annotated_types import Gt
 from pydantic import AfterValidator
 
 from tasks import verify_pool
-from tasks.scorers import Row, Score, gold_answer
+from tasks.scorers import Row, Score, gold_answer, printable
 
 _REGEX_SECONDS = 1.0
 
@@ -24,7 +24,7 @@ def _exact(prompt: Row, completion: Row, after: str) -> Score:
     if gold is None:
         return Score(None, "no_answer")
     answer = text[text.rfind(after) + len(after) :].strip() if after and after in text else "" if after else text.strip()
-    detail = verify_pool.printable(answer)
+    detail = printable(answer)
     if completion["finish_reason"] == "length":
         return Score(0.0, "truncated", detail)
     if not answer:

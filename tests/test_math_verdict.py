@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks import math_verdict, verify_pool
+from tests.bench_verify import direct, outputs
+from tests.test_scorers import HOSTILE, judge
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+TRIPLES = SHARED / "verifier_triples" / "triples.jsonl"
+needs_shared = pytest.mark.skipif(not TRIPLES.exists(), reason="needs ../shared/data (real outputs and verifier test cases)")
+
+WORDS = (  # with a digit and a letter that look like others to a careless pattern
+    r"The_answer_is_|final_answer_is_|Answer:_|so_|A:_|####_|x_=_|=_|._|,_|_and_|$|(|)|}|%|1|_|\(|\)|\[|\]|\boxed{|\fbox{|\frac{1}{2}|\$|"
+    r"_percent|I_hope|18|-3|1,234|12_345|0.5|1/2|2_*_9|**|18.|007|-0|kg|<<3*6=18>>|^2|"
+    "\n|\u0663|\u017f"
+)
+TEXT = st.lists(st.sampled_from(WORDS.replace("_", " ").split("|")), max_size=8).map("".join)
+GOLD = st.sampled_from(("18", "1", "-3", "1,234", "1234", "0", "345", "3", "5"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quiet() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)
+    math_verdict.warm_up()
+    yield
+    logging.disable(logging.NOTSET)
+    verify_pool._close()
+
+
+@pytest.mark.filterwarnings("ignore")  # sympy compiles what it reads
+@settings(deadline=None, max_examples=300)
+@given(GOLD, TEXT, st.sampled_from(("", "A: 18", "the answer is 1,234.", "\\(\\boxed{-3}\\)")))
+def test_the_shortcut_reaches_math_verifys_verdict(gold: str, text: str, end: str) -> None:
+    # Where the shortcut speaks, value, status and detail are what a worker would have said, whatever stands before.
+    quick = math_verdict.shortcut(gold, text + end)
+    assert quick is None or quick == math_verdict._verdict(gold, text + end)
+
+
+@pytest.mark.parametrize(
+    ("gold", "text", "value"),
+    [
+        ("18", "16 - 3 = <<16-3=13>>13 eggs left.\nA: 18", 1.0),
+        ("18", "so she makes $18.", 1.0),
+        ("1,234", "#### 1234", 1.0),
+        ("18", "The answer is 81.\n", 0.0),
+        ("420", "thus \\(\\boxed{420}\\).", 1.0),
+        ("5", "5", 1.0),
+    ],
+)
+def test_common_answers_take_the_shortcut(gold: str, text: str, value: float) -> None:
+    # What most outputs end with needs no worker.
+    quick = math_verdict.shortcut(gold, text)
+    assert quick is not None
+    assert quick[0] == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["3 * 6 = 18", "18 or 1/2", "The final answer is 5. So \\boxed{18}", "\\boxed{5} then \\boxed{18}", "18%", "x18", "018"],
+)
+def test_what_is_not_plain_is_left_to_math_verify(text: str) -> None:
+    # A formula, a second candidate or a unit changes what math-verify reads.
+    assert math_verdict.shortcut("18", text) is None
+
+
+@needs_shared
+@pytest.mark.parametrize("source", ["GSM8K", "MATH"])
+def test_the_shortcut_on_real_outputs(source: str) -> None:
+    # On every real output where the shortcut speaks it says what math-verify says; on GSM8K's it speaks nine times in ten.
+    items = outputs(SHARED)[source]
+    quick = {item: verdict for item in set(items) if (verdict := math_verdict.shortcut(*item))}
+    assert len(quick) > len(set(items)) * (0.9 if source == "GSM8K" else 0.4)
+    assert [item for item, verdict in quick.items() if verdict != math_verdict._verdict(*item)] == []
+
+
+@needs_shared
+@pytest.mark.filterwarnings("ignore")
+def test_at_least_as_many_right_as_math_verify(capsys: pytest.CaptureFixture[str]) -> None:
+    # On the maths rows of five projects' own tests: every disagreement with the expectation or with math-verify is printed.
+    rows = [json.loads(line) for line in TRIPLES.read_text().splitlines()]
+    rows = [row for row in rows if row["kind"] == "math"]
+    ours = [score.value for score in judge([(row["gold"], row["pred"]) for row in rows])]
+    theirs = [direct(row["gold"], row["pred"]) for row in rows]
+    want = [row["expected"] for row in rows]
+    for row, mine, other in zip(rows, ours, theirs, strict=True):
+        if not mine == other == row["expected"]:
+            with capsys.disabled():
+                print(
+                    f"  triple {row['id']}: expected {row['expected']}, math-verify {other}, ours {mine}: {row['gold']!r:.40}"
+                )
+    right = [sum(map(lambda a, b: a == b, verdicts, want)) for verdicts in (ours, theirs)]
+    with capsys.disabled():
+        print(f"  {len(rows)} maths rows: ours {right[0]} right, math-verify called directly {right[1]}")
+    assert right[0] >= right[1]
+
+
+def hostile(count: int) -> list[str]:
+    """Texts that were built to hurt: every one of HOSTILE in many sizes, each different from the others."""
+    draw, texts = random.Random(7), list(HOSTILE.values())
+    made: list[str] = []
+    for number in range(count):
+        text = texts[number % len(texts)]
+        cut = draw.randrange(len(text) + 1) if text and number >= len(texts) else 0
+        made.append(f"{text[cut:]}{text[:cut]} {draw.choice(('', chr(0), '$', '{', 'so '))}{number}" if cut else text)
+    return made
+
+
+@pytest.mark.slow
+def test_two_thousand_hostile_completions() -> None:
+    # None hangs past its limit, changes another's verdict or leaves a process.
+    honest = [(str(n), f"Score: 1, so ${n + n % 2}$") for n in range(2000)]
+    bad = [("72", text) for text in hostile(2000)]
+    mixed = judge([item for both in zip(bad, honest, strict=True) for item in both], timeout=0.2, workers=2)
+    assert [score.value for score in mixed[1::2]] == [float(n % 2 == 0) for n in range(2000)]
+    assert {score.status for score in mixed[::2]} <= {"ok", "no_answer_found", "timeout", "crashed"}
+    assert all(score.value in ((None,) if score.status in ("timeout", "crashed") else (0.0, 1.0)) for score in mixed[::2])
+    verify_pool._close()
+    left: list[Any] = [p for p in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
+    assert left == []
