@@ -55,5 +55,9 @@ class ScorerFailed(StageFailed):
     """A scorer raised, or returned something that is not one score per completion; the row is named."""
 
 
+class FeatureFailed(StageFailed):
+    """A feature raised, or returned something that is not one number or None per row; the feature is named."""
+
+
 class ReferenceMismatch(StageFailed):
     """The reference in the trainer's memory is not the checkpoint the round names."""

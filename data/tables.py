@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,17 @@ METRICS = _schema(
     high=(pa.float64(), "null"),
 )
 
+
+def features(*names: str) -> pa.Schema:
+    """FEATURES: a row per completion, a column per feature; null where a feature does not apply or cannot be known."""
+    return _schema(completion_id=pa.string(), prompt_id=pa.string(), **dict.fromkeys(names, (pa.float64(), "null")))
+
+
+def prompt_features(*names: str) -> pa.Schema:
+    """PROMPT_FEATURES: a row per prompt, a column per feature of its samples."""
+    return _schema(prompt_id=pa.string(), **dict.fromkeys(names, (pa.float64(), "null")))
+
+
 UNIQUE = {
     id(PROMPTS): "prompt_id",
     id(COMPLETIONS): "completion_id",
@@ -137,6 +148,30 @@ def read(path: Path, schema: pa.Schema) -> pa.Table:
     """Read and check a table this module wrote."""
     try:
         return check(pq.read_table(path), schema, str(path))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise TableError(f"{path}: expected a readable Parquet table: {error}") from error
+
+
+def write_stream(pieces: Iterable[pa.Table], schema: pa.Schema, path: Path) -> int:
+    """Check and write a table piece by piece, a row group each, so that only one is held; returns the number of rows.
+
+    What must be unique over the whole table is not checked.
+    """
+    rows = 0
+    with pq.ParquetWriter(path, schema, compression="zstd", store_schema=False) as file:
+        for piece in pieces:
+            file.write_table(check(piece, schema, str(path)).replace_schema_metadata(None).combine_chunks())
+            rows += piece.num_rows
+    return rows
+
+
+def read_stream(path: Path, schema: pa.Schema, rows: int, columns: Sequence[str] = ()) -> Iterator[pa.Table]:
+    """Read a table this module wrote, at most `rows` rows at a time; only some `columns` where they are named."""
+    wanted = pa.schema([schema.field(name) for name in columns or schema.names])
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(rows, columns=wanted.names):
+                yield check(pa.Table.from_batches([batch]), wanted, str(path))
     except (pa.ArrowInvalid, OSError) as error:
         raise TableError(f"{path}: expected a readable Parquet table: {error}") from error
 

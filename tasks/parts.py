@@ -24,8 +24,11 @@ from pydantic import ConfigDict, ValidationError, create_model
 from data.errors import PartError
 from data.recipe import did_you_mean
 
-FAMILIES = ("scorers", "selectors", "pairers", "engines")
-SUPPLIED = ("workers", "device", "dtype", "trust_remote_code", "verdicts")  # given by the stage, never settings
+FAMILIES = ("scorers", "selectors", "pairers", "engines", "features", "prompt_features")
+SUPPLIED = (  # given by the stage, never settings
+    *("workers", "device", "dtype", "trust_remote_code"),
+    *("verdicts", "prompts", "answers", "base_logprobs", "previous_logprobs"),
+)
 
 
 def modules(family: str) -> list[ModuleType]:

@@ -1,0 +1,89 @@
+"""The shelf of features: `(completions, *, settings) -> list[float | None]`, one number per completion.
+
+A part's name in a recipe is the name of a public function here; keyword-only parameters are its settings, except those the
+stage supplies, row for row with the completions: `prompts` (rows of PROMPTS), `verdicts` (the verifier's values), and
+`base_logprobs`, `previous_logprobs` (per token, by checkpoint 0 and by the checkpoint before; none for a row that was not
+measured). A feature that needs what is not there is left out by the stage. None means "cannot be known" or "does not apply",
+never 0. What needs all samples of a prompt lies on the other shelf, tasks/prompt_features.
+
+Completions are untrusted: patterns are RE2's (pyarrow), which takes time linear in the text whatever the text is.
+Pattern definitions: code of the format-bias study (arXiv 2409.11704), with code fences cut out first, or `!=` were enthusiasm.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+Row = dict[str, Any]
+Values = list[float | None]
+NOT_PARTS = ("Batch", "count", "density", "matches", "opening", "present", "units")
+
+FENCE = r"(?s)```.*?(?:```|\z)"
+OPENING = 200  # characters in which a refusal or a praise counts as the reply's opening
+
+
+class Batch(list[Row]):
+    """Completions, with what several features read from them made once. Any sequence of rows can become one."""
+
+    @staticmethod
+    def of(completions: Sequence[Row]) -> Batch:
+        return completions if isinstance(completions, Batch) else Batch(completions)
+
+    @functools.cached_property
+    def texts(self) -> pa.Array:
+        return pa.array([row["text"] for row in self], pa.string())
+
+    @functools.cached_property
+    def prose(self) -> pa.Array:
+        """The texts without their code fences."""
+        return pc.replace_substring_regex(self.texts, pattern=FENCE, replacement=" ")
+
+    @functools.cached_property
+    def words(self) -> np.ndarray:
+        """Whitespace words of each text."""
+        return np.array([len(row["text"].split()) for row in self], dtype=float)
+
+    @functools.cached_property
+    def prose_words(self) -> np.ndarray:
+        fenced = np.asarray(pc.match_substring(self.texts, "```"), dtype=bool)
+        words = self.words.copy()
+        for i in np.flatnonzero(fenced):
+            words[i] = len(self.prose[i].as_py().split())
+        return words
+
+
+def count(completions: Sequence[Row], pattern: str) -> np.ndarray:
+    """How often a pattern (RE2) matches each text outside code fences."""
+    return np.asarray(pc.count_substring_regex(Batch.of(completions).prose, pattern=pattern), dtype=float)
+
+
+def present(completions: Sequence[Row], pattern: str) -> Values:
+    """1.0 where a pattern matches outside code fences, else 0.0."""
+    return matches(Batch.of(completions).prose, pattern)
+
+
+def density(completions: Sequence[Row], pattern: str) -> Values:
+    """Matches per 100 words outside code fences; None for a text without words."""
+    batch = Batch.of(completions)
+    found, words = count(batch, pattern), batch.prose_words
+    return [float(100 * n / w) if w else None for n, w in zip(found, words, strict=True)]
+
+
+def matches(texts: pa.Array, pattern: str) -> Values:
+    return np.asarray(pc.match_substring_regex(texts, pattern=pattern), dtype=float).tolist()
+
+
+def opening(completions: Sequence[Row]) -> pa.Array:
+    """The first 200 characters of each text."""
+    return pc.utf8_slice_codeunits(Batch.of(completions).texts, 0, OPENING)
+
+
+def units(row: Row) -> Sequence[Any]:
+    """What repetition is counted over: the sampled tokens where they are known, else whitespace words."""
+    return row.get("token_ids") or row["text"].split()
