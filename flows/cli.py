@@ -202,7 +202,7 @@ def check(
 
 @app.command(name="parts")
 def list_parts(
-    family: Annotated[str, typer.Argument(metavar="[FAMILY]", help="scorers, selectors, pairers or engines.")] = "",
+    family: Annotated[str, typer.Argument(metavar="[FAMILY]", help="scorers, features, ... (all families by default).")] = "",
     as_json: Json = False,
 ) -> None:
     """List the parts a recipe can name, with their settings and where they are defined.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,8 @@ def everything() -> dict[str, dict[str, dict[str, Any]]]:
 def observe(work: Work) -> None:
     """FEATURES (`features.parquet`) and PROMPT_FEATURES (`prompt_features.parquet`) of `inputs["completions"]`.
 
-    `inputs["prompts"]`, `["verdicts"]` (SCORES), `["base_logprobs"]` and `["previous_logprobs"]` (LOGPROBS, row for row with the
-    completions) may be there; a feature that asks for what is not has a column of nulls.
+    `prompts`, and row for row with the completions `verdicts` (SCORES), `base_logprobs` and `previous_logprobs` (LOGPROBS) are
+    inputs that may be there; a feature that asks for what is not has a column of nulls.
     """
     s: Settings = work.settings
     given = _given(work)
@@ -80,6 +81,15 @@ def observe(work: Work) -> None:
 def column(name: str) -> str:
     """The column of a feature: its name on the shelf, or what follows the colon of a user's own."""
     return name.rpartition(":")[2]
+
+
+def kinds(settings: Settings) -> dict[str, str]:
+    """What each column measures, for the ledger: "rate", "length" or "real"."""
+    found = {}
+    for family, name in parts(settings):
+        module = sys.modules[shelves.find(family, name).__module__]
+        found[column(name)] = getattr(module, "KINDS", {}).get(column(name), "real")
+    return found
 
 
 def _given(work: Work) -> set[str]:
@@ -124,14 +134,12 @@ def _values(name: str, feature: Feature | None, rows: Sequence[Any], supplied: d
 def _batches(work: Work, given: set[str]) -> Iterator[tuple[Batch, dict[str, list[Any]]]]:
     """About BATCH completions at a time, whole prompts, with what is supplied row for row."""
     path = work.inputs["completions"] / "completions.parquet"
-    streams = {
-        parameter: _Rows(work.inputs[SOURCES[parameter][0]], *SOURCES[parameter][1:]) for parameter in given - {"prompts"}
-    }
+    streams = {name: _Rows(work.inputs[SOURCES[name][0]], *SOURCES[name][1:]) for name in given - {"prompts"}}
     prompts = _prompts(work)
     for rows in whole_prompts(
         row for table in tables.read_stream(path, tables.COMPLETIONS, BATCH, COLUMNS) for row in table.to_pylist()
     ):
-        supplied: dict[str, list[Any]] = {name: stream.of(rows) for name, stream in streams.items()}
+        supplied: dict[str, list[Any]] = {name: rest.of(rows) for name, rest in streams.items()}
         if prompts is not None:
             supplied["prompts"] = [prompts[row["prompt_id"]] for row in rows]
         yield Batch(rows), supplied

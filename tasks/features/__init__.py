@@ -7,6 +7,8 @@ measured). A feature that needs what is not there is left out by the stage. None
 never 0. What needs all samples of a prompt lies on the other shelf, tasks/prompt_features.
 
 Completions are untrusted: patterns are RE2's (pyarrow), which takes time linear in the text whatever the text is.
+A file's KINDS says which of its features are a "rate" (0 or 1 a completion) or a "length" (a count that the ledger compares on
+the log scale) and no plain real number.
 Pattern definitions: code of the format-bias study (arXiv 2409.11704), with code fences cut out first, or `!=` were enthusiasm.
 """
 
@@ -22,7 +24,7 @@ import pyarrow.compute as pc
 
 Row = dict[str, Any]
 Values = list[float | None]
-NOT_PARTS = ("Batch", "count", "density", "matches", "opening", "present", "units")
+NOT_PARTS = ("Batch", "count", "density", "listed", "matches", "opening", "present", "units")
 
 FENCE = r"(?s)```.*?(?:```|\z)"
 OPENING = 200  # characters in which a refusal or a praise counts as the reply's opening
@@ -76,7 +78,14 @@ def density(completions: Sequence[Row], pattern: str) -> Values:
 
 
 def matches(texts: pa.Array, pattern: str) -> Values:
-    return np.asarray(pc.match_substring_regex(texts, pattern=pattern), dtype=float).tolist()
+    """1.0 where a pattern (RE2) matches, else 0.0."""
+    return listed(pc.match_substring_regex(texts, pattern=pattern))
+
+
+def listed(values: np.ndarray | pa.Array) -> Values:
+    """An array as the plain numbers of a feature."""
+    made: Values = np.asarray(values, dtype=float).tolist()
+    return made
 
 
 def opening(completions: Sequence[Row]) -> pa.Array:
@@ -86,4 +95,5 @@ def opening(completions: Sequence[Row]) -> pa.Array:
 
 def units(row: Row) -> Sequence[Any]:
     """What repetition is counted over: the sampled tokens where they are known, else whitespace words."""
-    return row.get("token_ids") or row["text"].split()
+    known: Sequence[Any] = row.get("token_ids") or row["text"].split()
+    return known

@@ -16,7 +16,7 @@ NOT_PARTS = ("factors",)
 def mtld(completions: Sequence[Row]) -> Values:
     """MTLD: mean words until the type-token ratio falls to .72, forwards and backwards; None below 50 words.
 
-    Source: McCarthy and Jarvis 2010, with their partial factor at the end. A text that never repeats a word has no factor: None.
+    Source: McCarthy and Jarvis 2010, with their partial factor at the end. A text that never repeats a word has none: None.
     """
     return [_mtld(WORD.findall(row["text"].lower())) for row in completions]
 

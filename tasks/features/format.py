@@ -12,9 +12,13 @@ LIST = r"(?m)^(?:\d+\.|[*+-])[ \t][^\n]*"
 HEADER = r"(?m)^#{1,6}[ \t][^\n]*"
 TABLE = r"(?m)^[ \t]*\|[^\n]*\|[ \t]*$"
 LINK = r"http[^\)\s]*"
-EMOJI = "[\U0001f600-\U0001f64f\U0001f300-\U0001f5ff\U0001f680-\U0001f6ff\U0001f1e0-\U0001f1ff\u2700-\u27bf\U0001f900-\U0001f9ff\U0001fa70-\U0001faff\u2600-\u26ff]"
+EMOJI = (
+    "[\U0001f600-\U0001f64f\U0001f300-\U0001f5ff\U0001f680-\U0001f6ff\U0001f1e0-\U0001f1ff\u2700-\u27bf"
+    "\U0001f900-\U0001f9ff\U0001fa70-\U0001faff\u2600-\u26ff]"
+)
 EXCLAMATION = "!"
 AFFIRMATIVE = r"\A\s*(?:Sure|Certainly|Of course)\b"
+KINDS = dict.fromkeys(("bold", "lists", "headers", "tables", "links", "emoji", "exclamations", "code", "affirmative"), "rate")
 
 
 def bold(completions: Sequence[Row]) -> Values:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -54,7 +55,7 @@ def script_switches(completions: Sequence[Row]) -> Values:
 
 def _switches(text: str) -> int:
     runs = [match.lastgroup for match in _runs().finditer(text)]
-    return sum(a != b for a, b in zip(runs, runs[1:], strict=False))
+    return sum(a != b for a, b in itertools.pairwise(runs))
 
 
 @functools.cache

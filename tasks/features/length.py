@@ -7,11 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow.compute as pc
 
-from tasks.features import Batch, Row, Values
+from tasks.features import Batch, Row, Values, listed
 
 SENTENCE_END = r"[.!?]+[\"')\]]*(?:\s|\z)|[。！？]"
 CLOSED = "</think>"
 OPENED = "<think>"
+KINDS = dict.fromkeys(("tokens", "words", "characters", "sentences", "think_words", "answer_words"), "length") | {
+    "truncated": "rate"
+}
 
 
 def tokens(completions: Sequence[Row]) -> Values:
@@ -21,19 +24,19 @@ def tokens(completions: Sequence[Row]) -> Values:
 
 def words(completions: Sequence[Row]) -> Values:
     """Whitespace words."""
-    return Batch.of(completions).words.tolist()
+    return listed(Batch.of(completions).words)
 
 
 def characters(completions: Sequence[Row]) -> Values:
     """Unicode characters, as the published average lengths of AlpacaEval count them."""
-    return np.asarray(pc.utf8_length(Batch.of(completions).texts), dtype=float).tolist()
+    return listed(pc.utf8_length(Batch.of(completions).texts))
 
 
 def sentences(completions: Sequence[Row]) -> Values:
     """Sentence ends (a full stop, ! or ? before white space or at the end); at least 1 for a text that is not blank."""
     batch = Batch.of(completions)
     ends = np.asarray(pc.count_substring_regex(batch.texts, pattern=SENTENCE_END), dtype=float)
-    return np.maximum(ends, batch.words > 0).tolist()
+    return listed(np.maximum(ends, batch.words > 0))
 
 
 def think_words(completions: Sequence[Row]) -> Values:

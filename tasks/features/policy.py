@@ -43,13 +43,15 @@ def kl_previous(completions: Sequence[Row], *, previous_logprobs: Known) -> Valu
 
 def k1(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """log p - log q per token, on samples of p."""
-    return ours - theirs
+    difference: np.ndarray = ours - theirs
+    return difference
 
 
 def k3(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """exp(u) - 1 - u with u = log q - log p, per token (Schulman, "Approximating KL divergence", 2020)."""
     u = theirs - ours
-    return np.expm1(u) - u
+    estimate: np.ndarray = np.expm1(u) - u
+    return estimate
 
 
 def _each(completions: Sequence[Row], others: Known, estimate: Callable[[np.ndarray, np.ndarray], float]) -> Values:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pyarrow.compute as pc
 
-from tasks.features import Batch, Row, Values, matches
+from tasks.features import Batch, Row, Values, listed, matches
 
 # The idea of the list: "There may not be an aha moment" (oat-zero study); worded here, with wait / hmm / let me check added.
 KEYWORDS = (
     r"(?i)\b(?:re-?check|re-?evaluate|re-?examine|re-?consider|re-?think|re-?verify|check again|try again|think again"
     r"|verify again|go over the steps|let['’]?s (?:check|verify)|let me (?:check|verify|double-check)|double-check|wait|hmm+)\b"
 )
+KINDS = {"reflects": "rate"}
 
 
 def reflects(completions: Sequence[Row]) -> Values:
@@ -23,4 +23,4 @@ def reflects(completions: Sequence[Row]) -> Values:
 
 def reflections(completions: Sequence[Row]) -> Values:
     """How many reflection keywords."""
-    return np.asarray(pc.count_substring_regex(Batch.of(completions).texts, pattern=KEYWORDS), dtype=float).tolist()
+    return listed(pc.count_substring_regex(Batch.of(completions).texts, pattern=KEYWORDS))

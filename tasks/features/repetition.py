@@ -13,6 +13,7 @@ from tasks.features import Row, Values, units
 LONGEST_PERIOD = 64
 SHORTEST_TAIL = 48
 NOT_PARTS = ("repeated_share",)
+KINDS = {"loop": "rate"}
 
 
 def rep_3(completions: Sequence[Row]) -> Values:

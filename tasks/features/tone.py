@@ -17,9 +17,10 @@ HEDGE = r"(?i)\b(?:might|may|perhaps|likely|possibly|i think|it seems|not sure)\
 BOOST = r"(?i)\b(?:definitely|certainly|clearly|obviously|undoubtedly|absolutely|of course)\b"
 PRAISE = (
     r"(?i)\b(?:(?:great|good|excellent|wonderful|fantastic|brilliant|interesting|thoughtful|insightful) "
-    r"(?:question|point|idea|work|job|thinking|observation)|excellent|brilliant|you(?:['’]re| are) (?:absolutely |so |quite )?right"
-    r"|well done)\b"
+    r"(?:question|point|idea|work|job|thinking|observation)|excellent|brilliant|well done"
+    r"|you(?:['’]re| are) (?:absolutely |so |quite )?right)\b"
 )
+KINDS = {"refusal": "rate", "praise": "rate"}
 VALENCE_CAP = 2000  # characters; VADER takes time quadratic in the words
 
 

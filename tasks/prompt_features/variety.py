@@ -41,7 +41,7 @@ def _self_bleu(samples: Sequence[Row]) -> float | None:
 
 @functools.cache
 def _bleu() -> Any:
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     return BLEU(effective_order=True)
 

@@ -1,4 +1,4 @@
-"""What the verifier's readings say of a prompt's samples: agreement of answers, coverage, over-confidence, use of reflection."""
+"""What the verifier says of a prompt's samples: agreement of answers, coverage, over-confidence, use of reflection."""
 
 from __future__ import annotations
 
