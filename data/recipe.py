@@ -149,6 +149,20 @@ class Evaluate(Strict):
     max_tokens: int = Field(0, ge=0, description="0 = as in [generate]")
 
 
+Answer = Literal["ignore", "hold", "ask", "roll_back", "stop"]
+
+
+class OnAlarm(Strict):
+    """What each level of alarm does to a checkpoint that accuracy alone would let through: the graver verdict counts.
+
+    An alarm says that the model changed, not that it is worse: it may go on, but it does not become the champion.
+    """
+
+    watch: Answer = "ignore"
+    ALARM: Answer = "hold"
+    STOP: Answer = Field("roll_back", description="a hard limit was passed: what comes of this checkpoint is not worth having")
+
+
 class Gate(Strict):
     """Who moves forward. Promote: head = champion = k. Hold: head = k. Roll back: head = champion."""
 
@@ -156,6 +170,7 @@ class Gate(Strict):
     on_better: Literal["promote", "ask"] = "promote"
     on_unclear: Literal["hold", "ask"] = "hold"
     on_worse: Literal["roll_back", "stop", "ask"] = "roll_back"
+    on_alarm: OnAlarm = Field(OnAlarm(), description="what an alarm of each level does: ignore, hold, ask, roll_back or stop")
 
 
 class Keep(Strict):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from data.campaign import Decision, Metric, Verdict
 from data.recipe import Gate
+from tasks.alarms import Alarm
 from tasks.gate import decide
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -95,3 +96,28 @@ def test_every_round_gets_one_decision_in_one_line(interval: tuple[Any, Any, Any
     assert verdict.decision in get_args(Decision)
     assert verdict.reason
     assert "\n" not in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("interval", "level", "setting", "decision"),
+    [
+        (BETTER, "watch", {}, "promote"),
+        (BETTER, "ALARM", {}, "hold"),
+        (BETTER, "STOP", {}, "roll_back"),
+        (WORSE, "ALARM", {}, "roll_back"),
+        (BETTER, "ALARM", {"ALARM": "ask"}, "ask"),
+        (BETTER, "ALARM", {"ALARM": "ignore"}, "promote"),
+        (UNCLEAR, "STOP", {"STOP": "stop"}, "stop"),
+        (WORSE, "STOP", {"STOP": "ask"}, "roll_back"),
+    ],
+)
+def test_alarms_answer_through_the_table(
+    interval: tuple[float, ...], level: Any, setting: dict[str, str], decision: str
+) -> None:
+    # the gravest alarm's verdict counts where it is graver than accuracy's; the reason then names the alarm
+    metric = Metric(value=interval[0], low=interval[1], high=interval[2], n=200, split="held_out")
+    alarms = [Alarm("watch", "tone", "moved"), Alarm(level, "list", "12% -> 30%")]
+    verdict = decide(Gate(on_alarm=setting), {"accuracy_vs_champion": metric}, None, alarms)  # type: ignore[arg-type]
+    assert verdict.decision == decision
+    by_accuracy = decide(Gate(), {"accuracy_vs_champion": metric}, None)
+    assert (f"{level} list: 12% -> 30%" in verdict.reason) == (verdict.decision != by_accuracy.decision)
