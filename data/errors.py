@@ -39,6 +39,14 @@ class CampaignError(WrongUse):
     """A campaign name that does not exist, is malformed, is taken by another recipe, or is already running."""
 
 
+class PortTaken(WrongUse):
+    """A port that somebody else listens on."""
+
+
+class ServiceFailed(RatchetError):
+    """A program that runs beside campaigns (Prefect's server or worker, MLflow's UI) did not start, or ended; see its log."""
+
+
 class TableError(RatchetError):
     """A table that breaks its schema or its rules; the column or row is named."""
 

@@ -14,9 +14,10 @@ from data import recipe as recipes
 from data.campaign import Campaign, names
 from data.errors import CampaignError, PartError, RatchetError
 from flows import environment
-from flows.conduct import EXIT, conduct, interruptible, links, summary
+from flows.conduct import EXIT, begin, carry_out, conduct, links, summary
 from flows.history import gc, lineage
 from flows.options import Home, Json, Model, Name, Prompts, Refresh, Sets, Source, out, overrides
+from flows.serve import serve
 from flows.variants import fork, sweep
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
@@ -58,15 +59,7 @@ def run(
 
       ratchet run raft --model ./my-model --prompts questions.jsonl --set generate.max_tokens=512
     """
-    from flows.check import check as ready
-
-    place = environment.home_of(home)
-    recipe = recipes.load(source, sets or [], overrides(model, prompts))
-    name = name or recipes.find(source).stem
-    if name not in names(place):
-        ready(recipe, place)  # before anything is written
-    environment.prepare(place)
-    conduct(Campaign.start(place, name, recipe), refresh or [])
+    conduct(begin(source, name, environment.home_of(home), sets or [], overrides(model, prompts)), refresh or [])
 
 
 @app.command()
@@ -272,10 +265,7 @@ def demo(home: Home = None, seed: Annotated[int, typer.Option(help="Seed of worl
     place = environment.home_of(home)
     environment.prepare(place)
     started = campaigns(place, seed)
-    from flows.improve import improve
-
-    with interruptible():
-        states = [improve(campaign.name, str(place)) if campaign.state != "done" else "done" for campaign in started]
+    states = [carry_out(campaign, []) if campaign.state != "done" else "done" for campaign in started]
     links(started)
     summary(started)
     raise typer.Exit(max(EXIT[state] for state in states))
@@ -285,6 +275,7 @@ app.command()(fork)
 app.command()(sweep)
 app.command()(lineage)
 app.command()(gc)
+app.command()(serve)
 
 
 def entry() -> None:

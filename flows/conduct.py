@@ -4,19 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import typer
 from rich.markup import escape
 
-from data.campaign import Campaign
+from data import recipe as recipes
+from data.campaign import Campaign, names
 from data.errors import CampaignError
+from flows import environment
 from flows.options import out
 from registry.client import remembered
 from registry.compare import ui_command
 
 EXIT = {"done": 0, "stopped": 3, "waiting": 4}
+
+
+def begin(source: str, name: str, home: Path, sets: Sequence[str], overrides: Mapping[str, Any] = {}) -> Campaign:
+    """Start a campaign, or open the one of this name; whatever is wrong is said before anything is written.
+
+    Raises:
+        WrongUse: the recipe, its parts, prompts, model or home will not do, or the name is another recipe's.
+    """
+    from flows.check import check
+
+    recipe = recipes.load(source, sets, overrides)
+    name = name or recipes.find(source).stem
+    if name not in names(home):
+        check(recipe, home)
+    environment.prepare(home)
+    return Campaign.start(home, name, recipe)
 
 
 def conduct(campaign: Campaign, refresh: list[str]) -> None:
@@ -40,11 +62,14 @@ def settled(campaign: Campaign) -> bool:
 
 def carry_out(campaign: Campaign, refresh: list[str]) -> str:
     """Run what is left of a campaign, under Prefect or without; returns its state."""
-    from flows.improve import improve
-
-    call = improve if campaign.recipe.hardware.prefect else improve.fn
     with interruptible():
-        return call(campaign.name, str(campaign.home), tuple(refresh))
+        from flows.improve import improve
+        from flows.services import prefect_api
+
+        if not campaign.recipe.hardware.prefect:
+            return improve.fn(campaign.name, str(campaign.home), tuple(refresh))
+        with prefect_api(campaign.home):
+            return improve(campaign.name, str(campaign.home), tuple(refresh))
 
 
 def summary(campaigns: list[Campaign]) -> None:
@@ -63,12 +88,27 @@ def summary(campaigns: list[Campaign]) -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C ends at once with a plain message and exit code 130; Prefect's threads must not hold up a person who wants out."""
+    """Ctrl-C and SIGTERM end at once with a plain message and exit code 130; Prefect's threads must not hold up who wants out.
+
+    Children end too: what runs them cleans up, and the kernel ends what is left. A second Ctrl-C does not wait for any of it.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
+        for each in before:
+            signal.signal(each, stop)
         yield
     except KeyboardInterrupt:
         print("interrupted; nothing finished is lost: the same command goes on from here", file=sys.stderr, flush=True)
         os._exit(130)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def links(campaigns: list[Campaign]) -> None:
