@@ -9,7 +9,7 @@ from prefect import flow
 from data.campaign import Campaign, Round
 from flows.calls import stages_of
 from flows.finish import Waiting, answer, finish, measure_final, missing, remember, replay
-from flows.reap import noted
+from flows.reap import bury_predecessors
 from flows.report import Reporter
 from flows.rounds import one_round, round_zero
 from tasks import warm
@@ -19,7 +19,8 @@ from tasks import warm
 def improve(name: str, home: str, refresh: tuple[str, ...] = ()) -> str:
     """Run (or resume) the campaign `name` below `home`; returns its state: done, stopped or waiting."""
     campaign = Campaign.open(Path(home), name)
-    with campaign.running(), noted(campaign), warm.closing(), Reporter(name, frozenset(refresh)) as report:
+    with campaign.running(), warm.closing(), Reporter(name, frozenset(refresh)) as report:
+        bury_predecessors(campaign)
         rounds: list[Round] = campaign.rounds()
         if not rounds:
             rounds.append(finish(campaign, report, round_zero(stages_of(campaign, 0, report))))

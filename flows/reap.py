@@ -2,75 +2,90 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from data.campaign import Campaign, names
+from data.campaign import Campaign
 from data.errors import CampaignError
-from data.store import write_atomic
+from flows import environment
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import FlowRun
+
+FLOWS = ["campaign", "improve"]  # the flows that run a campaign, by their names in Prefect
 
 
-@contextlib.contextmanager
-def noted(campaign: Campaign) -> Iterator[None]:
-    """Note which Prefect run holds the campaign's lock. Whoever the note named before is dead: the lock is ours now."""
+def bury_predecessors(campaign: Campaign) -> None:
+    """Mark the runs of this campaign that died: call it with the campaign's lock held, which no other living run has then.
+
+    A retry has the id of the attempt that died, so of the caller's own run only the stages are marked. Does nothing where the
+    caller runs without Prefect.
+    """
+    from prefect.client.orchestration import get_client
     from prefect.runtime import flow_run
 
-    if flow_run.id is None:  # without Prefect there is nothing to note, and no server to tell about the dead
-        yield
+    if flow_run.id is None:
         return
-    mine = UUID(flow_run.id)
-    bury(campaign, but=mine)
-    write_atomic(note_of(campaign), str(mine))
-    yield
-    note_of(campaign).unlink()
+    with get_client(sync_client=True) as client:
+        for run in _running(client):
+            if campaign_of(run.parameters) == (campaign.home, campaign.name):
+                _crash(client, run, stages_only=run.id == UUID(flow_run.id))
 
 
-def reap(home: Path) -> list[str]:
-    """Mark the runs of this home that died without saying so; returns the campaigns they ran."""
+def reap() -> list[str]:
+    """Mark every run of this server that Prefect shows as running while nobody holds its campaign; returns the campaigns.
+
+    For a server without a worker, as at the start of `serve`: a run that has just begun does not hold its campaign yet.
+    """
+    from prefect.client.orchestration import get_client
+
     dead = []
-    for name in names(home):
-        campaign = Campaign.open(home, name)
-        with contextlib.suppress(CampaignError), campaign.running():  # it is running: alive
-            if bury(campaign):
+    with get_client(sync_client=True) as client:
+        for run in _running(client):
+            home, name = campaign_of(run.parameters)
+            if not _alive(home, name):
+                _crash(client, run)
                 dead.append(name)
     return dead
 
 
-def bury(campaign: Campaign, but: UUID | None = None) -> bool:
-    """Mark the run named by the note, and its stages, as Crashed where they still count as running; whether the run did.
+def campaign_of(parameters: dict[str, Any]) -> tuple[Path, str]:
+    """Home and name of the campaign that a run with these parameters runs."""
+    order = parameters.get("order", parameters)
+    return environment.home_of(Path(order["home"]) if order.get("home") else None), order["name"]
 
-    Call it with the campaign's lock held. `but` is the caller's own run: retried, it has the id its dead attempt had, so that
-    only the stages of that attempt are marked.
-    """
-    from prefect.client.orchestration import get_client
+
+def _alive(home: Path, name: str) -> bool:
+    try:
+        with Campaign.open(home, name).running():
+            return False
+    except CampaignError:  # somebody holds it, or the run ended before there was one
+        return (home / "campaigns" / name).exists()
+
+
+def _running(client: SyncPrefectClient) -> Iterator[FlowRun]:
+    from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterState
+    from prefect.client.schemas.filters import FlowRunFilterStateType as Types
+    from prefect.client.schemas.objects import StateType
+
+    state = FlowRunFilterState(type=Types(any_=[StateType.RUNNING, StateType.CANCELLING]))
+    ours = FlowFilter(name=FlowFilterName(any_=FLOWS))
+    yield from client.read_flow_runs(flow_filter=ours, flow_run_filter=FlowRunFilter(state=state))
+
+
+def _crash(client: SyncPrefectClient, run: FlowRun, stages_only: bool = False) -> None:
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, TaskRunFilter, TaskRunFilterState
     from prefect.client.schemas.filters import TaskRunFilterStateType as Types
     from prefect.client.schemas.objects import State, StateType
-    from prefect.exceptions import ObjectNotFound
     from prefect.states import Crashed
 
-    if not note_of(campaign).exists():
-        return False
-    noted = UUID(note_of(campaign).read_text())
     crashed: State[None] = Crashed(message="its process is gone")
+    its = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
     running = TaskRunFilter(state=TaskRunFilterState(type=Types(any_=[StateType.RUNNING]), name=None))
-    with get_client(sync_client=True) as client:
-        for stage in client.read_task_runs(
-            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[noted])), task_run_filter=running
-        ):
-            client.set_task_run_state(stage.id, crashed, force=True)
-        try:
-            state = client.read_flow_run(noted).state
-        except ObjectNotFound:  # it was another server's
-            state = None
-        dead = noted != but and state is not None and (state.is_running() or state.is_cancelling())
-        if dead:
-            client.set_flow_run_state(noted, crashed, force=True)
-    note_of(campaign).unlink()
-    return dead
-
-
-def note_of(campaign: Campaign) -> Path:
-    return campaign.folder / "prefect-run"
+    for stage in client.read_task_runs(flow_run_filter=its, task_run_filter=running):
+        client.set_task_run_state(stage.id, crashed, force=True)
+    if not stages_only:
+        client.set_flow_run_state(run.id, crashed, force=True)

@@ -65,7 +65,7 @@ def _serve(home: Path, port: int, mlflow_port: int) -> None:
             service.start()
         if not all(service.wait(stop.wait) for service in first):
             return
-        _reap(home)
+        _reap()
         deploy()
         worker.start()
         _say_where(home, api, f"http://{HOST}:{mlflow_port}" if mlflow else "")
@@ -123,10 +123,10 @@ def _mlflow(home: Path, port: int) -> Service | None:
     return Service("MLflow UI", ["env", *command], home / "mlflow.log", {}, f"http://{HOST}:{port}/health") if command else None
 
 
-def _reap(home: Path) -> None:
+def _reap() -> None:
     from flows.reap import reap
 
-    for name in reap(home):
+    for name in reap():
         out.print(f"the last run of {name} died with its process; Prefect shows it as Crashed now, retry it there")
 
 

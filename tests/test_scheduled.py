@@ -56,22 +56,15 @@ def test_an_ordered_campaign_is_the_command_lines(run_micro: Callable[..., Campa
     assert {key: (done.store.folder(key) / "manifest.json").stat().st_mtime_ns for key in done.store.keys()} == before
 
 
-@pytest.fixture
-def running(home: Path) -> tuple[Campaign, Any]:
-    """A campaign whose note names a flow run that is Running in Prefect, with a stage, while nobody holds the lock."""
-    from prefect import flow
+def dead_run(parameters: dict[str, Any]) -> UUID:
+    """A flow run that is Running in Prefect, with nobody behind it."""
     from prefect.client.orchestration import get_client
     from prefect.states import Running
 
-    @flow
-    def dead() -> None:
-        pass
+    from flows.improve import improve
 
-    campaign = Campaign.start(home, "k", micro())
     with get_client(sync_client=True) as client:
-        run = client.create_flow_run(dead, state=Running())
-    (campaign.folder / "prefect-run").write_text(str(run.id))
-    return campaign, run.id
+        return client.create_flow_run(improve, parameters=parameters, state=Running()).id
 
 
 def state_of(run: UUID) -> str:
@@ -83,33 +76,28 @@ def state_of(run: UUID) -> str:
     return state.name
 
 
-def test_a_run_whose_process_is_gone_is_marked_crashed(running: tuple[Campaign, UUID], home: Path) -> None:
-    # Claim: a run that Prefect shows as running while its campaign's lock is free is dead: it becomes Crashed, once.
-    from flows.reap import reap
-
-    campaign, run = running
-    with campaign.running():
-        assert reap(home) == []  # its lock is held: it lives
-    assert state_of(run) == "Running"
-    assert reap(home) == ["k"]
-    assert state_of(run) == "Crashed"
-    assert reap(home) == []
-
-
-def test_a_retried_run_does_not_bury_itself(running: tuple[Campaign, UUID]) -> None:
-    # Claim: a retry has the id of the attempt that died; only that attempt's stages are dead, not the run.
-    from flows.reap import bury
-
-    campaign, run = running
-    assert not bury(campaign, but=run)
-    assert state_of(run) == "Running"
-
-
-def test_a_run_of_another_server_is_let_be(home: Path) -> None:
-    # Claim: a note that this server knows nothing of is dropped without a fuss.
+def test_a_run_whose_process_is_gone_is_marked_crashed(home: Path) -> None:
+    # Claim: a run that Prefect shows as running while nobody holds its campaign is dead: it becomes Crashed, once.
     from flows.reap import reap
 
     campaign = Campaign.start(home, "k", micro())
-    (campaign.folder / "prefect-run").write_text("00000000-0000-0000-0000-000000000001")
-    assert reap(home) == []
-    assert not (campaign.folder / "prefect-run").exists()
+    run = dead_run({"order": {"name": "k", "home": str(home), "recipe": "tiny_raft"}})
+    unborn = dead_run({"order": {"name": "unborn", "home": str(home), "recipe": "tiny_raft"}})
+    with campaign.running():
+        assert reap() == ["unborn"]  # it died before it had a campaign; the other one's lock is held: it lives
+    assert (state_of(run), state_of(unborn)) == ("Running", "Crashed")
+    assert reap() == ["k"]
+    assert state_of(run) == "Crashed"
+    assert reap() == []
+
+
+def test_a_resumed_campaign_marks_its_dead_predecessor(run_micro: Callable[..., Campaign], home: Path) -> None:
+    # Claim: who gets a campaign's lock under Prefect says Crashed of the run that held it; other campaigns' runs are let be.
+    from flows.improve import improve
+    from flows.reap import reap
+
+    done = run_micro("tiny_raft", "rounds=1", "hardware.prefect=true")
+    own, other = (dead_run({"name": name, "home": str(home)}) for name in (done.name, "other"))
+    assert improve(done.name, str(home)) == "done"
+    assert (state_of(own), state_of(other)) == ("Crashed", "Running")
+    assert reap() == ["other"]
