@@ -1,4 +1,4 @@
-"""Server, worker and campaigns for real, on loopback: schedule, kill, retry, cancel. `./ratchet bench kills_prefect` kills more."""
+"""Server, worker and campaigns for real, on loopback: schedule, kill, retry, cancel. `bench kills_prefect` kills more often."""
 
 from __future__ import annotations
 
