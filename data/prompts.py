@@ -1,4 +1,4 @@
-"""Prompt sources: rows of PROMPTS per split, from the tiny world or a user's file, and the proof that splits are disjoint."""
+"""Prompt sources: rows of PROMPTS per split, from a built-in world or a user's file, and the proof that splits are disjoint."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data import addition, tables
+from data import addition, countdown, knights_knaves, tables
 from data.errors import PromptsError
 from data.recipe import Prompts
 
 SPLITS = ("seed", "rounds", "probe", "held_out", "test", "ood")
 PROMPT_NAMES = ("prompt", "question", "problem", "instruction", "query", "input", "messages")
 ANSWER_NAMES = ("answer", "gold", "solution", "final_answer", "target", "response", "output")
+
+PUZZLES = {"countdown": countdown, "knights_knaves": knights_knaves}
 
 Row = dict[str, Any]
 
@@ -29,6 +31,8 @@ def splits(settings: Prompts, path: Path | None, seed: int) -> tuple[dict[str, l
     """Rows of PROMPTS for each split, and the given solutions ({prompt_id, text}) of the seed split."""
     if settings.source == "addition":
         return _addition(settings, seed)
+    if settings.source in PUZZLES:
+        return _puzzles(settings, seed)
     assert path is not None
     return _file(settings, path), []
 
@@ -41,6 +45,15 @@ def _addition(settings: Prompts, seed: int) -> tuple[dict[str, list[Row]], list[
         rows[split] = [_problem(p) for p in world.mixed(getattr(settings, split))]
     rows["ood"] = [_problem(p) for p in addition.World(seed).problems([5] * settings.ood)]
     given = [{"prompt_id": row["prompt_id"], "text": p.solution} for row, p in zip(rows["seed"], solved, strict=True)]
+    return rows, given
+
+
+def _puzzles(settings: Prompts, seed: int) -> tuple[dict[str, list[Row]], list[Row]]:
+    world: Any = PUZZLES[settings.source].World(seed)
+    made = {split: world.puzzles(getattr(settings, split)) for split in ("seed", "held_out", "test", "probe", "rounds")}
+    made["ood"] = world.hard(settings.ood)
+    rows = {split: [_row(p.prompt, p.answer, settings.source, p.stratum) for p in puzzles] for split, puzzles in made.items()}
+    given = [{"prompt_id": r["prompt_id"], "text": p.solution} for r, p in zip(rows["seed"], made["seed"], strict=True)]
     return rows, given
 
 
@@ -84,7 +97,7 @@ def _file(settings: Prompts, path: Path) -> dict[str, list[Row]]:
             f"prompts.rounds = {settings.rounds or 'the rest'}), found {len(rows)}; lower the counts with --set"
         )
     if settings.seed or settings.ood:
-        raise PromptsError("prompts.seed and prompts.ood belong to the tiny world; set them to 0 for a file")
+        raise PromptsError("prompts.seed and prompts.ood belong to the built-in worlds; set them to 0 for a file")
     stream = iter(rows)
     out = {split: list(itertools.islice(stream, count)) for split, count in wanted.items()}
     rest = list(stream)

@@ -30,7 +30,9 @@ class Strict(BaseModel):
 class Prompts(Strict):
     """Where prompts come from and how they split. Counts are rows per split; splits never share a prompt."""
 
-    source: Literal["addition", "file"] = Field("addition", description="the built-in tiny world, or a file of one's own")
+    source: Literal["addition", "countdown", "knights_knaves", "file"] = Field(
+        "addition", description="a built-in world (puzzles are made, none is downloaded), or a file of one's own"
+    )
     path: str = Field("", description="JSONL, JSONL.gz or Parquet, for source = 'file'")
     prompt_column: str = Field("", description="empty: the first of the usual names (prompt, question, problem, ...)")
     answer_column: str = Field("", description="empty: the first of the usual names, if any")
@@ -42,7 +44,7 @@ class Prompts(Strict):
     probe: int = Field(0, ge=0, description="rows in the probe split")
     held_out: int = Field(200, ge=1, description="rows the gate decides on; never trained on")
     test: int = Field(200, ge=0, description="rows read once, after the last round")
-    ood: int = Field(0, ge=0, description="out-of-distribution rows, read once (tiny world: five digits)")
+    ood: int = Field(0, ge=0, description="out-of-distribution rows, read once (five digits, five numbers, five people)")
     per_round: int = Field(0, ge=0, description="prompts sampled each round; 0 = the whole rounds split")
 
 

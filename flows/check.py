@@ -51,7 +51,7 @@ def bind(recipe: Recipe) -> None:
 def prompt_counts(recipe: Recipe) -> dict[str, int]:
     """Prompts per split; a user's file is read to the end, so that a bad row is found before anything runs."""
     settings = recipe.prompts
-    if settings.source == "addition":
+    if settings.source != "file":
         return {split: getattr(settings, split) for split in prompts.SPLITS}
     rows, _ = prompts.splits(settings, Path(settings.path), recipe.seed)
     counts: dict[str, int] = prompts.disjoint(rows)["prompts"]

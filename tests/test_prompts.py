@@ -351,4 +351,4 @@ def test_a_path_that_is_no_file_is_named(tmp_path: Path, where: str) -> None:
 def test_the_tiny_worlds_splits_are_not_a_files(tmp_path: Path, name: str) -> None:
     # a file has no given solutions and no other distribution
     message = refusal(jsonl(tmp_path / "p.jsonl", NUMBERED), **{name: 3})
-    assert message == "prompts.seed and prompts.ood belong to the tiny world; set them to 0 for a file"
+    assert message == "prompts.seed and prompts.ood belong to the built-in worlds; set them to 0 for a file"

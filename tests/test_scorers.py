@@ -19,7 +19,7 @@ import pytest
 from data.errors import PartError
 from tasks import math_verdict, verify_pool
 from tasks.parts import check_settings
-from tasks.scorers import Score, answers
+from tasks.scorers import Score, form
 from tasks.scorers.answers import exact_match, math_equivalence
 
 CHECKOUT = Path(__file__).parents[1]
@@ -295,14 +295,14 @@ time.sleep(100)
 def test_format() -> None:
     # The whole stripped text must match, whatever the model wrote around it.
     think = r"(?s)<think>.*</think>\s*<answer>.*</answer>"
-    assert one(answers.format, None, "\n<think>a\nb</think> <answer>1</answer> ", pattern=think) == Score(1.0)
-    assert one(answers.format, None, "<think>a</think> <answer>1</answer> and more", pattern=think) == Score(0.0)
+    assert one(form.format, None, "\n<think>a\nb</think> <answer>1</answer> ", pattern=think) == Score(1.0)
+    assert one(form.format, None, "<think>a</think> <answer>1</answer> and more", pattern=think) == Score(0.0)
 
 
 def test_a_regex_bomb_costs_a_second() -> None:
     # Catastrophic backtracking on hostile text stops, as a time-out without a value.
     start = time.monotonic()
-    assert one(answers.format, None, "a" * 5000 + "b", pattern="(a|aa)+") == Score(None, "timeout")
+    assert one(form.format, None, "a" * 5000 + "b", pattern="(a|aa)+") == Score(None, "timeout")
     assert time.monotonic() - start < 10
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Row = dict[str, Any]
-NOT_PARTS = ("Score", "gold_answer", "printable")
+NOT_PARTS = ("Score", "gold_answer", "answer_part", "printable")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,15 @@ class Score:
 def gold_answer(prompt: Row) -> str | None:
     """The gold answer; an empty one is none, or an empty completion would be right."""
     return (prompt["answer"] or "").strip() or None
+
+
+def answer_part(text: str) -> str:
+    """What a completion gives as its answer: inside its last <answer> tags, else what follows </think>, else all of it.
+
+    At most the last 10,000 characters: answers stand at the end, and hostile text is long.
+    """
+    text = text[-10_000:].rpartition("</think>")[2]
+    return text.rpartition("<answer>")[2].partition("</answer>")[0].strip()
 
 
 def printable(text: str) -> str:

@@ -1,17 +1,14 @@
-"""Scorers that read an answer and compare it with the prompt's gold answer: verifiers, and the form they demand."""
+"""Verifiers that compare an answer with the prompt's gold answer: to the letter, or as mathematics."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Gt
-from pydantic import AfterValidator
 
 from tasks import verify_pool
 from tasks.scorers import Row, Score, gold_answer, printable
-
-_REGEX_SECONDS = 1.0
 
 
 def exact_match(prompts: Sequence[Row], completions: Sequence[Row], *, after: str = "") -> list[Score]:
@@ -53,33 +50,3 @@ def _unjudged(prompt: Row, completion: Row) -> Score | None:
     if gold_answer(prompt) is None:
         return Score(None, "no_answer")
     return Score(0.0, "truncated") if completion["finish_reason"] == "length" else None
-
-
-def _compiles(pattern: str) -> str:
-    import regex
-
-    try:
-        regex.compile(pattern)
-    except regex.error as error:
-        raise ValueError(f"expected a regular expression: {error}") from error
-    return pattern
-
-
-def format(
-    prompts: Sequence[Row], completions: Sequence[Row], *, pattern: Annotated[str, AfterValidator(_compiles)]
-) -> list[Score]:
-    """1.0 where the whole stripped text matches the regular expression, e.g. `(?s)<think>.*</think>.*`, else 0.0.
-
-    The pattern is yours, the text is the model's: a match that takes longer than a second is a "timeout" with no value.
-    """
-    import regex  # unlike re, it can be told to stop
-
-    compiled = regex.compile(pattern)
-    return [_matches(compiled, completion["text"].strip()) for completion in completions]
-
-
-def _matches(compiled: Any, text: str) -> Score:
-    try:
-        return Score(float(compiled.fullmatch(text, timeout=_REGEX_SECONDS) is not None))
-    except TimeoutError:
-        return Score(None, "timeout")

@@ -1,0 +1,118 @@
+"""Countdown: reach a target with given numbers and + - * /. Every puzzle is made from its own solution, so each can be solved.
+
+TinyZero (https://github.com/Jiayi-Pan/TinyZero) draws 3-4 numbers in 1..100 and targets in 1..1000 the same way, but does not
+see to it that the target can be reached.
+"""
+
+from __future__ import annotations
+
+import ast
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+LARGEST_NUMBER, LARGEST_TARGET = 100, 1000
+LONGEST = 200  # characters of an expression
+TEXT = (
+    "Using the numbers {numbers}, write an expression that equals {target}. Use only + - * / and parentheses, and each number "
+    "at most once. Put the expression between <answer> and </answer>."
+)
+PUZZLE = re.compile(r"([0-9]{1,6}) from ([0-9]{1,6}(?:, [0-9]{1,6}){0,9})")
+
+
+@dataclass(frozen=True)
+class Puzzle:
+    numbers: tuple[int, ...]
+    target: int
+    expression: str  # one solution
+
+    @property
+    def prompt(self) -> str:
+        return TEXT.format(numbers=", ".join(map(str, self.numbers)), target=self.target)
+
+    @property
+    def answer(self) -> str:
+        """What a verifier needs: `24 from 3, 5, 9`."""
+        return f"{self.target} from {', '.join(map(str, self.numbers))}"
+
+    @property
+    def solution(self) -> str:
+        return f"<answer>{self.expression}</answer>"
+
+    @property
+    def stratum(self) -> str:
+        return f"{len(self.numbers)} numbers"
+
+
+class World:
+    """A seeded source of puzzles; no two it gives have the same numbers and target."""
+
+    def __init__(self, seed: int) -> None:
+        self.draw = random.Random(f"countdown/{seed}")
+        self.seen: set[tuple[tuple[int, ...], int]] = set()
+
+    def puzzles(self, count: int, sizes: Sequence[int] = (3, 4)) -> list[Puzzle]:
+        return [self._new(self.draw.choice(sizes)) for _ in range(count)]
+
+    def hard(self, count: int) -> list[Puzzle]:
+        """Out of distribution: one number more."""
+        return self.puzzles(count, (5,))
+
+    def _new(self, size: int) -> Puzzle:
+        while True:
+            numbers = tuple(self.draw.randint(1, LARGEST_NUMBER) for _ in range(size))
+            value, text = self._combine(numbers)
+            key = tuple(sorted(numbers)), int(value)
+            known = value.denominator != 1 or not 1 <= value <= LARGEST_TARGET or int(value) in numbers or key in self.seen
+            if not known:
+                self.seen.add(key)
+                return Puzzle(numbers, int(value), text)
+
+    def _combine(self, numbers: tuple[int, ...]) -> tuple[Fraction, str]:
+        """All numbers, joined two at a time by operations drawn at random."""
+        parts = [(Fraction(n), str(n)) for n in numbers]
+        while len(parts) > 1:
+            (a, left), (b, right) = (parts.pop(self.draw.randrange(len(parts))) for _ in range(2))
+            sign = self.draw.choice("+-*/" if b else "+-*")
+            parts.append((_apply(sign, a, b), f"({left} {sign} {right})"))
+        value, text = parts[0]
+        return value, text[1:-1]
+
+
+def _apply(sign: str, a: Fraction, b: Fraction) -> Fraction:
+    return a + b if sign == "+" else a - b if sign == "-" else a * b if sign == "*" else a / b
+
+
+SIGNS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
+
+
+def evaluate(expression: str) -> tuple[Fraction, Counter[int]] | None:
+    """Value and numbers used of an expression of whole numbers, + - * / and parentheses; None for anything else.
+
+    Nothing is executed: the text is parsed, and only these nodes are walked. No power, no floor division, no sign before a
+    number, no division by zero; at most LONGEST characters.
+    """
+    if len(expression) > LONGEST or not re.fullmatch(r"[0-9+\-*/() ]+", expression):
+        return None
+    try:
+        return _walk(ast.parse(expression.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, MemoryError, RecursionError, ZeroDivisionError):
+        return None
+
+
+def _walk(node: ast.expr) -> tuple[Fraction, Counter[int]]:
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        return Fraction(node.value), Counter([node.value])
+    if not isinstance(node, ast.BinOp) or type(node.op) not in SIGNS:
+        raise ValueError("expected numbers joined by + - * /")
+    (a, used), (b, more) = _walk(node.left), _walk(node.right)
+    return _apply(SIGNS[type(node.op)], a, b), used + more
+
+
+def solves(expression: str, target: int, numbers: Sequence[int]) -> bool | None:
+    """Whether it reaches the target with each given number at most once; None where it cannot be read."""
+    read = evaluate(expression)
+    return None if read is None else read[0] == target and read[1] <= Counter(numbers)
