@@ -148,7 +148,7 @@ def deploy() -> None:
         except ObjectAlreadyExists:
             pass
         try:
-            known = client.read_deployment_by_name(DEPLOYMENT).job_variables.get("env", {}).get("PYTHONPATH")
+            known = client.read_deployment_by_name(DEPLOYMENT).job_variables.get("working_dir")
         except ObjectNotFound:
             known = None
     if known == str(CHECKOUT):

@@ -127,7 +127,9 @@ def answers(address: str) -> bool:
     try:
         with urllib.request.urlopen(address, timeout=5):
             return True
-    except (urllib.error.URLError, OSError):
+    except urllib.error.HTTPError:  # it wants to know who asks, say
+        return True
+    except OSError:
         return False
 
 
@@ -168,8 +170,15 @@ def prefect_api(home: Path) -> Iterator[None]:
     """Prefect's API for one command: the server PREFECT_API_URL names, else one of our own that ends with this process.
 
     Prefect's own temporary server would outlive a run that is killed, and one whose Ctrl-C does not reach it.
+
+    Raises:
+        ServiceFailed: the named server does not answer, or ours does not start.
     """
-    if os.environ.get("PREFECT_API_URL"):
+    if named := os.environ.get("PREFECT_API_URL"):
+        if not answers(f"{named}/health"):
+            raise ServiceFailed(
+                f"expected a Prefect server at PREFECT_API_URL={named}, found no answer; start it, or unset PREFECT_API_URL"
+            )
         yield
         return
     from prefect.settings import PREFECT_API_URL, temporary_settings

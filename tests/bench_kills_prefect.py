@@ -126,17 +126,22 @@ class Stand:
         return [stage["name"] for stage in self.ask("POST", "/task_runs/filter", **wanted)]
 
     # -- as fate ----------------------------------------------------------------------------------------------------
-    def kill(self, victim: str) -> None:
+    def find(self, victim: str) -> list[psutil.Process]:
         assert self.serve is not None
-        everything = [self.serve, *self.serve.children(recursive=True)]
         words = {"flow": "prefect.engine", "worker": "worker start", "server": "server start", "everything": ""}[victim]
-        for process in everything:
+        found = []
+        for process in [self.serve, *self.serve.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 if words in " ".join(process.cmdline()):
-                    process.send_signal(signal.SIGKILL)
-        if victim == "everything":
-            self.serve.wait()
-            psutil.wait_procs(everything, timeout=30)
+                    found.append(process)
+        return found
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGKILL)
+    psutil.wait_procs(processes, timeout=30)
 
 
 def until(done: Callable[[], Any], what: str, pause: float = 0.2) -> None:
@@ -206,9 +211,11 @@ def scenario(stand: Stand, calm: Calm, victim: str, stage: str, draw: random.Ran
         calm.prepare(home, stage)
         run = stand.order(home)
         starts, over = moments(home, calm, stage)
+        until(lambda: stand.find("flow"), "the run to have a process")
+        victims = stand.find(victim)  # now: looking for them takes longer than some stages
         until(starts, f"{stage} to start", pause=0.001)
         time.sleep(draw.uniform(0, lasts(calm, stage)))
-        stand.kill(victim)
+        kill(victims)
         outcome.landed = not over()
         if victim == "everything":
             stand.start()
@@ -277,9 +284,9 @@ def main() -> int:
                     for stage in options.stages.split(","):
                         outcomes.append(scenario(stand, calm, victim, stage, draw))
                         print(f"{'ok ' if outcomes[-1].good else 'BAD'} {outcomes[-1]}", flush=True)
+                print("\n".join(rows(outcomes)), flush=True)
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    print("\n".join(rows(outcomes)))
     print(
         f"{len(outcomes)} kills, {sum(o.good for o in outcomes)} survived: equal digests, every metric once, nothing left over"
     )

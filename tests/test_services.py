@@ -133,6 +133,41 @@ def test_a_second_serve_of_one_home_says_so(
     assert "another `ratchet serve` runs" in capsys.readouterr().err
 
 
+def test_a_named_server_that_is_away_is_said(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    # Claim: PREFECT_API_URL of a server that is not there is one line, not a traceback out of Prefect.
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{services.free_port()}/api")
+    with pytest.raises(ServiceFailed, match="found no answer; start it, or unset PREFECT_API_URL"), services.prefect_api(home):
+        pass
+
+
+TWICE = """
+import sys, time
+from pathlib import Path
+from flows.serve import _until_stopped
+from flows.services import Service
+deaf = Service("deaf", ["sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done"], Path(sys.argv[1]), {})
+with _until_stopped([deaf]) as stop:
+    deaf.start()
+    print(deaf.groups[0], flush=True)
+    stop.wait()
+"""
+
+
+def test_a_second_ctrl_c_of_serve_does_not_wait(tmp_path: Path) -> None:
+    # Claim: the first Ctrl-C waits for services to end; a second one kills them and ends at once, with 130.
+    log = tmp_path / "log"
+    command, environment = [sys.executable, "-u", "-c", TWICE, str(log)], os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as serve:
+        assert serve.stdout is not None
+        group = int(serve.stdout.readline())
+        seen(lambda: log.exists() and "up" in log.read_text())
+        serve.send_signal(signal.SIGINT)
+        assert "stopping" in serve.stdout.readline()
+        serve.send_signal(signal.SIGINT)
+        assert serve.wait(10) == 130
+    seen(lambda: not members(group))
+
+
 SIGNALS = """
 import os, signal, sys
 from flows.conduct import interruptible
