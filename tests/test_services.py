@@ -25,7 +25,7 @@ def family(tmp_path: Path, script: str = "sleep 600 & echo up; wait", **options:
     """A started shell with a child of its own."""
     service = Service("shell", ["sh", "-c", script], tmp_path / "logs" / "shell.log", {}, **options)
     service.start()
-    seen(lambda: "up" in service.log.read_text() and len(members(service.groups[0])) == 2)
+    seen(lambda: "up" in service.log.read_text() and len(members(service.groups[0])) >= 2)
     return service
 
 
@@ -41,7 +41,6 @@ def test_a_stopped_service_leaves_no_orphan(tmp_path: Path) -> None:
     patient = family(tmp_path)
     patient.stop()
     assert not patient.lives()
-    assert services.GRACE > 0
     deaf = family(tmp_path, "trap '' TERM; (trap '' TERM; while :; do sleep 1; done) & echo up; while :; do sleep 1; done")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(services, "GRACE", 0.3)
