@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def _file(work: Work, index: int) -> Path:
 
 
 def _draw_missing(work: Work, prompts: list[Row], shards: Mapping[int, range], made: dict[int, pa.Table | None]) -> None:
-    """Fill in the shards that are None, each written the moment its last batch is there."""
+    """Fill in the shards that are None, each written the moment it is there."""
     s: Settings = work.settings
     for attempt in range(ATTEMPTS):
         missing = {index: rows for index, rows in shards.items() if made[index] is None}
@@ -78,8 +78,8 @@ def _draw_missing(work: Work, prompts: list[Row], shards: Mapping[int, range], m
         size = max(1, (s.batch >> attempt) // s.n)  # prompts
         try:
             with warm.engine(work) as engine:
-                for index, drawn in _drawn(work, engine, prompts, missing, size):
-                    table = tables.from_rows(_rows(work, [prompts[i] for i in shards[index]], drawn), tables.COMPLETIONS)
+                for index, rows in missing.items():
+                    table = tables.from_rows(_shard(work, engine, index, prompts, rows, size), tables.COMPLETIONS)
                     tables.write_shard(table, tables.COMPLETIONS, _file(work, index))
                     made[index] = table
                     work.tick(sum(t.num_rows for t in made.values() if t is not None), len(prompts) * s.n)
@@ -93,48 +93,38 @@ def _draw_missing(work: Work, prompts: list[Row], shards: Mapping[int, range], m
     ) from last
 
 
-def _drawn(
-    work: Work, engine: Engine, prompts: list[Row], shards: Mapping[int, range], size: int
-) -> Iterator[tuple[int, dict[int, list[Row]]]]:
-    """Each shard as its last batch comes in: its index, and the rows of each of its prompts by place in `prompts`.
+def _shard(work: Work, engine: Engine, index: int, prompts: list[Row], rows: range, size: int) -> list[Row]:
+    """The rows of a shard in prompt order, drawn on its own, so that they depend on nothing outside it.
 
     Batches hold prompts of like length and are of even size: a small last one would cost as many steps.
     """
     s: Settings = work.settings
-    batches: list[Batch] = []
-    members: list[tuple[int, list[int]]] = []  # of each batch: its shard, and the places of its prompts
-    for index, rows in shards.items():
-        by_length = sorted(rows, key=lambda i: (engine.length(prompts[i]), prompts[i]["prompt_id"]))
-        count = math.ceil(len(by_length) / size)
-        for part in chunks(len(by_length), math.ceil(len(by_length) / count)):
-            places = [by_length[i] for i in part]
-            seeds = [work.seed + place * s.n for place in places]
-            batches.append(Batch([prompts[i] for i in places], derive_seed(work.seed, f"batch/{index}", part.start), seeds))
-            members.append((index, places))
-    drawn: dict[int, dict[int, list[Row]]] = {index: {} for index in shards}
-    for which, finished in engine.sample(batches, Decoding(s.n, s.temperature, s.top_p, s.max_tokens)):
-        index, places = members[which]
-        if len(finished) != len(places) * s.n:
-            raise RuntimeError(f"engine '{s.engine}' returned {len(finished)} rows for {len(places)} prompts x {s.n}")
-        drawn[index] |= {place: finished[i * s.n : (i + 1) * s.n] for i, place in enumerate(places)}
-        if len(drawn[index]) == len(shards[index]):
-            yield index, drawn.pop(index)
-    if drawn:
-        raise RuntimeError(f"engine '{s.engine}' left {len(drawn)} shards unfinished")
-
-
-def _rows(work: Work, prompts: list[Row], drawn: dict[int, list[Row]]) -> list[Row]:
-    """A shard's rows in prompt order, with their ids."""
+    order = sorted(rows, key=lambda i: (engine.length(prompts[i]), prompts[i]["prompt_id"]))
+    even = math.ceil(len(order) / math.ceil(len(order) / size))
+    places = [[order[i] for i in part] for part in chunks(len(order), even)]
+    batches = [
+        Batch(
+            prompts=[prompts[i] for i in members],
+            seed=derive_seed(work.seed, f"batch/{index}", number * even),
+            seeds=[work.seed + i * s.n for i in members],
+        )
+        for number, members in enumerate(places)
+    ]
+    drawn: dict[int, list[Row]] = {}
+    for number, finished in engine.sample(batches, Decoding(s.n, s.temperature, s.top_p, s.max_tokens)):
+        if len(finished) != len(places[number]) * s.n:
+            raise RuntimeError(f"engine '{s.engine}' returned {len(finished)} rows for {len(places[number])} prompts x {s.n}")
+        drawn |= {place: finished[i * s.n : (i + 1) * s.n] for i, place in enumerate(places[number])}
     return [
         {
             **row,
-            "completion_id": tables.completion_id(work.key, prompt["prompt_id"], sample),
-            "prompt_id": prompt["prompt_id"],
+            "completion_id": tables.completion_id(work.key, prompts[i]["prompt_id"], sample),
+            "prompt_id": prompts[i]["prompt_id"],
             "sample": sample,
-            "engine": work.settings.engine,
+            "engine": s.engine,
         }
-        for prompt, (_, rows) in zip(prompts, sorted(drawn.items()), strict=True)
-        for sample, row in enumerate(rows)
+        for i in rows
+        for sample, row in enumerate(drawn[i])
     ]
 
 

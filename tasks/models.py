@@ -54,6 +54,19 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
+def stop_tokens(path: Path, tokenizer: Any, trust_remote_code: bool = False) -> list[int]:
+    """The tokens that end a completion: the tokenizer's end of sequence and what the checkpoint's generation settings add."""
+    from transformers import AutoConfig, GenerationConfig
+
+    if (path / "generation_config.json").exists():
+        settings = GenerationConfig.from_pretrained(path, local_files_only=True)
+    else:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, local_files_only=True)
+        settings = GenerationConfig.from_model_config(config)
+    known = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+    return sorted({tokenizer.eos_token_id, *(stop for stop in known if stop is not None)})
+
+
 def load_model(path: Path, device: str, dtype: str, trust_remote_code: bool = False) -> Any:
     """The causal language model in evaluation mode, from safetensors only."""
     import torch

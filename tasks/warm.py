@@ -15,7 +15,7 @@ from pathlib import Path
 
 from data import tables
 from data.errors import StageFailed
-from data.store import canonical
+from data.store import canonical, sha256_file
 from tasks import models
 from tasks import parts as shelves
 from tasks.engines import Engine, WarmEngine
@@ -34,8 +34,10 @@ _kept: dict[str, WarmEngine] = {}  # at most one, by everything it was made with
 def engine(work: Work) -> Iterator[Engine]:
     """The engine of a generate call with the call's checkpoint in it; kept for the next call where it can be."""
     s, checkpoint = work.settings, work.inputs["checkpoint"]
-    given = {"device": device_of(work.hardware), "dtype": s.dtype, "trust_remote_code": s.trust_remote_code}
-    name = canonical({"engine": s.engine, "settings": s.settings, **given})
+    keep = work.hardware.warm and not own_process(work.hardware)
+    given = {"device": device_of(work.hardware), "dtype": s.dtype, "trust_remote_code": s.trust_remote_code, "warm": keep}
+    shape = sha256_file(checkpoint / "config.json")  # another model's weights do not fit
+    name = canonical({"engine": s.engine, "settings": s.settings, "shape": shape, **given})
     load: Callable[[Path], Engine] = shelves.bind("engines", s.engine, s.settings, **given)
     kept = _kept.pop(name, None)
     close()  # one of other settings would hold memory that this one needs
@@ -45,7 +47,7 @@ def engine(work: Work) -> Iterator[Engine]:
     except BaseException:
         ready.close()
         raise
-    if isinstance(ready, WarmEngine) and work.hardware.warm and not own_process(work.hardware):
+    if keep and isinstance(ready, WarmEngine):
         ready.sleep()
         _kept[name] = ready
     else:

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from tasks.models import load_tokenizer, render, stop_tokens
+
 Row = dict[str, Any]
-NOT_PARTS = ("Batch", "Decoding", "Engine", "EngineLost", "WarmEngine")
+NOT_PARTS = ("Batch", "Decoding", "Engine", "EngineLost", "Texts", "WarmEngine")
 
 
 @dataclass(frozen=True)
@@ -73,3 +75,28 @@ class WarmEngine(Engine, Protocol):
 
     def logprobs(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         """As `tasks.models.completion_logprobs`: per (prompt ids, completion ids), one number per completion token."""
+
+
+class Texts:
+    """Between messages, token ids and rows, the same way for every engine that holds a model."""
+
+    def __init__(self, checkpoint: Path, trust_remote_code: bool) -> None:
+        self.tokenizer = load_tokenizer(checkpoint, trust_remote_code)
+        self.stops = stop_tokens(checkpoint, self.tokenizer, trust_remote_code)
+        self.rendered: dict[str, list[int]] = {}
+
+    def render(self, prompt: Row) -> list[int]:
+        if prompt["prompt_id"] not in self.rendered:
+            self.rendered[prompt["prompt_id"]] = render(self.tokenizer, prompt["messages"])
+        return self.rendered[prompt["prompt_id"]]
+
+    def length(self, prompt: Row) -> int:
+        return len(self.render(prompt))
+
+    def row(self, tokens: list[int], logprobs: list[float]) -> Row:
+        """Cut at the first stop token, which belongs to the completion; a row without one was cut by the limit."""
+        end = next((i + 1 for i, token in enumerate(tokens) if token in self.stops), None)
+        tokens = tokens[:end]
+        text = self.tokenizer.decode(tokens if end is None else tokens[:-1], skip_special_tokens=True)
+        reason = "length" if end is None else "stop"
+        return {"text": text, "token_ids": tokens, "logprobs": logprobs[: len(tokens)], "finish_reason": reason}

