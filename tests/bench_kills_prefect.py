@@ -215,8 +215,8 @@ def scenario(stand: Stand, calm: Calm, victim: str, stage: str, draw: random.Ran
         victims = stand.find(victim)  # now: looking for them takes longer than some stages
         until(starts, f"{stage} to start", pause=0.001)
         time.sleep(draw.uniform(0, lasts(calm, stage)))
-        kill(victims)
         outcome.landed = not over()
+        kill(victims)
         if victim == "everything":
             stand.start()
         while (state := stand.ended(run)) != "COMPLETED":
