@@ -23,11 +23,13 @@ class Order(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    recipe: str = Field(min_length=1, description="a shipped recipe (tiny_raft, ...) or the path of a TOML file")
+    recipe: str = Field(min_length=1, description="a shipped recipe (tiny_raft, ...) or the whole path of a TOML file")
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="the campaign; one that exists goes on where it stopped"
     )
-    home: str = Field("", description="where runs live; empty: RATCHET_HOME, which `ratchet serve` sets, else runs/")
+    home: str = Field(
+        "", pattern="^(/.*)?$", description="where runs live, a whole path; empty: the home of `ratchet serve`, else runs/"
+    )
     overrides: list[Override] = Field(default_factory=list, description="settings to change, each as a.b=value, e.g. rounds=2")
 
 

@@ -174,4 +174,5 @@ def _say_where(home: Path, api: str, mlflow: str) -> None:
     }
     for what, text in lines.items():
         out.print(f"{what:<10}{text}", soft_wrap=True, markup=False)
-    out.print("Ctrl-C ends all of it; a run that it interrupts can be retried in the UI and goes on from its last artifact")
+    last = "Ctrl-C ends all of it; a run that it interrupts can be retried in the UI and goes on from its last artifact"
+    out.print(last, soft_wrap=True)

@@ -121,9 +121,12 @@ class Stand:
         return str(self.state(run)["type"]) if self.state(run)["type"] in ENDED else self.ended(run)
 
     def still_running(self, run: str) -> list[str]:
-        """Stages of a run that Prefect shows as running."""
+        """Stages of an ended run that Prefect shows as running; it learns of stages from events, which may come late."""
         wanted = {"flow_runs": {"id": {"any_": [run]}}, "task_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}
-        return [stage["name"] for stage in self.ask("POST", "/task_runs/filter", **wanted)]
+        deadline = time.time() + 60
+        while (found := self.ask("POST", "/task_runs/filter", **wanted)) and time.time() < deadline:
+            time.sleep(0.5)
+        return [stage["name"] for stage in found]
 
     # -- as fate ----------------------------------------------------------------------------------------------------
     def find(self, victim: str) -> list[psutil.Process]:
@@ -215,8 +218,8 @@ def scenario(stand: Stand, calm: Calm, victim: str, stage: str, draw: random.Ran
         victims = stand.find(victim)  # now: looking for them takes longer than some stages
         until(starts, f"{stage} to start", pause=0.001)
         time.sleep(draw.uniform(0, lasts(calm, stage)))
-        kill(victims)
         outcome.landed = not over()
+        kill(victims)
         if victim == "everything":
             stand.start()
         while (state := stand.ended(run)) != "COMPLETED":

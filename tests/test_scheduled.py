@@ -33,7 +33,15 @@ def test_the_deployment_agrees_with_the_code() -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [{"name": "../escape"}, {"name": ""}, {"recipe": ""}, {"overrides": ["no value"]}, {"hom": "/tmp"}, {"name": None}],
+    [
+        {"name": "../escape"},
+        {"name": ""},
+        {"recipe": ""},
+        {"overrides": ["no value"]},
+        {"home": "here"},
+        {"hom": "/tmp"},
+        {"name": None},
+    ],
 )
 def test_a_form_that_does_not_fit_is_refused(bad: dict[str, Any]) -> None:
     # Claim: a name that could leave the home, an override without a value, an unknown field: none becomes a campaign.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -106,6 +107,25 @@ def test_a_run_of_the_command_line_shows_on_the_standing_server(stand: Stand, ca
     assert run["state"]["type"] == "COMPLETED"
     assert not list((tmp_path / "prefect").glob("*.db*"))
     assert not (tmp_path / "prefect" / "server.log").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_run_of_the_command_line_takes_its_server_with_it(number: signal.Signals, calm: Calm, tmp_path: Path) -> None:
+    # Claim: without a standing server a run has its own, which ends with it however it ends, and no lock stays.
+    calm.prepare(tmp_path, "train")
+    sets = [part for item in OVERRIDES for part in ("--set", item)]
+    command = [sys.executable, "-m", "flows.cli", "run", "tiny_raft", "--name", "k", "--home", str(tmp_path), *sets]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | {
+        "PYTHONPATH": str(ROOT)
+    }
+    with psutil.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        until(moments(tmp_path, calm, "train")[0], "train to start", pause=0.001)
+        children = run.children(recursive=True)
+        assert children
+        run.send_signal(number)
+        assert run.wait(30) == (-number if number == signal.SIGKILL else 130)
+    assert psutil.wait_procs(children, timeout=10)[1] == []
+    assert not [what for what in left_over(tmp_path / "store") if what.startswith("locked")]
 
 
 def test_sigterm_ends_everything_and_the_run_can_be_retried(stand: Stand, calm: Calm, tmp_path: Path) -> None:
