@@ -79,7 +79,7 @@ class Generate(Strict):
     engine: str = Field(
         "transformers", description="a name on the engines shelf, package.module:name, or recorded: completions of a file"
     )
-    settings: dict[str, Any] = Field(default_factory=dict, description="the engine's own settings; evaluation by it uses them too")
+    settings: dict[str, Any] = Field(default_factory=dict, description="the engine's own settings, also where it evaluates")
     path: str = Field("", description="recorded only: the file of completions; empty = prompts.path")
     n: int = Field(8, ge=1, description="completions per prompt; recorded: as many as the file has")
     temperature: float = Field(1.0, ge=0, description="0 = greedy")
