@@ -44,7 +44,9 @@ def _puzzles(settings: Prompts, seed: int) -> tuple[dict[str, list[Row]], list[R
     world: Any = PUZZLES[settings.source].World(seed)
     made = {split: world.puzzles(getattr(settings, split)) for split in ("seed", "held_out", "test", "probe", "rounds")}
     made["ood"] = world.hard(settings.ood)
-    rows = {split: [_row(_user(p.prompt), p.answer, settings.source, p.stratum) for p in puzzles] for split, puzzles in made.items()}
+    rows = {
+        split: [_row(_user(p.prompt), p.answer, settings.source, p.stratum) for p in puzzles] for split, puzzles in made.items()
+    }
     given = [{"prompt_id": r["prompt_id"], "text": p.solution} for r, p in zip(rows["seed"], made["seed"], strict=True)]
     return rows, given
 

@@ -271,7 +271,7 @@ class Recipe(Strict):
             raise ValueError("the tiny model only knows addition: pass --model DIR (or set model.path)")
         if self.prompts.source == "file" and not self.prompts.path:
             raise ValueError("source = 'file' needs prompts of your own: pass --prompts FILE (or set prompts.path)")
-        if self.recorded and not self.generate.path and self.prompts.source == "addition":
+        if self.recorded and not self.generate.path and self.prompts.source != "file":
             raise ValueError("generate.engine = 'recorded' needs a file of completions: set generate.path")
         if not self.prompts.held_out and not self.recorded:
             raise ValueError("the gate decides on held-out prompts: set prompts.held_out")
