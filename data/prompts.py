@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import itertools
-import json
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from data import addition, countdown, knights_knaves, tables
+from data import addition, countdown, knights_knaves, records, tables
 from data.errors import PromptsError
 from data.recipe import Prompts
 
 SPLITS = ("seed", "rounds", "probe", "held_out", "test", "ood")
-PROMPT_NAMES = ("prompt", "question", "problem", "instruction", "query", "input", "messages")
-ANSWER_NAMES = ("answer", "gold", "solution", "final_answer", "target", "response", "output")
 
 PUZZLES = {"countdown": countdown, "knights_knaves": knights_knaves}
 
@@ -52,17 +44,22 @@ def _puzzles(settings: Prompts, seed: int) -> tuple[dict[str, list[Row]], list[R
     world: Any = PUZZLES[settings.source].World(seed)
     made = {split: world.puzzles(getattr(settings, split)) for split in ("seed", "held_out", "test", "probe", "rounds")}
     made["ood"] = world.hard(settings.ood)
-    rows = {split: [_row(p.prompt, p.answer, settings.source, p.stratum) for p in puzzles] for split, puzzles in made.items()}
+    rows = {
+        split: [_row(_user(p.prompt), p.answer, settings.source, p.stratum) for p in puzzles] for split, puzzles in made.items()
+    }
     given = [{"prompt_id": r["prompt_id"], "text": p.solution} for r, p in zip(rows["seed"], made["seed"], strict=True)]
     return rows, given
 
 
 def _problem(problem: addition.Problem) -> Row:
-    return _row(problem.prompt, problem.answer, "addition", f"{len(str(problem.a))} digits")
+    return _row(_user(problem.prompt), problem.answer, "addition", f"{len(str(problem.a))} digits")
 
 
-def _row(content: str | list[dict[str, str]], answer: str | None, source: str, stratum: str | None = None) -> Row:
-    messages = content if isinstance(content, list) else [{"role": "user", "content": content}]
+def _user(text: str) -> list[records.Message]:
+    return [{"role": "user", "content": text}]
+
+
+def _row(messages: list[records.Message], answer: str | None, source: str, stratum: str | None = None) -> Row:
     return {
         "prompt_id": tables.prompt_id(messages),
         "messages": messages,
@@ -79,13 +76,13 @@ def _file(settings: Prompts, path: Path) -> dict[str, list[Row]]:
     When the file grows a row may move towards the rounds, never away from them: nothing trained on is ever measured on.
     """
     unique: dict[str, Row] = {}
-    for number, record in read_records(path):
-        row = _from_record(settings, record, f"{path.name}: row {number}", path.name)
+    for place, record in records.read(path):
+        messages, answer = records.messages_of(settings, record, place), records.answer_of(settings, record, place)
+        row = _row(messages, answer, path.name, records.stratum_of(settings, record, place))
         known = unique.setdefault(row["prompt_id"], row)
         if known["answer"] != row["answer"]:
             raise PromptsError(
-                f"{path.name}: row {number}: the same prompt appears with two answers "
-                f"({known['answer']!r} and {row['answer']!r}); remove one"
+                f"{place}: the same prompt appears with two answers ({known['answer']!r} and {row['answer']!r}); remove one"
             )
     rows = sorted(unique.values(), key=lambda r: hashlib.sha256(f"split/{r['prompt_id']}".encode()).hexdigest())
     rows = rows[: settings.limit or None]
@@ -102,65 +99,6 @@ def _file(settings: Prompts, path: Path) -> dict[str, list[Row]]:
     out = {split: list(itertools.islice(stream, count)) for split, count in wanted.items()}
     rest = list(stream)
     return out | {"rounds": rest[: settings.rounds or None], "seed": [], "ood": []}
-
-
-def read_records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """(row number from 1, record) of a JSONL, gzipped JSONL or Parquet file; a bad row is named."""
-    try:
-        if path.suffix == ".parquet":
-            yield from enumerate(pq.read_table(path).to_pylist(), 1)
-            return
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    record = json.loads(line)
-                    json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but not text
-                except (ValueError, RecursionError) as error:
-                    raise PromptsError(f"{path.name}: row {number}: expected one JSON object per line: {error}") from error
-                if not isinstance(record, dict):
-                    raise PromptsError(f"{path.name}: row {number}: expected a JSON object, found {type(record).__name__}")
-                yield number, record
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, pa.ArrowInvalid) as error:
-        raise PromptsError(f"{path}: expected a readable .jsonl, .jsonl.gz or .parquet file: {error}") from error
-
-
-def _from_record(settings: Prompts, record: Mapping[str, Any], where: str, source: str) -> Row:
-    prompt_column = settings.prompt_column or next((n for n in PROMPT_NAMES if n in record), "")
-    if prompt_column not in record:
-        wanted = f"column '{prompt_column}'" if prompt_column else f"one of the columns {', '.join(PROMPT_NAMES)}"
-        raise PromptsError(f"{where}: expected {wanted}, found {', '.join(record) or 'none'}; set prompts.prompt_column")
-    answer_column = settings.answer_column or next((n for n in ANSWER_NAMES if n in record and n != prompt_column), "")
-    if settings.answer_column and answer_column not in record:
-        raise PromptsError(f"{where}: expected column '{answer_column}', found {', '.join(record)}; set prompts.answer_column")
-    return _row(
-        _content(settings, record[prompt_column], where, prompt_column), _answer(settings, record, answer_column), source
-    )
-
-
-def _content(settings: Prompts, value: Any, where: str, column: str) -> str | list[dict[str, str]]:
-    if isinstance(value, str) and value.strip():
-        return settings.template.replace("{prompt}", value)
-    if isinstance(value, list) and value and all(_is_message(m) for m in value):
-        return [{"role": m["role"], "content": m["content"]} for m in value]
-    raise PromptsError(
-        f"{where}: column '{column}': expected text or a list of {{role, content}} messages, found {value!r:.80}"
-    )
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
-
-
-def _answer(settings: Prompts, record: Mapping[str, Any], column: str) -> str | None:
-    value = record.get(column) if column else None
-    if value is None:
-        return None
-    text = str(value)
-    if settings.answer_after and settings.answer_after in text:
-        text = text.rsplit(settings.answer_after, 1)[1]
-    return text.strip()
 
 
 def disjoint(rows: Mapping[str, list[Row]]) -> dict[str, Any]:

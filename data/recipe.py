@@ -27,6 +27,19 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Columns(Strict):
+    """Which column of a user's file is what: a name, or a dotted path into nested records. Empty: the usual names, if any."""
+
+    prompt: str = Field("", description="empty: prompt, question, problem, instruction, query, input or messages")
+    answer: str = Field("", description="empty: answer, gold, solution, final_answer, target, response or output")
+    system: str = Field("", description="text that becomes the system message")
+    stratum: str = Field("", description="the group a prompt belongs to")
+    completion: str = Field("", description="recorded only: a text, or a list of n; empty: completion or completions")
+    finish_reason: str = Field("", description="recorded only: 'length' marks a cut completion; empty: finish_reason")
+    chosen: str = Field("", description="recorded only, with rejected: a preferred completion; empty: chosen")
+    rejected: str = Field("", description="recorded only; empty: rejected")
+
+
 class Prompts(Strict):
     """Where prompts come from and how they split. Counts are rows per split; splits never share a prompt."""
 
@@ -34,15 +47,14 @@ class Prompts(Strict):
         "addition", description="a built-in world (puzzles are made, none is downloaded), or a file of one's own"
     )
     path: str = Field("", description="JSONL, JSONL.gz or Parquet, for source = 'file'")
-    prompt_column: str = Field("", description="empty: the first of the usual names (prompt, question, problem, ...)")
-    answer_column: str = Field("", description="empty: the first of the usual names, if any")
+    map: Columns = Columns()
     answer_after: str = Field("", description="keep only what follows this marker in the answer, e.g. '####'")
     template: str = Field("{prompt}", description="the user message; {prompt} stands for the row's prompt")
     limit: int = Field(0, ge=0, description="use at most this many rows of the file, chosen by hash; 0 = all")
     seed: int = Field(0, ge=0, description="rows in the seed split (given solutions)")
     rounds: int = Field(0, ge=0, description="rows in the rounds split; 0 = what the other splits leave")
     probe: int = Field(0, ge=0, description="rows in the probe split")
-    held_out: int = Field(200, ge=1, description="rows the gate decides on; never trained on")
+    held_out: int = Field(200, ge=0, description="rows the gate decides on; never trained on")
     test: int = Field(200, ge=0, description="rows read once, after the last round")
     ood: int = Field(0, ge=0, description="out-of-distribution rows, read once (five digits, five numbers, five people)")
     per_round: int = Field(0, ge=0, description="prompts sampled each round; 0 = the whole rounds split")
@@ -64,9 +76,12 @@ class Model(Strict):
 
 
 class Generate(Strict):
-    engine: str = Field("transformers", description="a name on the engines shelf, or package.module:name")
-    settings: dict[str, Any] = Field(default_factory=dict, description="the engine's own settings; evaluation uses them too")
-    n: int = Field(8, ge=1, description="completions per prompt")
+    engine: str = Field(
+        "transformers", description="a name on the engines shelf, package.module:name, or recorded: completions of a file"
+    )
+    settings: dict[str, Any] = Field(default_factory=dict, description="the engine's own settings, also where it evaluates")
+    path: str = Field("", description="recorded only: the file of completions; empty = prompts.path")
+    n: int = Field(8, ge=1, description="completions per prompt; recorded: as many as the file has")
     temperature: float = Field(1.0, ge=0, description="0 = greedy")
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: int = Field(1024, ge=1)
@@ -145,6 +160,7 @@ class Train(Strict):
 
 
 class Evaluate(Strict):
+    engine: str = Field("", description="empty = as in [generate], or transformers where that does not sample the checkpoint")
     samples: int = Field(4, ge=0, description="sampled completions per held-out prompt for pass@k; 0 = greedy only")
     temperature: float = Field(1.0, gt=0)
     batch: int = Field(256, ge=1)
@@ -251,16 +267,34 @@ class Recipe(Strict):
             raise ValueError("train.replay = true needs given solutions: set prompts.seed")
         if self.pair and self.train.replay:
             raise ValueError("train.replay mixes whole completions in; it works with [select], not with [pair]")
-        if self.model.path == "" and self.prompts.source != "addition":
+        if self.model.path == "" and self.prompts.source != "addition" and not self.recorded:
             raise ValueError("the tiny model only knows addition: pass --model DIR (or set model.path)")
         if self.prompts.source == "file" and not self.prompts.path:
             raise ValueError("source = 'file' needs prompts of your own: pass --prompts FILE (or set prompts.path)")
+        if self.recorded and not self.generate.path and self.prompts.source != "file":
+            raise ValueError("generate.engine = 'recorded' needs a file of completions: set generate.path")
+        if not self.prompts.held_out and not self.recorded:
+            raise ValueError("the gate decides on held-out prompts: set prompts.held_out")
         if not self.score:
             raise ValueError("at least one [[score]] is needed; the first one is the verifier that held-out accuracy uses")
         names = [score.label for score in self.score]
         if len(set(names)) != len(names):
             raise ValueError(f"each scorer once, or under a name of its own (score.name): found {names}")
         return self
+
+    @property
+    def recorded(self) -> bool:
+        """Whether completions come from a file. Then neither a model nor held-out prompts are needed to score and pair them."""
+        return self.generate.engine == "recorded"
+
+    @property
+    def evaluation_engine(self) -> str:
+        """What draws from a checkpoint to measure it."""
+        return self.evaluate.engine or ("transformers" if self.recorded else self.generate.engine)
+
+    def engine_settings(self, engine: str) -> dict[str, Any]:
+        """The settings are those of generate.engine; another engine runs with its defaults."""
+        return self.generate.settings if engine == self.generate.engine else {}
 
     @property
     def samples(self) -> bool:

@@ -50,6 +50,10 @@ COMPLETIONS = _schema(
     seed=(pa.int64(), "null"),  # null where no seed of ours drew it
     engine=pa.string(),  # "given" for texts nobody sampled, "recorded" for those somebody else did
 )
+RECORDED = _schema(
+    completion_id=pa.string(),
+    record=pa.string(),  # JSON: what the file of a recorded completion says of it beside prompt and text
+)
 SCORES = _schema(
     completion_id=pa.string(),
     prompt_id=pa.string(),
@@ -101,6 +105,7 @@ def prompt_features(*names: str) -> pa.Schema:
 UNIQUE = {
     id(PROMPTS): "prompt_id",
     id(COMPLETIONS): "completion_id",
+    id(RECORDED): "completion_id",
     id(SCORES): "completion_id",
     id(LOGPROBS): "completion_id",
 }

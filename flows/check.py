@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from data import prompts
+from data import prompts, records
 from data.campaign import free_bytes
-from data.errors import HomeError, PartError
+from data.errors import HomeError, PartError, RecipeError
 from data.recipe import Recipe
 from tasks import parts
 from tasks.models import inspect_checkpoint
@@ -22,6 +22,9 @@ def check(recipe: Recipe, home: Path) -> dict[str, Any]:
     Raises:
         WrongUse: with the one line that says what is wrong (PartError, PromptsError, ModelError, HomeError).
     """
+    if recipe.recorded:
+        can_train(recipe)
+        read_completions(recipe)
     for number in range(1, recipe.rounds + 1):
         bind(recipe.at_round(number))
     counts = prompt_counts(recipe)
@@ -34,9 +37,30 @@ def check(recipe: Recipe, home: Path) -> dict[str, Any]:
     return estimate
 
 
+def can_train(recipe: Recipe) -> None:
+    """What a campaign needs on top where its completions are recorded, and `ratchet data` does not."""
+    if not recipe.model.path and recipe.prompts.source != "addition":
+        raise RecipeError("recorded completions can train a model of yours: pass --model DIR; without one use `ratchet data`")
+    if not recipe.prompts.held_out:
+        raise RecipeError("the gate decides on held-out prompts: set prompts.held_out")
+    if recipe.score[0].scorer == "imported":
+        raise RecipeError(
+            "the first [[score]] is the verifier that judges what a checkpoint answers on held-out prompts; 'imported' only "
+            "knows recorded completions: put a verifier first"
+        )
+
+
+def read_completions(recipe: Recipe) -> None:
+    """Read recorded completions to the end, so that a bad row is found before anything runs."""
+    for place, record in records.read(Path(recipe.generate.path or recipe.prompts.path)):
+        records.completions_of(recipe.prompts, record, place)
+
+
 def bind(recipe: Recipe) -> None:
-    parts.check_settings("engines", recipe.generate.engine, recipe.generate.settings)
-    parts.libraries_of("engines", recipe.generate.engine)
+    engines = {recipe.evaluation_engine, *(() if recipe.recorded else (recipe.generate.engine,))}
+    for engine in sorted(engines):
+        parts.check_settings("engines", engine, recipe.engine_settings(engine))
+        parts.libraries_of("engines", engine)
     for score in recipe.score:
         parts.check_settings("scorers", score.scorer, score.settings)
     verifier = recipe.score[0].scorer
@@ -62,7 +86,7 @@ def cost(recipe: Recipe, counts: dict[str, int]) -> dict[str, Any]:
     """Upper bounds: completions to draw, tokens to decode, optimizer steps, bytes on disk."""
     g, e = recipe.generate, recipe.evaluate
     per_round = min(recipe.prompts.per_round or counts["rounds"], counts["rounds"])
-    sampled = recipe.rounds * per_round * g.n if recipe.samples else 0
+    sampled = recipe.rounds * per_round * g.n if recipe.samples and not recipe.recorded else 0
     evaluations = (recipe.rounds + 1) * counts["held_out"] * (1 + e.samples) + counts["held_out"] * e.samples
     evaluations += 3 * (counts["test"] + counts["ood"])
     tokens = sampled * g.max_tokens + evaluations * (e.max_tokens or g.max_tokens)

@@ -16,7 +16,8 @@ from data.errors import CampaignError, PartError, RatchetError
 from flows import environment
 from flows.conduct import EXIT, begin, carry_out, conduct, links, summary
 from flows.history import gc, lineage
-from flows.options import Home, Json, Model, Name, Prompts, Refresh, Sets, Source, out, overrides
+from flows.offline import data
+from flows.options import Columns, Home, Json, Model, Name, Prompts, Refresh, Sets, Source, out, overrides
 from flows.serve import serve
 from flows.variants import fork, sweep
 
@@ -45,6 +46,7 @@ def run(
     name: Annotated[str, typer.Option(help="Name of the campaign (default: the recipe's).")] = "",
     model: Model = None,
     prompts: Prompts = None,
+    columns: Columns = "",
     home: Home = None,
     sets: Sets = None,
     refresh: Refresh = None,
@@ -59,7 +61,8 @@ def run(
 
       ratchet run raft --model ./my-model --prompts questions.jsonl --set generate.max_tokens=512
     """
-    conduct(begin(source, name, environment.home_of(home), sets or [], overrides(model, prompts)), refresh or [])
+    given = overrides(model, prompts, columns)
+    conduct(begin(source, name, environment.home_of(home), sets or [], given), refresh or [])
 
 
 @app.command()
@@ -166,7 +169,13 @@ def paths(campaign: Campaign, artifacts: dict[str, Any]) -> dict[str, str]:
 
 @app.command()
 def check(
-    source: Source, model: Model = None, prompts: Prompts = None, home: Home = None, sets: Sets = None, as_json: Json = False
+    source: Source,
+    model: Model = None,
+    prompts: Prompts = None,
+    columns: Columns = "",
+    home: Home = None,
+    sets: Sets = None,
+    as_json: Json = False,
 ) -> None:
     """Validate a recipe, bind every part, and estimate what it costs, before anything runs.
 
@@ -178,7 +187,7 @@ def check(
     """
     from flows.check import check as ready
 
-    recipe = recipes.load(source, sets or [], overrides(model, prompts))
+    recipe = recipes.load(source, sets or [], overrides(model, prompts, columns))
     estimate = ready(recipe, environment.home_of(home))
     if as_json:
         print(json.dumps({"recipe": recipe.plain(), "estimate": estimate}, indent=1))
@@ -271,6 +280,7 @@ def demo(home: Home = None, seed: Annotated[int, typer.Option(help="Seed of worl
     raise typer.Exit(max(EXIT[state] for state in states))
 
 
+app.command()(data)
 app.command()(fork)
 app.command()(sweep)
 app.command()(lineage)

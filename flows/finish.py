@@ -77,7 +77,8 @@ def missing(campaign: Campaign, rounds: list[Round]) -> bool:
     """Whether a later round would need an artifact whose manifest is gone, so that it can only be made by its own round."""
     last = rounds[-1]
     scores = [r.artifacts["evaluate/greedy_score"] for r in rounds]
-    needed: list[Ref] = [rounds[0].artifacts["prepare"], rounds[0].checkpoint, last.head, last.champion, *scores]
+    kept = [ref for label, ref in rounds[0].artifacts.items() if label in ("prepare", "import_completions")]
+    needed: list[Ref] = [*kept, rounds[0].checkpoint, last.head, last.champion, *scores]
     return any(lost(campaign, ref) for ref in needed)
 
 

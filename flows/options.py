@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from data.errors import RecipeError
+
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
@@ -23,11 +25,26 @@ Refresh = Annotated[
 ]
 
 
-def overrides(model: Path | None, prompts: Path | None) -> dict[str, Any]:
-    """`--model` and `--prompts` as recipe values; absolute, so that a resume works from anywhere."""
+Columns = Annotated[
+    str,
+    typer.Option("--map", help="Which column of the file is what, e.g. prompt=query,answer=gold.", metavar="ROLE=COLUMN,..."),
+]
+
+
+def overrides(model: Path | None, prompts: Path | None, columns: str = "") -> dict[str, Any]:
+    """`--model`, `--prompts` and `--map` as recipe values; absolute, so that a resume works from anywhere.
+
+    Raises:
+        RecipeError: a map that is not of the form role=column,role=column.
+    """
     values: dict[str, Any] = {}
     if model is not None:
         values["model.path"] = str(model.absolute())
     if prompts is not None:
         values |= {"prompts.source": "file", "prompts.path": str(prompts.absolute())}
+    for item in filter(None, columns.split(",")):
+        role, found, column = item.partition("=")
+        if not found or not role or not column:
+            raise RecipeError(f"--map {columns}: expected role=column,role=column, found '{item}'")
+        values[f"prompts.map.{role.strip()}"] = column.strip()
     return values

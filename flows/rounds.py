@@ -20,6 +20,8 @@ def round_zero(stages: Stages) -> Round:
     """Measure checkpoint 0, and sample it a second time: what differs between the two is noise (A/A)."""
     began = time.time()
     prompts = stages.prepare()
+    if stages.recipe.recorded:
+        stages.import_completions()
     base = stages.base(prompts)
     metrics = read_metrics(stages.evaluate(prompts, base, against={}, again=True))
     start = ref(base)
@@ -34,7 +36,7 @@ def one_round(stages: Stages, store: Store, so_far: list[Round], settle: Callabl
     recipe = stages.recipe
 
     prompts = held(store, so_far[0].artifacts["prepare"])  # as they were when the campaign began, whatever became of the file
-    data = sample(stages, prompts, held(store, last.head)) if recipe.samples else {}
+    data = sample(stages, prompts, source(stages, store, so_far)) if recipe.samples else {}
     untrained = too_little(stages, data)
     reference = standing[recipe.loss.reference] if "pairs" in data and not untrained else None
     start = standing[recipe.train.start_from]
@@ -63,10 +65,18 @@ def one_round(stages: Stages, store: Store, so_far: list[Round], settle: Callabl
 COMPARED = {"base": "base", "champion": "best", "previous": "previous"}
 
 
-def sample(stages: Stages, prompts: Artifact, head: Artifact) -> dict[str, Artifact]:
-    """Draw prompts, sample the head, score, and choose what to train on."""
+def source(stages: Stages, store: Store, so_far: list[Round]) -> Artifact:
+    """Where the round's completions come from: the head, or the file as it was imported when the campaign began."""
+    if not stages.recipe.recorded:
+        return held(store, so_far[-1].head)
+    known = so_far[0].artifacts.get("import_completions")
+    return held(store, known) if known else stages.import_completions()
+
+
+def sample(stages: Stages, prompts: Artifact, source: Artifact) -> dict[str, Artifact]:
+    """Draw prompts, take completions of the source, score, and choose what to train on."""
     drawn = stages.draw(prompts)
-    completions = stages.generate(drawn, head)
+    completions = stages.generate(drawn, source)
     scores = stages.scores(drawn, completions)
     reward = stages.reward(scores)
     return {"prompts": drawn, "completions": completions, **stages.choose(completions, reward, scores)}

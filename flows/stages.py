@@ -63,12 +63,18 @@ class Stages:
         settings = {"round": self.number, "count": self.recipe.prompts.per_round}
         return self._do("draw", "draw", settings, {"prompts": prompts}, self._seed("draw", 0))
 
-    def generate(self, prompts: Artifact, checkpoint: Artifact) -> Artifact:
-        g = self.recipe.generate
-        settings = {**g.model_dump(), "split": "rounds", **self._loading()}
-        return self._do(
-            "generate", "generate", settings, {"prompts": prompts, "checkpoint": checkpoint}, self._seed("generate")
-        )
+    def import_completions(self) -> Artifact:
+        """A copy of the file of recorded completions."""
+        prompts, path = self.recipe.prompts, self.recipe.generate.path or self.recipe.prompts.path
+        settings = {"map": prompts.map.model_dump(), "template": prompts.template}
+        return self._do("import_completions", "import_completions", settings, {"file": external_file(Path(path))})
+
+    def generate(self, prompts: Artifact, source: Artifact) -> Artifact:
+        """COMPLETIONS drawn from a checkpoint, or those of imported completions that answer the prompts."""
+        if self.recipe.recorded:
+            return self._do("generate", "recorded", {"split": "rounds"}, {"prompts": prompts, "imported": source})
+        settings = {**self.recipe.generate.model_dump(), "split": "rounds", **self._loading()}
+        return self._do("generate", "generate", settings, {"prompts": prompts, "checkpoint": source}, self._seed("generate"))
 
     def scores(self, prompts: Artifact, completions: Artifact) -> dict[str, Artifact]:
         """SCORES of every scorer. One that takes `verdicts` stands on the first one's."""
@@ -105,6 +111,11 @@ class Stages:
         settings = self._train_settings(self.recipe.train, self.recipe.loss)
         return self._do("train", "train", settings, inputs, self._seed("train"))
 
+    def measure_pool(self, completions: Artifact, reward: Artifact, scores: Mapping[str, Artifact]) -> Artifact:
+        settings = {"split": "rounds", "scorers": [s.label for s in self.recipe.score]}
+        inputs = {"completions": completions, "reward": reward, **scores}
+        return self._do("measure_pool", "measure_pool", settings, inputs)
+
     # -- measuring --------------------------------------------------------------------------------------------------
     def evaluate(
         self,
@@ -121,8 +132,8 @@ class Stages:
         e, g = self.recipe.evaluate, self.recipe.generate
         place = "evaluate" if split == "held_out" else f"evaluate/{split}"
         common = {
-            "engine": g.engine,
-            "settings": g.settings,
+            "engine": self.recipe.evaluation_engine,
+            "settings": self.recipe.engine_settings(self.recipe.evaluation_engine),
             "split": split,
             "top_p": 1.0,
             "max_tokens": e.max_tokens or g.max_tokens,

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from data import tables
 from data.errors import ScorerFailed, TableError
 from tasks import parts as shelves
+from tasks.recorded import as_rows, read_completions
 from tasks.scorers import Score
 from tasks.work import Work
 
@@ -41,7 +42,7 @@ def score(work: Work) -> None:
     s: Settings = work.settings
     prompts = tables.read(work.inputs["prompts"] / f"{s.split}.parquet", tables.PROMPTS).to_pylist()
     by_id = {row["prompt_id"]: row for row in prompts}
-    completions = tables.read(work.inputs["completions"] / "completions.parquet", tables.COMPLETIONS)
+    completions = read_completions(work.inputs["completions"])
     verdicts = _verdicts(work)
     scorer = None
     made: list[pa.Table] = []
@@ -51,7 +52,7 @@ def score(work: Work) -> None:
         table = tables.read_shard(file, tables.SCORES)
         if table is None:
             scorer = scorer or shelves.bind("scorers", s.scorer, s.settings, workers=work.hardware.workers)
-            batch = completions.slice(rows.start, len(rows)).to_pylist()
+            batch = as_rows(completions.slice(rows.start, len(rows)))
             table = tables.from_rows(_score(s.scorer, scorer, by_id, batch, verdicts), tables.SCORES)
             tables.write_shard(table, tables.SCORES, file)
         made.append(table)

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from data import tables
 from tasks import parts as shelves
 from tasks.audit import audit_selection
+from tasks.recorded import as_rows, read_completions
 from tasks.work import Work
 
 VERSION = 1
@@ -42,11 +43,12 @@ def select(work: Work) -> None:
 
 def judged(inputs: Any, scorers: list[str]) -> tuple[list[Row], Values, dict[str, Values]]:
     """Completions with their reward and each scorer's values, by completion_id."""
-    completions = tables.read(inputs["completions"] / "completions.parquet", tables.COMPLETIONS).to_pylist()
-    scores = {name: _values(inputs[f"score/{name}"]) for name in scorers}
-    return completions, _values(inputs["reward"]), scores
+    completions = as_rows(read_completions(inputs["completions"]))
+    scores = {name: read_values(inputs[f"score/{name}"]) for name in scorers}
+    return completions, read_values(inputs["reward"]), scores
 
 
-def _values(folder: Path) -> Values:
+def read_values(folder: Path) -> Values:
+    """The values of a SCORES artifact by completion_id."""
     table = tables.read(folder / "scores.parquet", tables.SCORES)
     return dict(zip(table["completion_id"].to_pylist(), table["value"].to_pylist(), strict=True))

@@ -44,9 +44,19 @@ def reference() -> str:
         if inner is None:
             rows.append(f"| `{name}` | {_plain(field.default)} | {field.description or ''} |")
             continue
-        for key, sub in type(inner).model_fields.items():
-            rows.append(f"| `{name}.{key}` | {_plain(getattr(inner, key))} | {sub.description or ''} |")
+        rows += _rows(name, inner)
     return "\n".join(rows)
+
+
+def _rows(name: str, table: BaseModel) -> list[str]:
+    rows = []
+    for key, field in type(table).model_fields.items():
+        value = getattr(table, key)
+        nested = isinstance(value, BaseModel)
+        rows += (
+            _rows(f"{name}.{key}", value) if nested else [f"| `{name}.{key}` | {_plain(value)} | {field.description or ''} |"]
+        )
+    return rows
 
 
 def _plain(value: object) -> str:

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data import addition, prompts, tables
+from data import addition, prompts, records, tables
 from data.addition import ALPHABET, Problem, World
 from data.errors import PromptsError
-from data.recipe import Prompts
+from data.recipe import Columns, Prompts
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -231,10 +231,10 @@ def test_the_answer_is_what_follows_the_last_marker(tmp_path: Path, written: Any
 def test_columns_are_found_by_name_or_told(tmp_path: Path) -> None:
     # the usual names are found, others can be set, the template wraps each prompt
     odd = jsonl(tmp_path / "odd.jsonl", [{"frage": f"{i}?", "loesung": i, "prompt": "no"} for i in range(6)])
-    rows = split(odd, prompt_column="frage", answer_column="loesung", template="Q: {prompt} A: {x}")
+    rows = split(odd, map=Columns(prompt="frage", answer="loesung"), template="Q: {prompt} A: {x}")
     row = rows["rounds"][0]
     assert texts([row]) == [f"Q: {row['answer']}? A: {{x}}"]
-    for name in prompts.PROMPT_NAMES[:-1]:
+    for name in records.USUAL["prompt"][:-1]:
         assert len(split(jsonl(tmp_path / "p.jsonl", [{name: f"{i}?"} for i in range(6)]))["rounds"]) == 2
 
 
@@ -280,8 +280,8 @@ def test_limit_takes_a_stable_share(tmp_path: Path) -> None:
         ('{"question": 7}', "column 'question': expected text or a list .*, found 7"),
         ('{"messages": [{"role": "user"}]}', r"column 'messages': expected text or a list .*, found \[{'role': 'user'}\]"),
         ('{"messages": []}', r"column 'messages': .*, found \[\]"),
-        ('{"text": "x"}', "expected one of the columns prompt, question, .*, found text; set prompts.prompt_column"),
-        ("{}", "expected one of the columns prompt, question, .*, found none; set prompts.prompt_column"),
+        ('{"text": "x"}', "expected one of the columns prompt, question, .*, found text; set prompts.map.prompt"),
+        ("{}", "expected one of the columns prompt, question, .*, found none; set prompts.map.prompt"),
     ],
 )
 def test_a_bad_row_is_named_by_its_number(tmp_path: Path, line: str, says: str) -> None:
@@ -295,11 +295,11 @@ def test_a_bad_row_is_named_by_its_number(tmp_path: Path, line: str, says: str) 
 def test_a_column_that_was_asked_for_and_is_missing_is_named(tmp_path: Path) -> None:
     # what was expected and what the file has instead
     path = jsonl(tmp_path / "p.jsonl", NUMBERED)
-    assert refusal(path, prompt_column="quest") == (
-        "p.jsonl: row 1: expected column 'quest', found question, answer; set prompts.prompt_column"
+    assert refusal(path, map=Columns(prompt="quest")) == (
+        "p.jsonl: row 1: expected column 'quest', found question, answer; set prompts.map.prompt"
     )
-    assert refusal(path, answer_column="gold") == (
-        "p.jsonl: row 1: expected column 'gold', found question, answer; set prompts.answer_column"
+    assert refusal(path, map=Columns(answer="gold")) == (
+        "p.jsonl: row 1: expected column 'gold', found question, answer; set prompts.map.answer"
     )
 
 
