@@ -75,16 +75,7 @@ def _file(settings: Prompts, path: Path) -> dict[str, list[Row]]:
 
     When the file grows a row may move towards the rounds, never away from them: nothing trained on is ever measured on.
     """
-    unique: dict[str, Row] = {}
-    for place, record in records.read(path):
-        messages, answer = records.messages_of(settings, record, place), records.answer_of(settings, record, place)
-        row = _row(messages, answer, path.name, records.stratum_of(settings, record, place))
-        known = unique.setdefault(row["prompt_id"], row)
-        if known["answer"] != row["answer"]:
-            raise PromptsError(
-                f"{place}: the same prompt appears with two answers ({known['answer']!r} and {row['answer']!r}); remove one"
-            )
-    rows = sorted(unique.values(), key=lambda r: hashlib.sha256(f"split/{r['prompt_id']}".encode()).hexdigest())
+    rows = sorted(distinct(settings, path), key=lambda r: hashlib.sha256(f"split/{r['prompt_id']}".encode()).hexdigest())
     rows = rows[: settings.limit or None]
     wanted = {split: getattr(settings, split) for split in ("held_out", "test", "probe")}
     if sum(wanted.values()) + max(settings.rounds, 1) > len(rows):
@@ -99,6 +90,24 @@ def _file(settings: Prompts, path: Path) -> dict[str, list[Row]]:
     out = {split: list(itertools.islice(stream, count)) for split, count in wanted.items()}
     rest = list(stream)
     return out | {"rounds": rest[: settings.rounds or None], "seed": [], "ood": []}
+
+
+def distinct(settings: Prompts, path: Path) -> list[Row]:
+    """Rows of PROMPTS of a user's file in its order, each prompt once.
+
+    Raises:
+        PromptsError: a bad row, or a prompt with two answers; the row is named.
+    """
+    unique: dict[str, Row] = {}
+    for place, record in records.read(path):
+        messages, answer = records.messages_of(settings, record, place), records.answer_of(settings, record, place)
+        row = _row(messages, answer, path.name, records.stratum_of(settings, record, place))
+        known = unique.setdefault(row["prompt_id"], row)
+        if known["answer"] != row["answer"]:
+            raise PromptsError(
+                f"{place}: the same prompt appears with two answers ({known['answer']!r} and {row['answer']!r}); remove one"
+            )
+    return list(unique.values())
 
 
 def disjoint(rows: Mapping[str, list[Row]]) -> dict[str, Any]:

@@ -90,6 +90,12 @@ METRICS = _schema(
     low=(pa.float64(), "null"),
     high=(pa.float64(), "null"),
 )
+TWINS = _schema(
+    twin_id=pa.string(),  # a prompt of its own
+    prompt_id=pa.string(),  # the prompt it was made of
+    kind=pa.string(),  # "identity" or "sycophancy"
+    hint=(pa.string(), "null"),  # the wrong answer put forward
+)
 
 
 def features(*names: str) -> pa.Schema:
@@ -108,6 +114,7 @@ UNIQUE = {
     id(RECORDED): "completion_id",
     id(SCORES): "completion_id",
     id(LOGPROBS): "completion_id",
+    id(TWINS): "twin_id",
 }
 
 

@@ -14,6 +14,7 @@ from data import recipe as recipes
 from data.campaign import Campaign, names
 from data.errors import CampaignError, PartError, RatchetError
 from flows import environment
+from flows.audit import audit
 from flows.conduct import EXIT, begin, carry_out, conduct, links, summary
 from flows.history import gc, lineage
 from flows.offline import data
@@ -286,6 +287,7 @@ app.command()(sweep)
 app.command()(lineage)
 app.command()(gc)
 app.command()(serve)
+app.command()(audit)
 
 
 def entry() -> None:

@@ -168,6 +168,11 @@ def sweep_run(client: MlflowClient, experiment_id: str, identity: str) -> Run | 
     return min(found, key=lambda run: run.info.start_time, default=None)
 
 
+def audit_runs(client: MlflowClient, experiment_id: str, identity: str) -> list[Run]:
+    """The run of an audit and those nested in it, by the audit's id."""
+    return _search(client, experiment_id, f"tags.`ratchet.audit_id` = '{identity}'")
+
+
 def _search(client: MlflowClient, experiment_id: str, query: str) -> list[Any]:
     found, token = [], None
     while True:

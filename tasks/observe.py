@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from data import tables
@@ -75,7 +76,9 @@ def observe(work: Work) -> None:
             work.tick(done, done)
 
     tables.write_stream(pieces(), schema, work.out / "features.parquet")
-    tables.write_stream(per_prompt, prompt_schema, work.out / "prompt_features.parquet")
+    prompts = tables.write_stream(per_prompt, prompt_schema, work.out / "prompt_features.parquet")
+    if prompts != len(pc.unique(pa.chunked_array([table["prompt_id"].combine_chunks() for table in per_prompt], pa.string()))):
+        raise TableError("completions: expected the samples of a prompt to stand together, found a prompt in two places")
 
 
 def column(name: str) -> str:
