@@ -8,7 +8,7 @@ from typing import Any
 from data import prompts
 from data.campaign import free_bytes
 from data.errors import HomeError, PartError
-from data.recipe import Recipe
+from data.recipe import Pool, Recipe
 from tasks import parts
 from tasks.models import inspect_checkpoint
 
@@ -46,6 +46,11 @@ def bind(recipe: Recipe) -> None:
         parts.check_settings("selectors", recipe.select.selector, recipe.select.settings)
     if recipe.pair:
         parts.check_settings("pairers", recipe.pair.pairer, recipe.pair.settings)
+
+    wanted = parts.wants("selectors", recipe.select.selector) if recipe.select else set()
+    wanted |= parts.wants("pairers", recipe.pair.pairer) if recipe.pair else set()
+    if "origins" in wanted and recipe.pool == Pool():
+        raise PartError("what tells completions apart by where they come from needs others beside the policy's: set [pool]")
 
 
 def prompt_counts(recipe: Recipe) -> dict[str, int]:

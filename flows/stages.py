@@ -60,15 +60,25 @@ class Stages:
 
     # -- a round ----------------------------------------------------------------------------------------------------
     def draw(self, prompts: Artifact) -> Artifact:
-        settings = {"round": self.number, "count": self.recipe.prompts.per_round}
+        split = "seed" if self.recipe.pool.given else "rounds"
+        settings = {"round": self.number, "count": self.recipe.prompts.per_round, "split": split}
         return self._do("draw", "draw", settings, {"prompts": prompts}, self._seed("draw", 0))
 
-    def generate(self, prompts: Artifact, checkpoint: Artifact) -> Artifact:
-        g = self.recipe.generate
-        settings = {**g.model_dump(), "split": "rounds", **self._loading()}
-        return self._do(
-            "generate", "generate", settings, {"prompts": prompts, "checkpoint": checkpoint}, self._seed("generate")
-        )
+    def generate(self, prompts: Artifact, checkpoint: Artifact, beside: str = "") -> Artifact:
+        """Samples of a checkpoint. `beside` names those that only stand beside the round's own."""
+        label = f"generate/{beside}" if beside else "generate"
+        settings = {**self.recipe.generate.model_dump(), "split": "rounds", **self._loading()}
+        return self._do(label, "generate", settings, {"prompts": prompts, "checkpoint": checkpoint}, self._seed(label))
+
+    def pool(self, prompts: Artifact, completions: Artifact, others: Mapping[str, Artifact]) -> Artifact:
+        """The round's completions with those of `others` on the same prompts; themselves where there are none."""
+        if not others:
+            return completions
+        inputs = {"prompts": prompts, "completions": completions, **others}
+        return self._do("pool", "pool", {"contrast": self.recipe.pool.contrast}, inputs)
+
+    def contrast(self, prompts: Artifact) -> Artifact:
+        return self._do("contrast", "contrast", {"template": self.recipe.pool.contrast}, {"prompts": prompts})
 
     def scores(self, prompts: Artifact, completions: Artifact) -> dict[str, Artifact]:
         """SCORES of every scorer. One that takes `verdicts` stands on the first one's."""
@@ -90,8 +100,10 @@ class Stages:
         inputs = {"completions": completions, "reward": reward, **scores}
         scorers = [s.label for s in self.recipe.score]
         if self.recipe.pair:
+            inputs |= supply("pairers", self.recipe.pair.pairer, {"origins": completions})
             return {"pairs": self._do("pair", "pair", {**self.recipe.pair.model_dump(), "scorers": scorers}, inputs)}
         assert self.recipe.select is not None
+        inputs |= supply("selectors", self.recipe.select.selector, {"origins": completions})
         return {"selected": self._do("select", "select", {**self.recipe.select.model_dump(), "scorers": scorers}, inputs)}
 
     def train(self, start: Artifact, reference: Artifact | None, data: Mapping[str, Artifact]) -> Artifact:

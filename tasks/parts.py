@@ -27,7 +27,7 @@ from data.recipe import did_you_mean
 FAMILIES = ("scorers", "selectors", "pairers", "engines", "features", "prompt_features")
 SUPPLIED = (  # given by the stage, never settings
     *("workers", "device", "dtype", "trust_remote_code", "warm"),
-    *("verdicts", "prompts", "answers", "base_logprobs", "previous_logprobs"),
+    *("verdicts", "origins", "prompts", "answers", "base_logprobs", "previous_logprobs"),
 )
 
 
