@@ -74,6 +74,11 @@ class Generate(Strict):
     shard: int = Field(512, ge=1, description="completions committed together; what a crash can lose")
 
 
+class Curate(Strict):
+    curator: str = Field(description="a name on the curators shelf, or package.module:name")
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
 class Pool(Strict):
     """Completions scored, selected and paired beside the round's own samples."""
 
@@ -235,6 +240,7 @@ class Recipe(Strict):
     seed: int = Field(0, ge=0)
     prompts: Prompts = Prompts()
     model: Model = Model()
+    curate: tuple[Curate, ...] = Field((), description="which prompts a round may draw: see the curators")
     generate: Generate = Generate()
     pool: Pool = Pool()
     score: tuple[Score, ...] = (Score(scorer="exact_match"),)
@@ -266,6 +272,8 @@ class Recipe(Strict):
             raise ValueError("nothing to train on: add [select] or [pair], or set train.replay = true (seed data only)")
         if self.train.replay and not self.prompts.seed:
             raise ValueError("train.replay = true needs given solutions: set prompts.seed")
+        if self.pool.given and self.curate:
+            raise ValueError("[[curate]] works on the rounds split, pool.given = true draws from the seed split: not both")
         if self.pool.given and not self.prompts.seed:
             raise ValueError("pool.given = true needs given solutions: set prompts.seed")
         if self.pair and self.train.replay:

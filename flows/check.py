@@ -37,6 +37,8 @@ def check(recipe: Recipe, home: Path) -> dict[str, Any]:
 def bind(recipe: Recipe) -> None:
     parts.check_settings("engines", recipe.generate.engine, recipe.generate.settings)
     parts.libraries_of("engines", recipe.generate.engine)
+    for entry in recipe.curate:
+        parts.check_settings("curators", entry.curator, entry.settings)
     for score in recipe.score:
         parts.check_settings("scorers", score.scorer, score.settings)
     verifier = recipe.score[0].scorer

@@ -66,11 +66,21 @@ COMPARED = {"base": "base", "champion": "best", "previous": "previous"}
 def sample(stages: Stages, store: Store, so_far: list[Round], prompts: Artifact) -> dict[str, Artifact]:
     """Draw prompts, sample the head, score, and choose what to train on."""
     head = held(store, so_far[-1].head)
-    drawn = stages.draw(prompts)
+    drawn = stages.draw(stages.curate(prompts, sampled_before(stages, store, so_far)))
     completions = stages.pool(drawn, stages.generate(drawn, head), beside(stages, store, so_far, prompts, drawn))
     scores = stages.scores(drawn, completions)
     reward = stages.reward(scores)
     return {"prompts": drawn, "completions": completions, **stages.choose(completions, reward, scores)}
+
+
+def sampled_before(stages: Stages, store: Store, so_far: list[Round]) -> dict[str, Artifact]:
+    """Each finished round's own samples and their verdicts: what curating stands on."""
+    verdict, found = f"score/{stages.recipe.score[0].label}", {}
+    for known in so_far:
+        if {"generate", verdict} <= known.artifacts.keys():
+            found[f"completions/{known.round}"] = held(store, known.artifacts["generate"])
+            found[f"scores/{known.round}"] = held(store, known.artifacts[verdict])
+    return found
 
 
 def beside(stages: Stages, store: Store, so_far: list[Round], prompts: Artifact, drawn: Artifact) -> dict[str, Artifact]:

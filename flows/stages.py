@@ -64,6 +64,13 @@ class Stages:
         settings = {"round": self.number, "count": self.recipe.prompts.per_round, "split": split}
         return self._do("draw", "draw", settings, {"prompts": prompts}, self._seed("draw", 0))
 
+    def curate(self, prompts: Artifact, history: Mapping[str, Artifact]) -> Artifact:
+        """The prompts a round may draw from; all of them where the recipe curates nothing."""
+        if not self.recipe.curate:
+            return prompts
+        settings = {"curate": [entry.model_dump() for entry in self.recipe.curate]}
+        return self._do("curate", "curate", settings, {"prompts": prompts, **history})
+
     def generate(self, prompts: Artifact, checkpoint: Artifact, beside: str = "") -> Artifact:
         """Samples of a checkpoint. `beside` names those that only stand beside the round's own."""
         label = f"generate/{beside}" if beside else "generate"
