@@ -89,6 +89,27 @@ class Generate(Strict):
     shard: int = Field(512, ge=1, description="completions committed together; what a crash can lose")
 
 
+class Curate(Strict):
+    curator: str = Field(description="a name on the curators shelf, or package.module:name")
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class Pool(Strict):
+    """Completions scored, selected and paired beside the round's own samples."""
+
+    given: bool = Field(False, description="draw the seed split's prompts, and add their given solutions (SPIN)")
+    base: bool = Field(False, description="as many samples of checkpoint 0 on the same prompts")
+    earlier: int = Field(0, ge=0, description="samples of the same prompts from this many earlier rounds (replay)")
+    contrast: str = Field("", description="as many samples under this prompt, {prompt} being the round's (RLCD)")
+
+    @field_validator("contrast")
+    @classmethod
+    def _holds_the_prompt(cls, value: str) -> str:
+        if value and ("{prompt}" not in value or value == "{prompt}"):
+            raise ValueError("expected a text around {prompt}, e.g. '{prompt} Give a careless answer.'")
+        return value
+
+
 class Score(Strict):
     scorer: str = Field(description="a name on the scorers shelf, or package.module:name")
     name: str = Field(
@@ -235,7 +256,9 @@ class Recipe(Strict):
     seed: int = Field(0, ge=0)
     prompts: Prompts = Prompts()
     model: Model = Model()
+    curate: tuple[Curate, ...] = Field((), description="which prompts a round may draw: see the curators")
     generate: Generate = Generate()
+    pool: Pool = Pool()
     score: tuple[Score, ...] = (Score(scorer="exact_match"),)
     select: Select | None = None
     pair: Pair | None = None
@@ -265,6 +288,12 @@ class Recipe(Strict):
             raise ValueError("nothing to train on: add [select] or [pair], or set train.replay = true (seed data only)")
         if self.train.replay and not self.prompts.seed:
             raise ValueError("train.replay = true needs given solutions: set prompts.seed")
+        if self.pool.given and self.curate:
+            raise ValueError("[[curate]] works on the rounds split, pool.given = true draws from the seed split: not both")
+        if self.pool.given and not self.prompts.seed:
+            raise ValueError("pool.given = true needs given solutions: set prompts.seed")
+        if self.recorded and (self.pool.base or self.pool.contrast):
+            raise ValueError("pool.base and pool.contrast sample a checkpoint; generate.engine = 'recorded' samples none")
         if self.pair and self.train.replay:
             raise ValueError("train.replay mixes whole completions in; it works with [select], not with [pair]")
         if self.model.path == "" and self.prompts.source != "addition" and not self.recorded:

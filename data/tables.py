@@ -81,6 +81,10 @@ LOGPROBS = _schema(
     logprobs=pa.list_(pa.float32()),
     total=pa.float64(),
 )
+ORIGINS = _schema(
+    completion_id=pa.string(),
+    origin=pa.string(),  # "policy", "given", "base", "earlier" or "contrast"
+)
 METRICS = _schema(
     metric=pa.string(),
     group=(pa.string(), "null"),

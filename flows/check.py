@@ -8,7 +8,7 @@ from typing import Any
 from data import prompts, records
 from data.campaign import free_bytes
 from data.errors import HomeError, PartError, RecipeError
-from data.recipe import Recipe
+from data.recipe import Pool, Recipe
 from tasks import parts
 from tasks.models import inspect_checkpoint
 
@@ -61,6 +61,8 @@ def bind(recipe: Recipe) -> None:
     for engine in sorted(engines):
         parts.check_settings("engines", engine, recipe.engine_settings(engine))
         parts.libraries_of("engines", engine)
+    for entry in recipe.curate:
+        parts.check_settings("curators", entry.curator, entry.settings)
     for score in recipe.score:
         parts.check_settings("scorers", score.scorer, score.settings)
     verifier = recipe.score[0].scorer
@@ -70,6 +72,11 @@ def bind(recipe: Recipe) -> None:
         parts.check_settings("selectors", recipe.select.selector, recipe.select.settings)
     if recipe.pair:
         parts.check_settings("pairers", recipe.pair.pairer, recipe.pair.settings)
+
+    wanted = parts.wants("selectors", recipe.select.selector) if recipe.select else set()
+    wanted |= parts.wants("pairers", recipe.pair.pairer) if recipe.pair else set()
+    if "origins" in wanted and recipe.pool == Pool():
+        raise PartError("what tells completions apart by where they come from needs others beside the policy's: set [pool]")
 
 
 def prompt_counts(recipe: Recipe) -> dict[str, int]:

@@ -36,7 +36,7 @@ def one_round(stages: Stages, store: Store, so_far: list[Round], settle: Callabl
     recipe = stages.recipe
 
     prompts = held(store, so_far[0].artifacts["prepare"])  # as they were when the campaign began, whatever became of the file
-    data = sample(stages, prompts, source(stages, store, so_far)) if recipe.samples else {}
+    data = sample(stages, store, so_far, prompts) if recipe.samples else {}
     untrained = too_little(stages, data)
     reference = standing[recipe.loss.reference] if "pairs" in data and not untrained else None
     start = standing[recipe.train.start_from]
@@ -73,13 +73,38 @@ def source(stages: Stages, store: Store, so_far: list[Round]) -> Artifact:
     return held(store, known) if known else stages.import_completions()
 
 
-def sample(stages: Stages, prompts: Artifact, source: Artifact) -> dict[str, Artifact]:
+def sample(stages: Stages, store: Store, so_far: list[Round], prompts: Artifact) -> dict[str, Artifact]:
     """Draw prompts, take completions of the source, score, and choose what to train on."""
-    drawn = stages.draw(prompts)
-    completions = stages.generate(drawn, source)
+    drawn = stages.draw(stages.curate(prompts, sampled_before(stages, store, so_far)))
+    completions = stages.generate(drawn, source(stages, store, so_far))
+    completions = stages.pool(drawn, completions, beside(stages, store, so_far, prompts, drawn))
     scores = stages.scores(drawn, completions)
     reward = stages.reward(scores)
     return {"prompts": drawn, "completions": completions, **stages.choose(completions, reward, scores)}
+
+
+def sampled_before(stages: Stages, store: Store, so_far: list[Round]) -> dict[str, Artifact]:
+    """Each finished round's own samples and their verdicts: what curating stands on."""
+    verdict, found = f"score/{stages.recipe.score[0].label}", {}
+    for known in so_far:
+        if {"generate", verdict} <= known.artifacts.keys():
+            found[f"completions/{known.round}"] = held(store, known.artifacts["generate"])
+            found[f"scores/{known.round}"] = held(store, known.artifacts[verdict])
+    return found
+
+
+def beside(stages: Stages, store: Store, so_far: list[Round], prompts: Artifact, drawn: Artifact) -> dict[str, Artifact]:
+    """What the recipe's [pool] puts beside the round's own samples."""
+    pool, found = stages.recipe.pool, {}
+    if pool.given:
+        found["given"] = prompts
+    if pool.base:
+        found["base"] = stages.generate(drawn, held(store, so_far[0].checkpoint), "base")
+    if pool.contrast:
+        found["contrast"] = stages.generate(stages.contrast(drawn), held(store, so_far[-1].head), "contrast")
+    sampled = [finished.artifacts["generate"] for finished in so_far if "generate" in finished.artifacts]
+    earlier = sampled[-pool.earlier :] if pool.earlier else []
+    return found | {f"earlier/{number}": held(store, known) for number, known in enumerate(earlier)}
 
 
 def too_little(stages: Stages, data: dict[str, Artifact]) -> str | None:

@@ -60,7 +60,8 @@ class Stages:
 
     # -- a round ----------------------------------------------------------------------------------------------------
     def draw(self, prompts: Artifact) -> Artifact:
-        settings = {"round": self.number, "count": self.recipe.prompts.per_round}
+        split = "seed" if self.recipe.pool.given else "rounds"
+        settings = {"round": self.number, "count": self.recipe.prompts.per_round, "split": split}
         return self._do("draw", "draw", settings, {"prompts": prompts}, self._seed("draw", 0))
 
     def import_completions(self) -> Artifact:
@@ -69,12 +70,32 @@ class Stages:
         settings = {"map": prompts.map.model_dump(), "template": prompts.template}
         return self._do("import_completions", "import_completions", settings, {"file": external_file(Path(path))})
 
-    def generate(self, prompts: Artifact, source: Artifact) -> Artifact:
-        """COMPLETIONS drawn from a checkpoint, or those of imported completions that answer the prompts."""
+    def curate(self, prompts: Artifact, history: Mapping[str, Artifact]) -> Artifact:
+        """The prompts a round may draw from; all of them where the recipe curates nothing."""
+        if not self.recipe.curate:
+            return prompts
+        settings = {"curate": [entry.model_dump() for entry in self.recipe.curate]}
+        return self._do("curate", "curate", settings, {"prompts": prompts, **history})
+
+    def generate(self, prompts: Artifact, source: Artifact, beside: str = "") -> Artifact:
+        """COMPLETIONS drawn from a checkpoint, or those of imported completions that answer the prompts.
+
+        `beside` names those that only stand beside the round's own."""
         if self.recipe.recorded:
             return self._do("generate", "recorded", {"split": "rounds"}, {"prompts": prompts, "imported": source})
+        label = f"generate/{beside}" if beside else "generate"
         settings = {**self.recipe.generate.model_dump(), "split": "rounds", **self._loading()}
-        return self._do("generate", "generate", settings, {"prompts": prompts, "checkpoint": source}, self._seed("generate"))
+        return self._do(label, "generate", settings, {"prompts": prompts, "checkpoint": source}, self._seed(label))
+
+    def pool(self, prompts: Artifact, completions: Artifact, others: Mapping[str, Artifact]) -> Artifact:
+        """The round's completions with those of `others` on the same prompts; themselves where there are none."""
+        if not others:
+            return completions
+        inputs = {"prompts": prompts, "completions": completions, **others}
+        return self._do("pool", "pool", {"contrast": self.recipe.pool.contrast}, inputs)
+
+    def contrast(self, prompts: Artifact) -> Artifact:
+        return self._do("contrast", "contrast", {"template": self.recipe.pool.contrast}, {"prompts": prompts})
 
     def scores(self, prompts: Artifact, completions: Artifact) -> dict[str, Artifact]:
         """SCORES of every scorer. One that takes `verdicts` stands on the first one's."""
@@ -96,8 +117,10 @@ class Stages:
         inputs = {"completions": completions, "reward": reward, **scores}
         scorers = [s.label for s in self.recipe.score]
         if self.recipe.pair:
+            inputs |= supply("pairers", self.recipe.pair.pairer, {"origins": completions})
             return {"pairs": self._do("pair", "pair", {**self.recipe.pair.model_dump(), "scorers": scorers}, inputs)}
         assert self.recipe.select is not None
+        inputs |= supply("selectors", self.recipe.select.selector, {"origins": completions})
         return {"selected": self._do("select", "select", {**self.recipe.select.model_dump(), "scorers": scorers}, inputs)}
 
     def train(self, start: Artifact, reference: Artifact | None, data: Mapping[str, Artifact]) -> Artifact:

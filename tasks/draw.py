@@ -16,12 +16,13 @@ LIBRARIES = ()
 class Settings(BaseModel):
     round: int  # from 1
     count: int  # 0 = the whole split
+    split: str = "rounds"  # or "seed"
 
 
 def draw(work: Work) -> None:
     """The round's PROMPTS. The number of rounds does not matter, so a longer campaign shares the first ones."""
     s: Settings = work.settings
-    pool = tables.read(work.inputs["prompts"] / "rounds.parquet", tables.PROMPTS)
+    pool = tables.read(work.inputs["prompts"] / f"{s.split}.parquet", tables.PROMPTS)
     count = min(s.count or pool.num_rows, pool.num_rows)
     start = (s.round - 1) * count
     laps = range(start // pool.num_rows, (start + count - 1) // pool.num_rows + 1)

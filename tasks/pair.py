@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from data import tables
 from tasks import parts as shelves
 from tasks.audit import audit_pairs
-from tasks.select import judged
+from tasks.select import judged, origins
 from tasks.work import Work
 
 VERSION = 1
@@ -31,7 +31,8 @@ def pair(work: Work) -> None:
     """PAIRS and `audit.json`: ties, duplicates, wrong-chosen, truncated, length gap, prompts without pairs."""
     s: Settings = work.settings
     completions, reward, scores = judged(work.inputs, s.scorers)
-    pairs = shelves.bind("pairers", s.pairer, s.settings)(completions, reward, scores)
+    pairer = shelves.bind("pairers", s.pairer, s.settings, **origins(work.inputs))
+    pairs = pairer(completions, reward, scores)
     tables.write(tables.from_rows(pairs, tables.PAIRS), tables.PAIRS, work.out / "pairs.parquet")
     audit = audit_pairs(pairs, completions, reward, scores)
     (work.out / "audit.json").write_text(json.dumps(audit, indent=1))

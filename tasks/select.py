@@ -35,7 +35,8 @@ def select(work: Work) -> None:
     """SELECTED rows (`selected.parquet`) and `audit.json`."""
     s: Settings = work.settings
     completions, reward, scores = judged(work.inputs, s.scorers)
-    chosen = shelves.bind("selectors", s.selector, s.settings)(completions, reward, scores)
+    selector = shelves.bind("selectors", s.selector, s.settings, **origins(work.inputs))
+    chosen = selector(completions, reward, scores)
     tables.write(tables.from_rows(chosen, tables.SELECTED), tables.SELECTED, work.out / "selected.parquet")
     audit = audit_selection(chosen, completions, reward, scores)
     (work.out / "audit.json").write_text(json.dumps(audit, indent=1))
@@ -46,6 +47,14 @@ def judged(inputs: Any, scorers: list[str]) -> tuple[list[Row], Values, dict[str
     completions = as_rows(read_completions(inputs["completions"]))
     scores = {name: read_values(inputs[f"score/{name}"]) for name in scorers}
     return completions, read_values(inputs["reward"]), scores
+
+
+def origins(inputs: Any) -> dict[str, dict[str, str]]:
+    """Where each completion comes from, for the parts that ask (tasks/pool.py)."""
+    if "origins" not in inputs:
+        return {}
+    table = tables.read(inputs["origins"] / "origins.parquet", tables.ORIGINS)
+    return {"origins": dict(zip(table["completion_id"].to_pylist(), table["origin"].to_pylist(), strict=True))}
 
 
 def read_values(folder: Path) -> Values:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import random
 from typing import Any
@@ -11,7 +12,13 @@ from hypothesis import strategies as st
 from data import tables
 from data.errors import PartError
 from tasks.audit import audit_pairs
-from tasks.pairers.rewards import best_vs_worst, right_vs_wrong
+from tasks.pairers.rewards import (
+    all_over_margin,
+    best_vs_worst,
+    longest_shared_prefix,
+    most_vs_least_voted,
+    right_vs_wrong,
+)
 from tasks.parts import check_settings
 
 Row = dict[str, Any]
@@ -98,10 +105,64 @@ def test_the_order_of_rows_changes_nothing(groups: list[list[Any]]) -> None:
     completions, reward, scores = judged(groups)
     other = random.Random(1).sample(completions, len(completions))
     turned = dict(reversed(reward.items()))
-    for pairer in (right_vs_wrong, best_vs_worst):
+    wide = functools.partial(all_over_margin, minimum_margin=0.25)
+    for pairer in (right_vs_wrong, best_vs_worst, wide, most_vs_least_voted, longest_shared_prefix):
         pairs = pairer(completions, reward, scores)
         assert pairer(other, turned, scores) == pairs
         assert audit_pairs(pairs[::-1], other, turned, scores) == audit_pairs(pairs, completions, reward, scores)
+
+
+@settings(deadline=None)
+@given(GROUPS, st.sampled_from((0.25, 1.0, 2.0)), st.integers(0, 3), st.booleans())
+def test_all_over_margin(groups: list[list[Any]], minimum: float, cap: int, allow: bool) -> None:
+    # Every pair is wide enough and none is missing but for the cap, which keeps the widest; wrong is chosen only where allowed.
+    completions, reward, scores = judged(groups)
+    pairs = all_over_margin(completions, reward, scores, minimum_margin=minimum, cap=cap, allow_wrong_chosen=allow)
+    for chosen, rejected in check_pairs(pairs, completions):
+        assert reward[chosen["completion_id"]] - reward[rejected["completion_id"]] >= minimum
+        assert allow or scores["verifier"][chosen["completion_id"]] != 0.0
+    every = all_over_margin(completions, reward, scores, minimum_margin=minimum, allow_wrong_chosen=allow)
+    for p in range(len(groups)):
+        margins = sorted((pair["margin"] for pair in every if pair["prompt_id"] == f"p{p}"), reverse=True)
+        assert [pair["margin"] for pair in pairs if pair["prompt_id"] == f"p{p}"] == margins[: cap or None]
+
+
+@settings(deadline=None)
+@given(GROUPS)
+def test_most_vs_least_voted(groups: list[list[Any]]) -> None:
+    # At most one pair a prompt; the margin is positive and is the weight; a majority below the minimum gives none.
+    completions, reward, scores = judged(groups)
+    pairs = most_vs_least_voted(completions, reward, scores, minimum_votes=0.5)
+    check_pairs(pairs, completions)
+    assert len({pair["prompt_id"] for pair in pairs}) == len(pairs)
+    for pair in pairs:
+        assert pair["weight"] == pair["margin"] > 0
+        assert reward[pair["chosen_id"]] >= 0.5
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.tuples(st.lists(st.sampled_from("ab"), max_size=4), st.booleans()), max_size=5), max_size=3))
+def test_prefix_pairs_part_at_the_first_wrong_step(groups: list[list[tuple[list[str], bool]]]) -> None:
+    # Right against wrong, with whole steps in common, and no other right answer shares more of them.
+    made = [
+        [(";".join([*steps, "end" if right else "no"]), "stop", float(right), None, 1) for steps, right in g] for g in groups
+    ]
+    completions, reward, scores = judged(made)
+    for chosen, rejected in check_pairs(longest_shared_prefix(completions, reward, scores, separator=";", cap=0), completions):
+        verdict = scores["verifier"]
+        assert (verdict[chosen["completion_id"]], verdict[rejected["completion_id"]]) == (1.0, 0.0)
+        depth = shared(chosen["text"], rejected["text"])
+        others = [
+            r["text"] for r in completions if r["prompt_id"] == chosen["prompt_id"] and verdict[r["completion_id"]] == 1.0
+        ]
+        assert depth == max(shared(text, rejected["text"]) for text in others) > 0
+
+
+def shared(a: str, b: str) -> int:
+    depth = 0
+    while depth < min(a.count(";"), b.count(";")) and a.split(";")[depth] == b.split(";")[depth]:
+        depth += 1
+    return depth
 
 
 def test_both_sides_are_used_before_any_is_used_again() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import functools
 import json
+import math
 import random
 from typing import Any
 
@@ -12,7 +14,7 @@ from data import tables
 from data.errors import PartError
 from tasks.audit import audit_selection
 from tasks.parts import check_settings
-from tasks.selectors.best import all_correct, best_of_n
+from tasks.selectors.best import all_correct, best_of_n, diverse_correct, rejection_sampling, shortest_correct, top_share
 
 Row = dict[str, Any]
 SAMPLE = st.tuples(
@@ -81,10 +83,81 @@ def test_the_order_of_rows_changes_nothing(groups: list[list[Any]]) -> None:
     # Selections and their audit are the same for any order of the completions.
     completions, reward, scores = judged(groups)
     other, turned = shuffled(completions, reward)
-    for selector in (all_correct, best_of_n):
+    rso, half = functools.partial(rejection_sampling, beta=0.5), functools.partial(top_share, share=0.5)
+    for selector in (all_correct, best_of_n, shortest_correct, diverse_correct, rso, half):
         selected = selector(completions, reward, scores)
         assert selector(other, turned, scores) == selected
         assert audit_selection(selected[::-1], other, turned, scores) == audit_selection(selected, completions, reward, scores)
+
+
+@settings(deadline=None)
+@given(GROUPS, st.sampled_from((0.25, 0.5, 1.0)))
+def test_top_share(groups: list[list[Any]], share: float) -> None:
+    # So many of the finished completions with a reward, and none left out is better than one taken.
+    completions, reward, scores = judged(groups)
+    taken = {row["completion_id"] for row in top_share(completions, reward, scores, share=share)}
+    known = [
+        r["completion_id"] for r in completions if r["finish_reason"] != "length" and reward[r["completion_id"]] is not None
+    ]
+    assert len(taken) == math.ceil(share * len(known))
+    assert taken <= set(known)
+    left = [reward[key] for key in known if key not in taken]
+    assert not taken or not left or min(reward[key] for key in taken) >= max(left)
+
+
+@settings(deadline=None)
+@given(GROUPS, st.integers(1, 3))
+def test_shortest_and_diverse_take_right_ones(groups: list[list[Any]], cap: int) -> None:
+    # Right and finished, each text once, up to the cap; the shortest are not longer than what is left.
+    completions, reward, scores = judged([[(text * (tokens), *rest, tokens) for text, *rest, tokens in g] for g in groups])
+    row_of = {row["completion_id"]: row for row in completions}
+    for selector in (shortest_correct, diverse_correct):
+        rows = [row_of[r["completion_id"]] for r in selector(completions, reward, scores, cap=cap)]
+        for p in {row["prompt_id"] for row in completions}:
+            right = {
+                row["text"]
+                for row in completions
+                if row["prompt_id"] == p
+                and scores["verifier"][row["completion_id"]] == 1.0
+                and row["finish_reason"] != "length"
+            }
+            texts = [row["text"] for row in rows if row["prompt_id"] == p]
+            assert len(set(texts)) == len(texts) == min(cap, len(right))
+            assert set(texts) <= right
+            if selector is shortest_correct:
+                assert sorted(map(len, texts)) == sorted(map(len, right))[:cap]
+
+
+def test_the_most_unlike_is_taken_next() -> None:
+    # Of three right answers the one that repeats the first comes last.
+    group = [(text, "stop", 1.0, 1.0, 1) for text in ("one two three", "one two three!", "seven eight nine")]
+    completions, reward, scores = judged([group])
+    taken = [row["completion_id"][-1] for row in diverse_correct(completions, reward, scores, cap=2)]
+    assert taken == ["0", "2"]
+
+
+def test_rejection_sampling_follows_the_tilted_policy() -> None:
+    # Of 2,000 prompts with rewards 1 and 0 and beta 1, both orders of one draw: the better is the first accepted in
+    # 1 - 0.5 * exp(-1) or more of them; a small beta is best of n; all are drawn in the end.
+    groups = [[("a", "stop", 1.0, 1.0, 1), ("b", "stop", 1.0, 0.0, 1)] for _ in range(2000)]
+    completions, reward, scores = judged_apart(groups)
+    cold = rejection_sampling(completions, reward, scores, beta=0.01, count=1)
+    assert {reward[row["completion_id"]] for row in cold} == {1.0}
+    every = rejection_sampling(completions, reward, scores, beta=1.0, count=2)
+    assert len(every) == 4000
+    first = rejection_sampling(completions, reward, scores, beta=1.0, count=1)
+    assert {reward[row["completion_id"]] for row in first} == {1.0}  # the best of the pool always passes
+
+
+def judged_apart(groups: list[list[Any]]) -> Any:
+    """As `judged`, with ids that stay unique for many prompts."""
+    rows, reward = [], {}
+    for p, group in enumerate(groups):
+        for sample, (text, finish, _, worth, tokens) in enumerate(group):
+            key = f"{p}-{sample}"
+            rows.append({"completion_id": key, "prompt_id": f"p{p}", "sample": sample, "text": text, "finish_reason": finish})
+            rows[-1]["token_ids"], reward[key] = [1] * tokens, worth
+    return rows, reward, {"verifier": dict.fromkeys(reward, 1.0)}
 
 
 @settings(deadline=None)

@@ -1,11 +1,12 @@
-"""Pairers by verdict or reward: right against wrong, high against low."""
+"""Pairers by verdict or reward: right against wrong, high against low, most against least voted."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Le, MinLen
 
 from tasks.audit import Row, Values, by_prompt, finished, unique_texts, verifier
 from tasks.pairers import pair_row
@@ -54,3 +55,82 @@ def best_vs_worst(
         if worst and best[0] - worst[0] >= minimum_margin:
             pairs.append(pair_row(best[1], worst[1], reward))
     return pairs
+
+
+def all_over_margin(
+    completions: Sequence[Row],
+    reward: Values,
+    scores: Mapping[str, Values],
+    *,
+    minimum_margin: Annotated[float, Gt(0)],
+    cap: Annotated[int, Ge(0)] = 0,
+    allow_wrong_chosen: bool = False,
+) -> list[Row]:
+    """Every two completions of a prompt whose rewards differ by at least `minimum_margin`, the widest first, up to `cap`.
+
+    Each text counts once, with its first sample's reward; what the verifier calls wrong is chosen only where that is allowed.
+    All pairs of a ranking as InstructGPT does (https://arxiv.org/abs/2203.02155), large margins only as DNO does
+    (https://arxiv.org/abs/2404.03715).
+    """
+    verdict, pairs = verifier(scores), []
+    for rows in by_prompt(completions).values():
+        known = unique_texts(row for row in rows if reward.get(row["completion_id"]) is not None)
+        may = [r for r in known if finished(r) and (allow_wrong_chosen or verdict.get(r["completion_id"]) != 0.0)]
+        wide = [pair_row(a, b, reward) for a in may for b in known if a is not b]
+        wide = [pair for pair in wide if pair["margin"] >= minimum_margin]
+        pairs += sorted(wide, key=lambda pair: -pair["margin"])[: cap or None]
+    return pairs
+
+
+def most_vs_least_voted(
+    completions: Sequence[Row],
+    reward: Values,
+    scores: Mapping[str, Values],
+    *,
+    minimum_votes: Annotated[float, Gt(0), Le(1)] = 0.5,
+) -> list[Row]:
+    """The most voted answer's first sample against the least voted one's, where the former has `minimum_votes` of the samples.
+
+    For a reward that is `votes` alone. The verdicts are not looked at (there may be none); the audit counts chosen ones that
+    are wrong. The pair's weight is its vote margin, as in ScPO, https://arxiv.org/abs/2411.04109; equal votes give no pair.
+    """
+    pairs = []
+    for rows in by_prompt(completions).values():
+        known = [(value, row) for row in rows if finished(row) and (value := reward.get(row["completion_id"])) is not None]
+        most = max(known, key=lambda pair: pair[0], default=None)
+        least = min(known, key=lambda pair: pair[0], default=None)
+        if most and least and most[0] >= minimum_votes and most[0] > least[0] and most[1]["text"] != least[1]["text"]:
+            pairs.append(pair_row(most[1], least[1], reward, weight=most[0] - least[0]))
+    return pairs
+
+
+def longest_shared_prefix(
+    completions: Sequence[Row],
+    reward: Values,
+    scores: Mapping[str, Values],
+    *,
+    separator: Annotated[str, MinLen(1)] = "\n",
+    cap: Annotated[int, Ge(0)] = 4,
+) -> list[Row]:
+    """Every verified wrong completion against the right one that shares the most of its first steps, at least one.
+
+    So the pair parts at the first step that went wrong. What both share cancels in DPO's margin, token by token, which is what
+    putting it into the prompt would do: Step-DPO, https://arxiv.org/abs/2406.18629, but with the rest of both solutions.
+    `separator` ends a step.
+    """
+    verdict, pairs = verifier(scores), []
+    for rows in by_prompt(completions).values():
+        right = unique_texts(row for row in rows if finished(row) and verdict.get(row["completion_id"]) == 1.0)
+        wrong = unique_texts((row for row in rows if verdict.get(row["completion_id"]) == 0.0), besides=right)
+        found = []
+        for row in wrong:
+            shared, best = max(((_shared(row, r, separator), r) for r in right), key=lambda pair: pair[0], default=(0, row))
+            found += [pair_row(best, row, reward)] if shared else []
+        pairs += found[: cap or None]
+    return pairs
+
+
+def _shared(a: Row, b: Row, separator: str) -> int:
+    """How many whole steps two texts have in common at their start."""
+    steps = zip(a["text"].split(separator)[:-1], b["text"].split(separator)[:-1], strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], steps))
