@@ -156,10 +156,14 @@ def _entry(name: str, group: str | None, kind: Kind, drift: Mapping[str, float],
 
 
 def with_corrected(entries: Sequence[Entry]) -> list[Entry]:
-    """Fill p_by and step_p_by: Benjamini-Yekutieli over every test of the round, since features hang together."""
+    """Fill p_by and step_p_by: Benjamini-Yekutieli over every test of the round, since features hang together.
+
+    Where every prompt has the same value in both samples (a style nobody uses) nothing is tested, and nothing made stricter.
+    """
     from scipy.stats import false_discovery_control
 
-    tests = [(i, f, p) for i, e in enumerate(entries) for f, p in (("p_by", e.p), ("step_p_by", e.step_p)) if p is not None]
+    given = [(i, *test) for i, e in enumerate(entries) for test in (("p_by", e.p, e.drift), ("step_p_by", e.step_p, e.step))]
+    tests = [(i, field, p) for i, field, p, difference in given if p is not None and not (p == 1.0 and difference == 0.0)]
     found: dict[int, dict[str, Any]] = {}
     if tests:
         corrected = false_discovery_control([p for _, _, p in tests], method="by")
