@@ -151,6 +151,16 @@ class Evaluate(Strict):
     max_tokens: int = Field(0, ge=0, description="0 = as in [generate]")
 
 
+class Probe(Strict):
+    """The bias ledger: the probe split, sampled each round with the decoding that [generate] has at round 0."""
+
+    samples: int = Field(4, ge=0, description="completions per prompt of the probe split; 0 = no ledger")
+    baseline: int = Field(4, ge=1, description="drawings of checkpoint 0 to compare with, and one more for the A/A check")
+    features: tuple[str, ...] = Field(
+        (), description="on the shelves features and prompt_features, or package.module:name; empty = all"
+    )
+
+
 Answer = Literal["ignore", "hold", "ask", "roll_back", "stop"]
 
 
@@ -226,6 +236,7 @@ class Recipe(Strict):
     loss: Loss = Loss()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    probe: Probe = Probe()
     gate: Gate = Gate()
     keep: Keep = Keep()
     hardware: Hardware = Hardware()
@@ -263,6 +274,11 @@ class Recipe(Strict):
         return self
 
     @property
+    def watched(self) -> bool:
+        """Whether rounds keep the bias ledger."""
+        return self.prompts.probe > 0 and self.probe.samples > 0
+
+    @property
     def samples(self) -> bool:
         """Whether rounds draw completions (a seed-only control does not)."""
         return self.select is not None or self.pair is not None
@@ -279,7 +295,7 @@ class Recipe(Strict):
         return self.model_dump(mode="json")
 
 
-FROZEN_AFTER_START = ("prompts", "model", "seed", "rounds", "at", "hardware", "keep", "description")
+FROZEN_AFTER_START = ("prompts", "model", "probe", "seed", "rounds", "at", "hardware", "keep", "description")
 
 
 def build(values: Mapping[str, Any], where: str) -> Recipe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -73,11 +74,14 @@ def evict(campaign: Campaign) -> None:
             campaign.store.evict(past.checkpoint.key)
 
 
+COMPARED_LATER = re.compile(r"evaluate/greedy_score|probe/.*(observed|verdicts)|bias")
+
+
 def missing(campaign: Campaign, rounds: list[Round]) -> bool:
     """Whether a later round would need an artifact whose manifest is gone, so that it can only be made by its own round."""
     last = rounds[-1]
-    scores = [r.artifacts["evaluate/greedy_score"] for r in rounds]
-    needed: list[Ref] = [rounds[0].artifacts["prepare"], rounds[0].checkpoint, last.head, last.champion, *scores]
+    compared = [ref for r in rounds for label, ref in r.artifacts.items() if COMPARED_LATER.fullmatch(label)]
+    needed: list[Ref] = [rounds[0].artifacts["prepare"], rounds[0].checkpoint, last.head, last.champion, *compared]
     return any(lost(campaign, ref) for ref in needed)
 
 

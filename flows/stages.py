@@ -14,6 +14,7 @@ from data.campaign import Campaign, Metric, Ref
 from data.errors import PromptsError
 from data.recipe import Loss, Recipe, Train
 from data.store import Artifact, External, derive_seed, digest_of, sha256_file
+from tasks import observe
 from tasks.models import inspect_checkpoint
 from tasks.parts import wants
 from tasks.stage import Input
@@ -29,6 +30,7 @@ class Stages:
     def __init__(self, campaign: Campaign, number: int, call: Call) -> None:
         self.number, self.call = number, call
         self.recipe: Recipe = campaign.recipe.at_round(number)
+        self.first: Recipe = campaign.recipe.at_round(0)  # the probe is decoded in every round as in round 0
         self.made: dict[str, Artifact] = {}
 
     # -- what every round stands on ---------------------------------------------------------------------------------
@@ -149,6 +151,58 @@ class Stages:
         verifier = self.recipe.score[0]
         settings = {"scorer": verifier.scorer, "settings": verifier.settings, "split": split}
         return self._do(label, "score", settings, {"prompts": prompts, "completions": completions})
+
+    # -- the bias ledger --------------------------------------------------------------------------------------------
+    def probe(
+        self, prompts: Artifact, checkpoint: Artifact, number: int = 0, base: Artifact | None = None
+    ) -> dict[str, Artifact]:
+        """A drawing of the probe split: its features and verdicts. Drawing 0 has the same seed in every round.
+
+        `base` is checkpoint 0, for the distance to it; round 0 has none.
+        """
+        place, split, g = f"probe/{number}" if number else "probe", {"split": "probe"}, self.first.generate
+        decoding = {**g.model_dump(), **split, "n": self.recipe.probe.samples, **self._loading()}
+        sources = {"prompts": prompts, "checkpoint": checkpoint}
+        drawn = self._do(f"{place}/completions", "generate", decoding, sources, self._seed(f"probe/{number}", 0))
+        verdicts = self._verify(f"{place}/verdicts", "probe", prompts, drawn)
+        inputs = {"prompts": prompts, "completions": drawn, "verdicts": verdicts}
+        if base is not None:
+            settings = {**split, "limit": 0, "trust_remote_code": self.recipe.model.trust_remote_code}
+            sources = {"checkpoint": base, "prompts": prompts, "completions": drawn}
+            inputs["base_logprobs"] = self._do(f"{place}/base_logprobs", "logprobs", settings, sources)
+        observed = self._do(f"{place}/observed", "observe", {**self._features(), **split}, inputs)
+        return {"observed": observed, "verdicts": verdicts}
+
+    def pool(self, data: Mapping[str, Artifact]) -> dict[str, Artifact]:
+        """What the ledger asks about the training data: features of the completions, their reward, and what was taken."""
+        settings = {**self._features(), "prompt_features": {}, "split": "rounds"}
+        verdicts = self.made[f"score/{self.recipe.score[0].label}"]
+        inputs = {"prompts": data["prompts"], "completions": data["completions"], "verdicts": verdicts}
+        observed = self._do("pool/observed", "observe", settings, inputs)
+        chosen = {name: data[name] for name in ("pairs", "selected") if name in data}
+        return {"pool": observed, "pool_prompts": data["prompts"], "reward": self.made["reward"], **chosen}
+
+    def bias(self, inputs: Mapping[str, Artifact]) -> Artifact:
+        kinds = observe.kinds(observe.Settings.model_validate(self._features()))
+        of_prompts = {observe.column(name) for name in self._features()["prompt_features"]}
+        settings = {
+            "round": self.number,
+            "baseline": self.recipe.probe.baseline,
+            "kinds": {name: kind for name, kind in kinds.items() if name not in of_prompts},
+            "prompt_kinds": {name: kind for name, kind in kinds.items() if name in of_prompts},
+            "chosen": next((name for name in ("pairs", "selected") if name in inputs), ""),
+        }
+        return self._do("bias", "bias", settings, inputs)
+
+    def _features(self) -> dict[str, dict[str, Any]]:
+        """The features the recipe names, by shelf; all of them where it names none."""
+        everything, named = observe.everything(), self.recipe.probe.features
+        if not named:
+            return everything
+        return {
+            "features": {name: {} for name in named if name not in everything["prompt_features"]},
+            "prompt_features": {name: {} for name in named if name in everything["prompt_features"]},
+        }
 
     # -- how --------------------------------------------------------------------------------------------------------
     def _do(self, label: str, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, Input], seed: int = 0) -> Artifact:

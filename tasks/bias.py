@@ -162,6 +162,20 @@ def write_ledger(folder: Path, entries: Sequence[Entry], alarms: Sequence[Alarm]
     tables.write(tables.from_rows(rows, tables.LEDGER), tables.LEDGER, folder / "ledger.parquet")
     said = {"level": gravest(alarms), "alarms": [dataclasses.asdict(alarm) for alarm in alarms], **facts}
     (folder / "alarms.json").write_text(json.dumps(said, indent=1))
+    (folder / "report.md").write_text(report(entries, alarms))
+
+
+def report(entries: Sequence[Entry], alarms: Sequence[Alarm]) -> str:
+    """The alarms, and every feature over all completions, the largest effect first."""
+    lines = [*(f"- **{alarm.level} {alarm.feature}**: {alarm.sentence}" for alarm in alarms), ""]
+    lines += ["| feature | level | round 0 | now | effect | 95% interval | step | pressure | gain |", "|" + "---|" * 9]
+    whole = [entry for entry in entries if entry.group is None]
+    for e in sorted(whole, key=lambda entry: -abs(entry.effect or 0.0)):
+        numbers = [e.base, e.mean, e.effect, e.effect_low, e.effect_high, e.step_effect, e.pressure, e.gain]
+        base, mean, effect, low, high, step, pressure, gain = ("" if x is None else f"{x:.3g}" for x in numbers)
+        between = f"{low} to {high}" if low else ""
+        lines.append(f"| {e.feature} | {e.level} | {base} | {mean} | {effect} | {between} | {step} | {pressure} | {gain} |")
+    return "\n".join(lines) + "\n"
 
 
 def read_ledger(folder: Path) -> list[Entry]:

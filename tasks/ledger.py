@@ -138,7 +138,13 @@ def _table(
     if not names:
         return {}
     change = changes([ours[n] for n in names], [theirs[n] for n in names], [kinds[n] for n in names], [yards[n] for n in names])
-    return {name: {field: float(array[i]) for field, array in vars(change).items()} for i, name in enumerate(names)}
+    rows = {name: {field: float(array[i]) for field, array in vars(change).items()} for i, name in enumerate(names)}
+    return {name: row | {"level": _mean(ours[name])} for name, row in rows.items()}
+
+
+def _mean(values: Array) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")
 
 
 def _entry(name: str, group: str | None, kind: Kind, drift: Mapping[str, float], step: Mapping[str, float] | None) -> Entry:
@@ -151,6 +157,8 @@ def _entry(name: str, group: str | None, kind: Kind, drift: Mapping[str, float],
         "step": later["difference"], "step_low": later["low"], "step_high": later["high"],
         "step_effect": later["effect"], "step_p": later["p"],
     }  # fmt: skip
+    if drift["n"] == 0 and group is None:  # known now, not at round 0 (a distance to round 0): its level is still worth a line
+        fields["mean"] = drift["level"]
     known: dict[str, Any] = {k: v if np.isfinite(v) else None for k, v in fields.items()}
     return Entry(name, group, kind, int(drift["n"]), **known)
 
