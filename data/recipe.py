@@ -44,6 +44,12 @@ class Prompts(Strict):
     probe: int = Field(0, ge=0, description="rows in the probe split")
     held_out: int = Field(200, ge=1, description="rows the gate decides on; never trained on")
     test: int = Field(200, ge=0, description="rows read once, after the last round")
+    filler: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="tiny world: share of the seed solutions with a ~ before the answer, a habit to be amplified",
+    )
     ood: int = Field(0, ge=0, description="out-of-distribution rows, read once (five digits, five numbers, five people)")
     per_round: int = Field(0, ge=0, description="prompts sampled each round; 0 = the whole rounds split")
 
@@ -157,7 +163,7 @@ class Probe(Strict):
     samples: int = Field(4, ge=0, description="completions per prompt of the probe split; 0 = no ledger")
     baseline: int = Field(4, ge=1, description="drawings of checkpoint 0 to compare with, and one more for the A/A check")
     features: tuple[str, ...] = Field(
-        (), description="on the shelves features and prompt_features, or package.module:name; empty = all"
+        ("*",), description="names on the shelves features and prompt_features, * = all of them, package.module:name = your own"
     )
 
 

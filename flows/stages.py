@@ -195,14 +195,15 @@ class Stages:
         return self._do("bias", "bias", settings, inputs)
 
     def _features(self) -> dict[str, dict[str, Any]]:
-        """The features the recipe names, by shelf; all of them where it names none."""
-        everything, named = observe.everything(), self.recipe.probe.features
-        if not named:
-            return everything
-        return {
-            "features": {name: {} for name in named if name not in everything["prompt_features"]},
-            "prompt_features": {name: {} for name in named if name in everything["prompt_features"]},
-        }
+        """The features the recipe names, by shelf."""
+        found: dict[str, dict[str, Any]] = {"features": {}, "prompt_features": {}}
+        everything = observe.everything()
+        for name in self.recipe.probe.features:
+            if name == "*":
+                found = {family: {**found[family], **everything[family]} for family in found}
+            else:
+                found["prompt_features" if name in everything["prompt_features"] else "features"][name] = {}
+        return found
 
     # -- how --------------------------------------------------------------------------------------------------------
     def _do(self, label: str, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, Input], seed: int = 0) -> Artifact:

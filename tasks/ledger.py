@@ -1,7 +1,8 @@
 """The bias ledger of a round: one Entry per feature and group, with how far it moved from round 0 and from the round before.
 
-Groups: None is every completion; "right" and "wrong" are those the verifier called so (a style that moved only because more
-answers are right moved in neither); any other name is a stratum of the prompts.
+Groups: None is every completion; "right" and "wrong" are those the verifier called so, and "equal accuracy" is a feature of
+whole prompts less what prompts with as many right samples had at round 0. What moved only because more answers are right moved
+in none of them. Any other name is a stratum of the prompts.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from tasks.effects import Array, Kind, changes, spread
+from tasks.effects import Array, Kind, changes, prompt_means, spread
 
+CONDITIONED = ("right", "wrong", "equal accuracy")
 SMALLEST = 30  # prompts of a stratum, or with right (wrong) answers in both samples, below which a group is left out
 
 
@@ -93,7 +95,7 @@ def compare(
     for group, (ours, first, last) in _groups(now, base, previous, strata):
         there = [n for n in names if n in ours and n in first]
         drift = _table(there, ours, first, kinds, yards)
-        step = _table([n for n in there if last and n in last], ours, last, kinds, yards)
+        step = _table([n for n in there if n in last and drift[n]["n"]], ours, last, kinds, yards)
         entries += [
             _entry(name, group, kinds[name], drift[name], step.get(name))
             for name in there
@@ -117,6 +119,8 @@ def _groups(
     if all(s.right is not None for s in samples):
         for group, verdict in (("right", 1.0), ("wrong", 0.0)):
             yield group, trio([_where(s, verdict) for s in samples])
+        expected = _by_accuracy(base)
+        yield "equal accuracy", trio([_beyond(s, expected) for s in samples])
     names = sorted({s for s in strata or () if s is not None})
     if len(names) > 1:
         for name in names:
@@ -130,6 +134,41 @@ def _where(sample: Sample, verdict: float) -> Values:
     assert sample.right is not None
     mask = sample.right == verdict
     return {f: np.where(mask, v, np.nan) for f, v in sample.values.items() if v.shape == mask.shape}
+
+
+def _shares(sample: Sample, columns: int) -> Array:
+    """Share of right samples behind each column of a feature of whole prompts: prompts x columns."""
+    assert sample.right is not None
+    shares: Array = prompt_means(sample.right.reshape(len(sample.right), columns, -1)).round(6)
+    return shares
+
+
+def _of_prompts(sample: Sample) -> Values:
+    """The features of whole prompts: one column a drawing, where `right` has one a completion."""
+    assert sample.right is not None
+    samples = sample.right.shape[1]
+    return {f: v for f, v in sample.values.items() if v.shape[1] < samples and samples % v.shape[1] == 0}
+
+
+def _by_accuracy(base: Sample) -> dict[str, dict[float, float]]:
+    """Feature of whole prompts -> share of right samples -> its mean at round 0."""
+    found: dict[str, dict[float, float]] = {}
+    for name, values in _of_prompts(base).items():
+        shares = _shares(base, values.shape[1])
+        found[name] = {float(s): _mean(values[shares == s]) for s in np.unique(shares[~np.isnan(shares)])}
+    return found
+
+
+def _beyond(sample: Sample, expected: Mapping[str, Mapping[float, float]]) -> Values:
+    """Features of whole prompts less what is expected at their accuracy."""
+    made = {}
+    for name, values in _of_prompts(sample).items():
+        shares = _shares(sample, values.shape[1])
+        usual = np.full(values.shape, np.nan)
+        for share, mean in expected.get(name, {}).items():
+            usual[shares == share] = mean
+        made[name] = values - usual
+    return made
 
 
 def _table(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tasks.effects import Array, prompt_means, scaled
-from tasks.ledger import Entry, Sample
+from tasks.ledger import CONDITIONED, Entry, Sample
 
 Z = 1.959963984540054
 
@@ -54,7 +54,7 @@ def with_selection(
 
 
 def _selected(entry: Entry, chosen: Selection, now: Sample, previous: Sample, strata: Sequence[str | None]) -> Entry:
-    if entry.group in ("right", "wrong"):
+    if entry.group in CONDITIONED:
         return entry
     name, all_of_it = entry.feature, entry.group is None
     pool = np.array([all_of_it or s == entry.group for s in chosen.strata])
