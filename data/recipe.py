@@ -100,6 +100,13 @@ class Select(Strict):
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
+class Mitigate(Strict):
+    mitigation: str = Field(
+        description="a name on the mitigations shelf, or package.module:name with a module named rewards or chosen"
+    )
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
 class Pair(Strict):
     pairer: str
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -239,6 +246,7 @@ class Recipe(Strict):
     score: tuple[Score, ...] = (Score(scorer="exact_match"),)
     select: Select | None = None
     pair: Pair | None = None
+    mitigate: tuple[Mitigate, ...] = ()
     loss: Loss = Loss()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()

@@ -44,6 +44,8 @@ def bind(recipe: Recipe) -> None:
         raise PartError(f"scorers: '{verifier}' needs a verifier's verdicts; put the verifier first in [[score]]")
     if recipe.select:
         parts.check_settings("selectors", recipe.select.selector, recipe.select.settings)
+    for entry in recipe.mitigate:
+        parts.check_settings("mitigations", entry.mitigation, entry.settings)
     if recipe.pair:
         parts.check_settings("pairers", recipe.pair.pairer, recipe.pair.settings)
 

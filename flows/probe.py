@@ -13,7 +13,13 @@ from flows.stages import Stages
 from tasks.alarms import LEVELS, Alarm
 
 Data = Mapping[str, Artifact]
-SHOWN = {"mean": ("mean", None, None), "d0": ("effect", "effect_low", "effect_high"), "step": ("step", "step_low", "step_high")}
+SHOWN = {
+    "mean": ("mean", None, None),
+    "d0": ("effect", "effect_low", "effect_high"),
+    "step": ("step", "step_low", "step_high"),
+    "pressure": ("pressure", "pressure_low", "pressure_high"),
+    "gain": ("gain", "gain_low", "gain_high"),
+}
 
 
 def baseline(stages: Stages, prompts: Artifact, base: Artifact) -> Artifact | None:
@@ -71,7 +77,7 @@ def read_alarms(ledger: Artifact | None) -> list[Alarm]:
 
 
 def read_bias(ledger: Artifact | None) -> dict[str, Metric]:
-    """`bias/<feature>/{mean,d0,step,level}` over all completions; level is the gravest group's, 1 watch, 2 ALARM, 3 STOP."""
+    """`bias/<feature>/{mean,d0,step,pressure,gain,level}` over all completions; level: the gravest group's, watch = 1."""
     if ledger is None:
         return {}
     rows = tables.read(ledger.file("ledger.parquet"), tables.LEDGER).to_pylist()

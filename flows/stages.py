@@ -90,11 +90,12 @@ class Stages:
     def choose(self, completions: Artifact, reward: Artifact, scores: Mapping[str, Artifact]) -> dict[str, Artifact]:
         """Select or pair, as the recipe says."""
         inputs = {"completions": completions, "reward": reward, **scores}
-        scorers = [s.label for s in self.recipe.score]
+        mitigations = [entry.model_dump() for entry in self.recipe.mitigate]
+        common = {"scorers": [s.label for s in self.recipe.score], "mitigations": mitigations}
         if self.recipe.pair:
-            return {"pairs": self._do("pair", "pair", {**self.recipe.pair.model_dump(), "scorers": scorers}, inputs)}
+            return {"pairs": self._do("pair", "pair", {**self.recipe.pair.model_dump(), **common}, inputs)}
         assert self.recipe.select is not None
-        return {"selected": self._do("select", "select", {**self.recipe.select.model_dump(), "scorers": scorers}, inputs)}
+        return {"selected": self._do("select", "select", {**self.recipe.select.model_dump(), **common}, inputs)}
 
     def train(self, start: Artifact, reference: Artifact | None, data: Mapping[str, Artifact]) -> Artifact:
         """Train from `start`; for pairs against `reference`, whose log-probabilities are stored first as its proof."""
