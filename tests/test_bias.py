@@ -16,6 +16,7 @@ from tasks.bias import grid, read_ledger
 from tasks.features import format as styles
 from tasks.features import length, repetition, tone
 from tasks.ledger import Kind, Sample, compare
+from tasks.scorers import Score
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -127,3 +128,28 @@ def test_the_recipe_chooses_the_features(run_micro: Callable[..., Any]) -> None:
 def digits(completions: Sequence[Row]) -> list[float | None]:
     """A user's own feature: digits of a completion."""
     return [float(sum(c.isdigit() for c in row["text"])) for row in completions]
+
+
+def long(prompts: Sequence[Row], completions: Sequence[Row]) -> list[Score]:
+    """A judge that likes length and nothing else."""
+    return [Score(len(row["token_ids"]) / 48) for row in completions]
+
+
+def test_preferring_the_long_trips_the_length_alarm(run_micro: Callable[..., Any]) -> None:
+    # oracle 7: pairs that choose the longer answer, on a real tiny model: tokens alarm, and selection is named as the cause
+    campaign = run_micro(
+        "tiny_dpo",
+        'score=[{scorer="tests.test_bias:long"}]',
+        "pair.pairer=best_vs_worst",
+        "pair.settings={allow_wrong_chosen=true}",
+        "prompts.probe=64",
+        "prompts.per_round=64",
+        "train.steps=20",
+        "train.learning_rate=1e-3",
+        'probe.features=["tokens", "rep_3", "bold"]',
+        "gate.on_alarm.STOP=hold",
+    )
+    assert campaign.rounds()[1].metrics["bias/tokens/pressure"].low > 0
+    said = [alarm for finished in campaign.rounds() for alarm in finished.facts["alarms"] if alarm.startswith("ALARM tokens:")]
+    assert said
+    assert "selection favours it" in said[0]
