@@ -36,8 +36,10 @@ def _addition(settings: Prompts, seed: int) -> tuple[dict[str, list[Row]], list[
     for split in ("held_out", "test", "probe", "rounds"):  # fixed order: a larger rounds split moves no other
         rows[split] = [_problem(p) for p in world.mixed(getattr(settings, split))]
     rows["ood"] = [_problem(p) for p in addition.World(seed).problems([5] * settings.ood)]
-    given = [{"prompt_id": row["prompt_id"], "text": p.solution} for row, p in zip(rows["seed"], solved, strict=True)]
-    return rows, given
+    padded = round(settings.filler * len(solved))  # every share of them, spread evenly over the lengths
+    places = {round(i * len(solved) / padded) for i in range(padded)} if padded else set()
+    texts = [p.solution.replace("#", "~#") if i in places else p.solution for i, p in enumerate(solved)]
+    return rows, [{"prompt_id": row["prompt_id"], "text": text} for row, text in zip(rows["seed"], texts, strict=True)]
 
 
 def _puzzles(settings: Prompts, seed: int) -> tuple[dict[str, list[Row]], list[Row]]:

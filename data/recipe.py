@@ -56,6 +56,12 @@ class Prompts(Strict):
     probe: int = Field(0, ge=0, description="rows in the probe split")
     held_out: int = Field(200, ge=0, description="rows the gate decides on; never trained on")
     test: int = Field(200, ge=0, description="rows read once, after the last round")
+    filler: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="tiny world: share of the seed solutions with a ~ before the answer, a habit to be amplified",
+    )
     ood: int = Field(0, ge=0, description="out-of-distribution rows, read once (five digits, five numbers, five people)")
     per_round: int = Field(0, ge=0, description="prompts sampled each round; 0 = the whole rounds split")
 
@@ -130,6 +136,13 @@ class Select(Strict):
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
+class Mitigate(Strict):
+    mitigation: str = Field(
+        description="a name on the mitigations shelf, or package.module:name with a module named rewards or chosen"
+    )
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
 class Pair(Strict):
     pairer: str
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -186,6 +199,16 @@ class Evaluate(Strict):
     temperature: float = Field(1.0, gt=0)
     batch: int = Field(256, ge=1)
     max_tokens: int = Field(0, ge=0, description="0 = as in [generate]")
+
+
+class Probe(Strict):
+    """The bias ledger: the probe split, sampled each round with the decoding that [generate] has at round 0."""
+
+    samples: int = Field(4, ge=0, description="completions per prompt of the probe split; 0 = no ledger")
+    baseline: int = Field(4, ge=1, description="drawings of checkpoint 0 to compare with, and one more for the A/A check")
+    features: tuple[str, ...] = Field(
+        ("*",), description="names on the shelves features and prompt_features, * = all of them, package.module:name = your own"
+    )
 
 
 Answer = Literal["ignore", "hold", "ask", "roll_back", "stop"]
@@ -262,9 +285,11 @@ class Recipe(Strict):
     score: tuple[Score, ...] = (Score(scorer="exact_match"),)
     select: Select | None = None
     pair: Pair | None = None
+    mitigate: tuple[Mitigate, ...] = ()
     loss: Loss = Loss()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    probe: Probe = Probe()
     gate: Gate = Gate()
     keep: Keep = Keep()
     hardware: Hardware = Hardware()
@@ -326,6 +351,11 @@ class Recipe(Strict):
         return self.generate.settings if engine == self.generate.engine else {}
 
     @property
+    def watched(self) -> bool:
+        """Whether rounds keep the bias ledger."""
+        return self.prompts.probe > 0 and self.probe.samples > 0
+
+    @property
     def samples(self) -> bool:
         """Whether rounds draw completions (a seed-only control does not)."""
         return self.select is not None or self.pair is not None
@@ -342,7 +372,7 @@ class Recipe(Strict):
         return self.model_dump(mode="json")
 
 
-FROZEN_AFTER_START = ("prompts", "model", "seed", "rounds", "at", "hardware", "keep", "description")
+FROZEN_AFTER_START = ("prompts", "model", "probe", "seed", "rounds", "at", "hardware", "keep", "description")
 
 
 def build(values: Mapping[str, Any], where: str) -> Recipe:

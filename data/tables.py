@@ -112,6 +112,22 @@ def prompt_features(*names: str) -> pa.Schema:
     return _schema(prompt_id=pa.string(), **dict.fromkeys(names, (pa.float64(), "null")))
 
 
+# A row per feature and group of completions (null = all); what each column means is said at `tasks.ledger.Entry`.
+_NUMBERS = (
+    "mean", "base", "drift", "drift_low", "drift_high", "effect", "effect_low", "effect_high", "p",
+    "step", "step_low", "step_high", "step_effect", "step_p", "p_by", "step_p_by",
+    "pressure", "pressure_low", "pressure_high", "contrast", "predicted", "gain", "gain_low", "gain_high", "amplification",
+)  # fmt: skip
+LEDGER = _schema(
+    feature=pa.string(),
+    group=(pa.string(), "null"),
+    kind=pa.string(),
+    n=pa.int64(),
+    level=pa.string(),
+    since=(pa.int64(), "null"),
+    **dict.fromkeys(_NUMBERS, (pa.float64(), "null")),
+)
+
 UNIQUE = {
     id(PROMPTS): "prompt_id",
     id(COMPLETIONS): "completion_id",

@@ -70,6 +70,8 @@ def bind(recipe: Recipe) -> None:
         raise PartError(f"scorers: '{verifier}' needs a verifier's verdicts; put the verifier first in [[score]]")
     if recipe.select:
         parts.check_settings("selectors", recipe.select.selector, recipe.select.settings)
+    for change in recipe.mitigate:
+        parts.check_settings("mitigations", change.mitigation, change.settings)
     if recipe.pair:
         parts.check_settings("pairers", recipe.pair.pairer, recipe.pair.settings)
 
@@ -96,14 +98,15 @@ def cost(recipe: Recipe, counts: dict[str, int]) -> dict[str, Any]:
     sampled = recipe.rounds * per_round * g.n if recipe.samples and not recipe.recorded else 0
     evaluations = (recipe.rounds + 1) * counts["held_out"] * (1 + e.samples) + counts["held_out"] * e.samples
     evaluations += 3 * (counts["test"] + counts["ood"])
-    tokens = sampled * g.max_tokens + evaluations * (e.max_tokens or g.max_tokens)
+    probes = counts["probe"] * recipe.probe.samples * (recipe.rounds + 1 + recipe.probe.baseline) if recipe.watched else 0
+    tokens = (sampled + probes) * g.max_tokens + evaluations * (e.max_tokens or g.max_tokens)
     weights = model_bytes(recipe)
     kept = 3 if recipe.keep.checkpoints == "best+last" else recipe.rounds + 1
     return {
         "rounds": recipe.rounds,
         "prompts": counts,
         "completions_per_round": sampled // recipe.rounds,
-        "completions": sampled + evaluations,
+        "completions": sampled + evaluations + probes,
         "tokens_at_most": tokens,
         "steps_per_round": recipe.train.steps or f"{recipe.train.epochs} epochs",
         "model_bytes": weights,

@@ -74,9 +74,13 @@ def carry_out(campaign: Campaign, refresh: list[str]) -> str:
 
 def summary(campaigns: list[Campaign]) -> None:
     """The table of rounds, the test table, where everything lies and how to open the UIs."""
-    from flows.report import final_table, rounds_table
+    from flows.report import alarm_lines, final_table, rounds_table
 
     out.print(rounds_table(campaigns))
+    for campaign in campaigns:
+        for finished in campaign.rounds()[-1:]:
+            for alarm in alarm_lines(finished):
+                out.print(f"{campaign.name}, round {finished.round}: {alarm}", soft_wrap=True)
     final = final_table(campaigns)
     if final is not None:
         out.print(final)

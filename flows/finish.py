@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,8 @@ from data.errors import StageFailed
 from data.store import Artifact, write_atomic
 from flows.calls import stages_of
 from flows.report import Reporter
-from flows.rounds import held, one_round, round_zero
-from flows.stages import Stages, read_metrics
+from flows.rounds import one_round, round_zero
+from flows.stages import Stages, held, read_metrics
 
 
 class Waiting(Exception):
@@ -73,12 +74,15 @@ def evict(campaign: Campaign) -> None:
             campaign.store.evict(past.checkpoint.key)
 
 
+COMPARED_LATER = re.compile(r"evaluate/greedy_score|probe/.*(observed|verdicts)|bias")
+
+
 def missing(campaign: Campaign, rounds: list[Round]) -> bool:
     """Whether a later round would need an artifact whose manifest is gone, so that it can only be made by its own round."""
     last = rounds[-1]
-    scores = [r.artifacts["evaluate/greedy_score"] for r in rounds]
+    compared = [ref for r in rounds for label, ref in r.artifacts.items() if COMPARED_LATER.fullmatch(label)]
     kept = [ref for label, ref in rounds[0].artifacts.items() if label in ("prepare", "import_completions")]
-    needed: list[Ref] = [*kept, rounds[0].checkpoint, last.head, last.champion, *scores]
+    needed: list[Ref] = [*kept, rounds[0].checkpoint, last.head, last.champion, *compared]
     return any(lost(campaign, ref) for ref in needed)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -64,8 +65,18 @@ class Reporter:
         accuracy = percent(finished.metrics.get("accuracy"))
         self.say(
             f"  round {finished.round}: held-out accuracy {accuracy}  "
-            f"[{style}]{finished.verdict.decision}[/{style}]: {finished.verdict.reason}"
+            f"[{style}]{finished.verdict.decision}[/{style}]: {escape(finished.verdict.reason)}"
         )
+        for alarm in alarm_lines(finished):
+            self.say(f"    {alarm}")
+
+
+def alarm_lines(finished: Round) -> list[str]:
+    """The alarms of a round, coloured by level; what is only watched is counted."""
+    alarms: list[str] = finished.facts.get("alarms", [])
+    watched = [alarm.split()[1].rstrip(":") for alarm in alarms if alarm.startswith("watch ")]
+    lines = [f"[red]{escape(alarm)}[/red]" for alarm in alarms if not alarm.startswith("watch ")]
+    return lines + ([f"[yellow]watch[/yellow] {escape(', '.join(watched))}"] if watched else [])
 
 
 def percent(metric: Metric | None) -> str:
@@ -80,8 +91,9 @@ def percent(metric: Metric | None) -> str:
 def rounds_table(campaigns: list[Campaign]) -> Table:
     """Rounds of one or more campaigns: accuracy with its interval, length, length gap, verdict."""
     table = plain_table(
-        "round", "accuracy %", "pass@k %", "tokens", "gap", "verdict",
-        caption="accuracy: greedy, held-out, with its 95% interval; k = samples; gap: chosen minus rejected tokens",
+        "round", "accuracy %", "pass@k %", "tokens", "gap", "bias", "verdict",
+        caption="accuracy: greedy, held-out, with its 95% interval; k = samples; gap: chosen minus rejected tokens; "
+        "bias: the gravest alarm",
     )  # fmt: skip
     for campaign in campaigns:
         table.add_section()
@@ -110,6 +122,7 @@ def _row(finished: Round) -> list[str]:
         percent(Metric(value=best.value)) if best else "-",
         number(m.get("mean_tokens")),
         number(m.get("length_gap"), sign=True),
+        finished.facts.get("bias_level", "-") or "none",
         f"[{style}]{finished.verdict.decision}[/{style}]",
     ]
 

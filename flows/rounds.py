@@ -10,7 +10,8 @@ from typing import Any
 
 from data.campaign import Metric, Ref, Round, Verdict
 from data.store import Artifact, Store
-from flows.stages import Stages, read_audit, read_metrics, ref
+from flows.probe import baseline, compared, read_alarms, read_bias, said
+from flows.stages import Stages, held, read_audit, read_metrics, ref
 from tasks.gate import decide
 
 LIBRARIES = ("torch", "transformers", "trl", "tokenizers", "datasets", "pyarrow", "math-verify", "prefect", "mlflow")
@@ -24,9 +25,12 @@ def round_zero(stages: Stages) -> Round:
         stages.import_completions()
     base = stages.base(prompts)
     metrics = read_metrics(stages.evaluate(prompts, base, against={}, again=True))
+    ledger = baseline(stages, prompts, base)
     start = ref(base)
     verdict = Verdict(decision="start", reason="checkpoint 0, measured before any training")
-    return _record(stages, began, start, start, start, start, metrics=metrics, verdict=verdict)
+    return _record(
+        stages, began, start, start, start, start, metrics=metrics | read_bias(ledger), verdict=verdict, facts=said(ledger)
+    )
 
 
 def one_round(stages: Stages, store: Store, so_far: list[Round], settle: Callable[[Verdict], Verdict]) -> Round:
@@ -48,7 +52,9 @@ def one_round(stages: Stages, store: Store, so_far: list[Round], settle: Callabl
 
     against = {name: greedy_score(store, so_far, standing[key]) for name, key in COMPARED.items()}
     metrics = read_metrics(stages.evaluate(prompts, checkpoint, against))
-    verdict = settle(decide(recipe.gate, metrics, untrained))
+    ledger = compared(stages, store, so_far, prompts, checkpoint, data)
+    alarms = read_alarms(ledger)
+    verdict = settle(decide(recipe.gate, metrics, untrained, alarms))
 
     k = ref(checkpoint)
     head = last.champion if verdict.decision in ("roll_back", "stop") else k
@@ -56,8 +62,9 @@ def one_round(stages: Stages, store: Store, so_far: list[Round], settle: Callabl
     facts = read_audit(data)
     if facts.get("length_gap") is not None:
         metrics["length_gap"] = Metric(value=facts["length_gap"], n=facts.get("pairs", facts.get("rows", 0)), split="rounds")
+    facts |= said(ledger)
     return _record(
-        stages, began, last.head, k, head, champion, metrics=metrics, verdict=verdict, facts=facts,
+        stages, began, last.head, k, head, champion, metrics=metrics | read_bias(ledger), verdict=verdict, facts=facts,
         reference=reference, start_from=None if untrained else start,
     )  # fmt: skip
 
@@ -124,12 +131,6 @@ def greedy_score(store: Store, so_far: list[Round], checkpoint: Ref) -> Artifact
     """The greedy held-out scores of an earlier checkpoint, from the round that measured it."""
     measured = next(r for r in reversed(so_far) if r.checkpoint.digest == checkpoint.digest)
     return held(store, measured.artifacts["evaluate/greedy_score"])
-
-
-def held(store: Store, known: Ref) -> Artifact:
-    """An artifact a Round names; where its payload is gone, the stage that needs it makes it again."""
-    found = store.find(known.key)
-    return found or Artifact(known.key, known.digest, "artifact", store.folder(known.key) / "payload", absent="gone")
 
 
 def _record(

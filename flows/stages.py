@@ -13,7 +13,8 @@ from data import tables
 from data.campaign import Campaign, Metric, Ref
 from data.errors import PromptsError
 from data.recipe import Loss, Recipe, Train
-from data.store import Artifact, External, derive_seed, digest_of, sha256_file
+from data.store import Artifact, External, Store, derive_seed, digest_of, sha256_file
+from tasks import observe
 from tasks.models import inspect_checkpoint
 from tasks.parts import wants
 from tasks.stage import Input
@@ -29,6 +30,7 @@ class Stages:
     def __init__(self, campaign: Campaign, number: int, call: Call) -> None:
         self.number, self.call = number, call
         self.recipe: Recipe = campaign.recipe.at_round(number)
+        self.first: Recipe = campaign.recipe.at_round(0)  # the probe is decoded in every round as in round 0
         self.made: dict[str, Artifact] = {}
 
     # -- what every round stands on ---------------------------------------------------------------------------------
@@ -115,13 +117,14 @@ class Stages:
     def choose(self, completions: Artifact, reward: Artifact, scores: Mapping[str, Artifact]) -> dict[str, Artifact]:
         """Select or pair, as the recipe says."""
         inputs = {"completions": completions, "reward": reward, **scores}
-        scorers = [s.label for s in self.recipe.score]
+        mitigations = [entry.model_dump() for entry in self.recipe.mitigate]
+        common = {"scorers": [s.label for s in self.recipe.score], "mitigations": mitigations}
         if self.recipe.pair:
             inputs |= supply("pairers", self.recipe.pair.pairer, {"origins": completions})
-            return {"pairs": self._do("pair", "pair", {**self.recipe.pair.model_dump(), "scorers": scorers}, inputs)}
+            return {"pairs": self._do("pair", "pair", {**self.recipe.pair.model_dump(), **common}, inputs)}
         assert self.recipe.select is not None
         inputs |= supply("selectors", self.recipe.select.selector, {"origins": completions})
-        return {"selected": self._do("select", "select", {**self.recipe.select.model_dump(), "scorers": scorers}, inputs)}
+        return {"selected": self._do("select", "select", {**self.recipe.select.model_dump(), **common}, inputs)}
 
     def train(self, start: Artifact, reference: Artifact | None, data: Mapping[str, Artifact]) -> Artifact:
         """Train from `start`; for pairs against `reference`, whose log-probabilities are stored first as its proof."""
@@ -183,6 +186,59 @@ class Stages:
         verifier = self.recipe.score[0]
         settings = {"scorer": verifier.scorer, "settings": verifier.settings, "split": split}
         return self._do(label, "score", settings, {"prompts": prompts, "completions": completions})
+
+    # -- the bias ledger --------------------------------------------------------------------------------------------
+    def probe(
+        self, prompts: Artifact, checkpoint: Artifact, number: int = 0, base: Artifact | None = None
+    ) -> dict[str, Artifact]:
+        """A drawing of the probe split: its features and verdicts. Drawing 0 has the same seed in every round.
+
+        `base` is checkpoint 0, for the distance to it; round 0 has none.
+        """
+        place, split, g = f"probe/{number}" if number else "probe", {"split": "probe"}, self.first.generate
+        decoding = {**g.model_dump(), **split, "n": self.recipe.probe.samples, **self._loading()}
+        sources = {"prompts": prompts, "checkpoint": checkpoint}
+        drawn = self._do(f"{place}/completions", "generate", decoding, sources, self._seed(f"probe/{number}", 0))
+        verdicts = self._verify(f"{place}/verdicts", "probe", prompts, drawn)
+        inputs = {"prompts": prompts, "completions": drawn, "verdicts": verdicts}
+        if base is not None:
+            settings = {**split, "limit": 0, "trust_remote_code": self.recipe.model.trust_remote_code}
+            sources = {"checkpoint": base, "prompts": prompts, "completions": drawn}
+            inputs["base_logprobs"] = self._do(f"{place}/base_logprobs", "logprobs", settings, sources)
+        observed = self._do(f"{place}/observed", "observe", {**self._features(), **split}, inputs)
+        return {"observed": observed, "verdicts": verdicts}
+
+    def trained_on(self, data: Mapping[str, Artifact]) -> dict[str, Artifact]:
+        """What the ledger asks about the training data: features of the completions, their reward, and what was taken."""
+        settings = {**self._features(), "prompt_features": {}, "split": "rounds"}
+        verdicts = self.made[f"score/{self.recipe.score[0].label}"]
+        inputs = {"prompts": data["prompts"], "completions": data["completions"], "verdicts": verdicts}
+        observed = self._do("pool/observed", "observe", settings, inputs)
+        chosen = {name: data[name] for name in ("pairs", "selected") if name in data}
+        return {"pool": observed, "pool_prompts": data["prompts"], "reward": self.made["reward"], **chosen}
+
+    def bias(self, inputs: Mapping[str, Artifact]) -> Artifact:
+        kinds = observe.kinds(observe.Settings.model_validate(self._features()))
+        of_prompts = {observe.column(name) for name in self._features()["prompt_features"]}
+        settings = {
+            "round": self.number,
+            "baseline": self.recipe.probe.baseline,
+            "kinds": {name: kind for name, kind in kinds.items() if name not in of_prompts},
+            "prompt_kinds": {name: kind for name, kind in kinds.items() if name in of_prompts},
+            "chosen": next((name for name in ("pairs", "selected") if name in inputs), ""),
+        }
+        return self._do("bias", "bias", settings, inputs)
+
+    def _features(self) -> dict[str, dict[str, Any]]:
+        """The features the recipe names, by shelf."""
+        found: dict[str, dict[str, Any]] = {"features": {}, "prompt_features": {}}
+        everything = observe.everything()
+        for name in self.recipe.probe.features:
+            if name == "*":
+                found = {family: {**found[family], **everything[family]} for family in found}
+            else:
+                found["prompt_features" if name in everything["prompt_features"] else "features"][name] = {}
+        return found
 
     # -- how --------------------------------------------------------------------------------------------------------
     def _do(self, label: str, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, Input], seed: int = 0) -> Artifact:
@@ -250,3 +306,9 @@ def read_audit(data: Mapping[str, Artifact]) -> dict[str, Any]:
 
 def ref(artifact: Artifact) -> Ref:
     return Ref(key=artifact.key, digest=artifact.digest)
+
+
+def held(store: Store, known: Ref) -> Artifact:
+    """An artifact a Round names; where its payload is gone, the stage that needs it makes it again."""
+    found = store.find(known.key)
+    return found or Artifact(known.key, known.digest, "artifact", store.folder(known.key) / "payload", absent="gone")

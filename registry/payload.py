@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
 
 LARGEST = 8 * 2**20  # bytes of a table that is copied; a larger one is only named, by its place and digest
-NOTES = ("audit.json", "check.json", "facts.json", "training.json")  # a checkpoint's other JSON files are no notes
+NOTES = (  # a checkpoint's other JSON files are no notes
+    *("alarms.json", "audit.json", "check.json", "facts.json", "report.md", "training.json"),
+)
 SAMPLES = 20  # prompts in samples.json
 GREEDY = "evaluate/greedy"  # the completions that samples.json shows
-EVALUATION = ("evaluate", "measure", "probe", "test", "ood")  # every other artifact counts as training data
+EVALUATION = ("bias", "evaluate", "measure", "probe", "test", "ood")  # every other artifact counts as training data
 
 Present = Mapping[str, Artifact]
 

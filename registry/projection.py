@@ -113,6 +113,7 @@ def verdict_tags(finished: Round) -> dict[str, str]:
         "reason": cut(finished.verdict.reason),
         "champion": finished.champion.digest,
         "head": finished.head.digest,
+        **({"bias.level": finished.facts["bias_level"] or "none"} if "bias_level" in finished.facts else {}),
     }
 
 
@@ -125,9 +126,10 @@ def _refs(finished: Round) -> dict[str, Ref]:
 def note(finished: Round) -> str:
     """The description on the round's page: verdict, numbers and what they came from, for a person."""
     lines = [f"**{finished.verdict.decision.replace('_', ' ')}**: {finished.verdict.reason}", ""]
+    lines += [f"- {alarm}" for alarm in finished.facts.get("alarms", [])] + [""]
     lines += ["| metric | value | 95% interval | n | split |", "|---|---|---|---|---|"]
     for name, m in finished.metrics.items():
-        if m.value is not None:
+        if m.value is not None and not name.startswith("bias/"):  # hundreds, and in tables/bias/report.md
             interval = f"{m.low:.4g} to {m.high:.4g}" if m.low is not None and m.high is not None else ""
             lines.append(f"| {name} | {m.value:.4g} | {interval} | {m.n} | {m.split} |")
     lines += ["", "| made of | digest | key in the store |", "|---|---|---|"]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from tasks.ledger import Entry, with_corrected
+from tasks.ledger import CONDITIONED, Entry, with_corrected
 
 Level = Literal["watch", "ALARM", "STOP"]
 LEVELS = ("", "watch", "ALARM", "STOP")
@@ -95,13 +95,13 @@ def _same_way(one: Entry, other: Entry) -> bool:
 
 
 def _unless_explained(entry: Entry, groups: dict[tuple[str, str | None], Entry], rule: Rule) -> Entry:
-    """An ALARM is only a watch where the style moved neither among right nor among wrong answers: there are more of one."""
+    """An ALARM is only a watch where the style did not move among answers that are equally right: there are more of one."""
     return replace(entry, level="watch") if entry.level == "ALARM" and _explained(entry, groups, rule) else entry
 
 
 def _explained(entry: Entry, groups: dict[tuple[str, str | None], Entry], rule: Rule = Rule()) -> bool:
-    copies = [groups[entry.feature, g] for g in ("right", "wrong") if (entry.feature, g) in groups]
-    if not copies or entry.group in ("right", "wrong"):
+    copies = [groups[entry.feature, g] for g in CONDITIONED if (entry.feature, g) in groups]
+    if not copies or entry.group in CONDITIONED:
         return False
     return not any(_same_way(entry, c) and abs(c.effect or 0.0) >= rule.floor and _off_zero(c) for c in copies)
 
@@ -139,13 +139,16 @@ LIMITS: dict[str, Callable[[Entry], bool]] = {
 }
 
 
+CONDITIONS = {"right": " among right answers", "wrong": " among wrong answers", "equal accuracy": " at equal accuracy"}
+
+
 # -- sentences ----------------------------------------------------------------------------------------------------------
 def sentence(entry: Entry, groups: dict[tuple[str, str | None], Entry]) -> str:
     """What moved, how much, since when, whether selection or training did it, and which mitigations act on it."""
-    where = {None: "", "right": " among right answers", "wrong": " among wrong answers"}.get(entry.group, f" on {entry.group}")
+    where = "" if entry.group is None else CONDITIONS.get(entry.group, f" on {entry.group}")
     parts = [f"{_moved(entry)}{where} since round 0, seen since round {entry.since}"]
     if entry.level == "watch" and _explained(entry, groups):
-        parts.append("neither among right nor among wrong answers alone: it follows accuracy")
+        parts.append("it follows accuracy: among answers that are equally right it did not move")
     else:
         parts.append(attribution(entry))
     acts = mitigations(entry.feature, entry.kind)

@@ -1,7 +1,8 @@
 """The bias ledger of a round: one Entry per feature and group, with how far it moved from round 0 and from the round before.
 
-Groups: None is every completion; "right" and "wrong" are those the verifier called so (a style that moved only because more
-answers are right moved in neither); any other name is a stratum of the prompts.
+Groups: None is every completion; "right" and "wrong" are those the verifier called so, and "equal accuracy" is a feature of
+whole prompts less what prompts with as many right samples had at round 0. What moved only because more answers are right moved
+in none of them. Any other name is a stratum of the prompts.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from tasks.effects import Array, Kind, changes, spread
+from tasks.effects import Array, Kind, changes, prompt_means, spread
 
+CONDITIONED = ("right", "wrong", "equal accuracy")
 SMALLEST = 30  # prompts of a stratum, or with right (wrong) answers in both samples, below which a group is left out
 
 
@@ -93,7 +95,7 @@ def compare(
     for group, (ours, first, last) in _groups(now, base, previous, strata):
         there = [n for n in names if n in ours and n in first]
         drift = _table(there, ours, first, kinds, yards)
-        step = _table([n for n in there if last and n in last], ours, last, kinds, yards)
+        step = _table([n for n in there if n in last and drift[n]["n"]], ours, last, kinds, yards)
         entries += [
             _entry(name, group, kinds[name], drift[name], step.get(name))
             for name in there
@@ -117,6 +119,8 @@ def _groups(
     if all(s.right is not None for s in samples):
         for group, verdict in (("right", 1.0), ("wrong", 0.0)):
             yield group, trio([_where(s, verdict) for s in samples])
+        expected = _by_accuracy(base)
+        yield "equal accuracy", trio([_beyond(s, expected) for s in samples])
     names = sorted({s for s in strata or () if s is not None})
     if len(names) > 1:
         for name in names:
@@ -132,13 +136,54 @@ def _where(sample: Sample, verdict: float) -> Values:
     return {f: np.where(mask, v, np.nan) for f, v in sample.values.items() if v.shape == mask.shape}
 
 
+def _shares(sample: Sample, columns: int) -> Array:
+    """Share of right samples behind each column of a feature of whole prompts: prompts x columns."""
+    assert sample.right is not None
+    shares: Array = prompt_means(sample.right.reshape(len(sample.right), columns, -1)).round(6)
+    return shares
+
+
+def _of_prompts(sample: Sample) -> Values:
+    """The features of whole prompts: one column a drawing, where `right` has one a completion."""
+    assert sample.right is not None
+    samples = sample.right.shape[1]
+    return {f: v for f, v in sample.values.items() if v.shape[1] < samples and samples % v.shape[1] == 0}
+
+
+def _by_accuracy(base: Sample) -> dict[str, dict[float, float]]:
+    """Feature of whole prompts -> share of right samples -> its mean at round 0."""
+    found: dict[str, dict[float, float]] = {}
+    for name, values in _of_prompts(base).items():
+        shares = _shares(base, values.shape[1])
+        found[name] = {float(s): _mean(values[shares == s]) for s in np.unique(shares[~np.isnan(shares)])}
+    return found
+
+
+def _beyond(sample: Sample, expected: Mapping[str, Mapping[float, float]]) -> Values:
+    """Features of whole prompts less what is expected at their accuracy."""
+    made = {}
+    for name, values in _of_prompts(sample).items():
+        shares = _shares(sample, values.shape[1])
+        usual = np.full(values.shape, np.nan)
+        for share, mean in expected.get(name, {}).items():
+            usual[shares == share] = mean
+        made[name] = values - usual
+    return made
+
+
 def _table(
     names: Sequence[str], ours: Values, theirs: Values, kinds: Mapping[str, Kind], yards: Mapping[str, float]
 ) -> dict[str, dict[str, float]]:
     if not names:
         return {}
     change = changes([ours[n] for n in names], [theirs[n] for n in names], [kinds[n] for n in names], [yards[n] for n in names])
-    return {name: {field: float(array[i]) for field, array in vars(change).items()} for i, name in enumerate(names)}
+    rows = {name: {field: float(array[i]) for field, array in vars(change).items()} for i, name in enumerate(names)}
+    return {name: row | {"level": _mean(ours[name])} for name, row in rows.items()}
+
+
+def _mean(values: Array) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")
 
 
 def _entry(name: str, group: str | None, kind: Kind, drift: Mapping[str, float], step: Mapping[str, float] | None) -> Entry:
@@ -151,15 +196,21 @@ def _entry(name: str, group: str | None, kind: Kind, drift: Mapping[str, float],
         "step": later["difference"], "step_low": later["low"], "step_high": later["high"],
         "step_effect": later["effect"], "step_p": later["p"],
     }  # fmt: skip
+    if drift["n"] == 0 and group is None:  # known now, not at round 0 (a distance to round 0): its level is still worth a line
+        fields["mean"] = drift["level"]
     known: dict[str, Any] = {k: v if np.isfinite(v) else None for k, v in fields.items()}
     return Entry(name, group, kind, int(drift["n"]), **known)
 
 
 def with_corrected(entries: Sequence[Entry]) -> list[Entry]:
-    """Fill p_by and step_p_by: Benjamini-Yekutieli over every test of the round, since features hang together."""
+    """Fill p_by and step_p_by: Benjamini-Yekutieli over every test of the round, since features hang together.
+
+    Where every prompt has the same value in both samples (a style nobody uses) nothing is tested, and nothing made stricter.
+    """
     from scipy.stats import false_discovery_control
 
-    tests = [(i, f, p) for i, e in enumerate(entries) for f, p in (("p_by", e.p), ("step_p_by", e.step_p)) if p is not None]
+    given = [(i, *test) for i, e in enumerate(entries) for test in (("p_by", e.p, e.drift), ("step_p_by", e.step_p, e.step))]
+    tests = [(i, field, p) for i, field, p, difference in given if p is not None and not (p == 1.0 and difference == 0.0)]
     found: dict[int, dict[str, Any]] = {}
     if tests:
         corrected = false_discovery_control([p for _, _, p in tests], method="by")

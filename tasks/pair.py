@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from data import tables
+from tasks import mitigations
 from tasks import parts as shelves
 from tasks.audit import audit_pairs
 from tasks.select import judged, origins
@@ -21,18 +22,21 @@ class Settings(BaseModel):
     pairer: str
     settings: dict[str, Any]
     scorers: list[str]  # in recipe order; the first is the verifier
+    mitigations: list[dict[str, Any]] = []  # {mitigation, settings}, in order
 
 
 def parts(settings: Settings) -> list[tuple[str, str]]:
-    return [("pairers", settings.pairer)]
+    return [("pairers", settings.pairer), *mitigations.bound(settings.mitigations)]
 
 
 def pair(work: Work) -> None:
     """PAIRS and `audit.json`: ties, duplicates, wrong-chosen, truncated, length gap, prompts without pairs."""
     s: Settings = work.settings
     completions, reward, scores = judged(work.inputs, s.scorers)
+    reward = mitigations.apply("rewards", s.mitigations, reward, completions, scores)
     pairer = shelves.bind("pairers", s.pairer, s.settings, **origins(work.inputs))
     pairs = pairer(completions, reward, scores)
+    pairs = mitigations.apply("chosen", s.mitigations, pairs, completions, scores)
     tables.write(tables.from_rows(pairs, tables.PAIRS), tables.PAIRS, work.out / "pairs.parquet")
     audit = audit_pairs(pairs, completions, reward, scores)
     (work.out / "audit.json").write_text(json.dumps(audit, indent=1))

@@ -24,7 +24,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 from data.errors import PartError
 from data.recipe import did_you_mean
 
-FAMILIES = ("scorers", "selectors", "pairers", "curators", "engines", "features", "prompt_features")
+FAMILIES = ("scorers", "selectors", "pairers", "curators", "engines", "features", "prompt_features", "mitigations")
 SUPPLIED = (  # given by the stage, never settings
     *("workers", "device", "dtype", "trust_remote_code", "warm"),
     *("verdicts", "origins", "against", "prompts", "answers", "base_logprobs", "previous_logprobs"),

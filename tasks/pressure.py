@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tasks.effects import Array, prompt_means
+from tasks.effects import Array, prompt_means, scaled
+from tasks.ledger import CONDITIONED, Entry, Sample
 
 Z = 1.959963984540054
 
@@ -27,6 +28,64 @@ class Estimate:
 
 
 UNKNOWN = Estimate(math.nan, math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a round trained on: prompts x samples of its training pool, which is not the probe."""
+
+    values: Mapping[str, Array]  # per feature
+    chosen: Array
+    rejected: Array | None  # of pairs
+    reward: Array
+    strata: Sequence[str | None]  # per prompt of the pool
+
+
+def with_selection(
+    entries: Sequence[Entry], chosen: Selection, now: Sample, previous: Sample, strata: Sequence[str | None]
+) -> list[Entry]:
+    """The entries with pressure, contrast, gain, predicted pressure and amplification, over all prompts and per stratum.
+
+    Args:
+        now, previous: the checkpoint the round trained, and the one that its training pool was sampled from, on the probe.
+        strata: per prompt of the probe.
+    """
+    return [_selected(e, chosen, now, previous, strata) if e.feature in chosen.values else e for e in entries]
+
+
+def _selected(entry: Entry, chosen: Selection, now: Sample, previous: Sample, strata: Sequence[str | None]) -> Entry:
+    if entry.group in CONDITIONED:
+        return entry
+    name, all_of_it = entry.feature, entry.group is None
+    pool = np.array([all_of_it or s == entry.group for s in chosen.strata])
+    probe = np.array([all_of_it or s == entry.group for s in strata])
+    values, weights = scaled(chosen.values[name][pool], entry.kind), chosen.chosen[pool]
+    s = pressure(values, weights)
+    response = prompt_means(scaled(now.values[name][probe], entry.kind))
+    response = response - prompt_means(scaled(previous.values[name][probe], entry.kind))
+    size, ratio = estimate(s), gain(response, s)
+    q = estimate(contrast(values, weights, chosen.rejected[pool])).value if chosen.rejected is not None else math.nan
+    more = {
+        "pressure": size.value, "pressure_low": size.low, "pressure_high": size.high, "contrast": q,
+        "predicted": predicted_pressure(values, chosen.reward[pool]),
+        "gain": ratio.value, "gain_low": ratio.low, "gain_high": ratio.high,
+        "amplification": _amplified(entry, chosen, now, strata),
+    }  # fmt: skip
+    return replace(entry, **{k: v if math.isfinite(v) else None for k, v in more.items()})  # type: ignore[arg-type]
+
+
+def _amplified(entry: Entry, chosen: Selection, now: Sample, strata: Sequence[str | None]) -> float:
+    """Directional amplification of a 0/1 style in a stratum, or its mean over strata."""
+    names = sorted({s for s in chosen.strata if s is not None})
+    if entry.kind != "rate" or len(names) < 2:
+        return math.nan
+    picked = np.where(chosen.chosen > 0, chosen.values[entry.feature], np.nan)
+    made = now.values[entry.feature]
+    of_pool, of_probe = np.array(chosen.strata, dtype=object), np.array(strata, dtype=object)
+    found = amplification({t: picked[of_pool == t] for t in names}, {t: made[of_probe == t] for t in names})
+    if entry.group is not None:
+        return found.get(entry.group, math.nan)
+    return float(np.mean(list(found.values()))) if found else math.nan
 
 
 def weighted_means(values: Array, weights: Array) -> Array:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from data import tables
+from tasks import mitigations
 from tasks import parts as shelves
 from tasks.audit import audit_selection
 from tasks.recorded import as_rows, read_completions
@@ -25,18 +26,21 @@ class Settings(BaseModel):
     selector: str
     settings: dict[str, Any]
     scorers: list[str]  # in recipe order; the first is the verifier
+    mitigations: list[dict[str, Any]] = []  # {mitigation, settings}, in order
 
 
 def parts(settings: Settings) -> list[tuple[str, str]]:
-    return [("selectors", settings.selector)]
+    return [("selectors", settings.selector), *mitigations.bound(settings.mitigations)]
 
 
 def select(work: Work) -> None:
     """SELECTED rows (`selected.parquet`) and `audit.json`."""
     s: Settings = work.settings
     completions, reward, scores = judged(work.inputs, s.scorers)
+    reward = mitigations.apply("rewards", s.mitigations, reward, completions, scores)
     selector = shelves.bind("selectors", s.selector, s.settings, **origins(work.inputs))
     chosen = selector(completions, reward, scores)
+    chosen = mitigations.apply("chosen", s.mitigations, chosen, completions, scores)
     tables.write(tables.from_rows(chosen, tables.SELECTED), tables.SELECTED, work.out / "selected.parquet")
     audit = audit_selection(chosen, completions, reward, scores)
     (work.out / "audit.json").write_text(json.dumps(audit, indent=1))

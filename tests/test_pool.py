@@ -13,7 +13,7 @@ from data import tables
 from data.campaign import Campaign
 from data.errors import PartError, RecipeError
 from flows.check import bind
-from flows.rounds import held
+from flows.stages import held
 from tasks.pairers import origins as shelf
 from tests.micro import micro
 from tests.test_pairers import check_pairs

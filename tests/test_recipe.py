@@ -35,7 +35,7 @@ def tables(values: Mapping[str, Any], path: str = "") -> Iterator[str]:
         if isinstance(value, dict) and name not in ("settings", "set"):
             yield from tables(value, inner)
         elif isinstance(value, list):
-            for index, entry in enumerate(value):
+            for index, entry in enumerate(v for v in value if isinstance(v, dict)):
                 yield from tables(entry, f"{inner}.{index}")
 
 

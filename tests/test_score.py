@@ -11,7 +11,7 @@ from data import tables
 from data.campaign import Campaign
 from data.errors import PartError, TableError
 from flows.check import bind
-from flows.rounds import held
+from flows.stages import held
 from tasks import score
 from tasks.parts import wants
 from tasks.scorers import Score

@@ -1,0 +1,182 @@
+"""Keep the bias ledger of a round: LEDGER, and the alarms it gives rise to."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+
+from data import tables
+from tasks.alarms import Alarm, gravest, judge
+from tasks.effects import Array, Kind, scaled
+from tasks.ledger import Entry, Sample, compare
+from tasks.pressure import Selection, surface_auc, with_selection
+from tasks.work import Work
+
+VERSION = 1
+LIBRARIES = ("numpy", "scipy", "scikit-learn")
+SHORTCUT = 0.7  # AUC from which the pairs can be told apart by their surface alone
+
+Columns = Mapping[str, Array]
+
+
+class Settings(BaseModel):
+    round: int
+    kinds: dict[str, Kind]  # of the columns of FEATURES
+    prompt_kinds: dict[str, Kind]  # of the columns of PROMPT_FEATURES
+    baseline: int  # samples of round 0: inputs base/1 ...
+    chosen: str = ""  # "selected" or "pairs": the input that says what the round trained on
+
+
+def bias(work: Work) -> None:
+    """`ledger.parquet` (LEDGER) and `alarms.json` of the round whose checkpoint `observed` is.
+
+    Inputs: prompts; observed, previous/observed, base/1/observed ... (of `observe`), each with its verdicts (SCORES); earlier
+    (this stage's output for the round before); for what the round trained on pool_prompts, pool (of `observe`), reward and the
+    input that `chosen` names. `previous`, `earlier` and the last four may be missing.
+    """
+    s: Settings = work.settings
+    prompts = tables.read(work.inputs["prompts"] / "probe.parquet", tables.PROMPTS)
+    order = {prompt: i for i, prompt in enumerate(prompts["prompt_id"].to_pylist())}
+    now = _sample(work, [""], order)
+    previous = _sample(work, ["previous/"], order) if "previous/observed" in work.inputs else None
+    base = _sample(work, [f"base/{i}/" for i in range(1, s.baseline + 1)], order)
+    kinds = s.kinds | s.prompt_kinds
+    strata = prompts["stratum"].to_pylist()
+    entries = compare(now, base, previous, kinds=kinds, strata=strata)
+
+    facts: dict[str, Any] = {}
+    if s.chosen and "pool" in work.inputs:
+        chosen = _selection(work)
+        entries = with_selection(entries, chosen, now, previous or base, strata)
+        facts["surface_auc"] = _surface_auc(work, chosen) if s.chosen == "pairs" else None
+    earlier = read_ledger(work.inputs["earlier"]) if "earlier" in work.inputs else []
+    entries, alarms = judge(entries, earlier, round=s.round)
+    alarms += _shortcut(facts.get("surface_auc"))
+    write_ledger(work.out, entries, alarms, facts)
+
+
+def _shortcut(auc: float | None) -> list[Alarm]:
+    if auc is None or auc <= SHORTCUT:
+        return []
+    said = f"surface features alone tell chosen from rejected (AUC {auc:.2f}, 0.5 = not at all): the pairs carry a shortcut"
+    return [Alarm("watch", "pairs", said + "; acts on it: style_balanced, length_matched")]
+
+
+# -- reading ------------------------------------------------------------------------------------------------------------
+def grid(prompts: Sequence[str], order: Mapping[str, int], columns: Columns) -> dict[str, Array]:
+    """Columns of rows as arrays, prompts x samples, in the order of `order`; NaN where a prompt has fewer samples."""
+    place = np.array([order[p] for p in prompts], dtype=int)
+    seen: Counter[str] = Counter()
+    sample = np.zeros(len(prompts), dtype=int)
+    for i, prompt in enumerate(prompts):
+        sample[i] = seen[prompt]
+        seen[prompt] += 1
+    made = {}
+    for name, values in columns.items():
+        made[name] = np.full((len(order), max(seen.values(), default=1)), np.nan)
+        made[name][place, sample] = values
+    return made
+
+
+def _sample(work: Work, places: Sequence[str], order: Mapping[str, int]) -> Sample:
+    """One Sample of one or more drawings of the same prompts, side by side."""
+    drawn = [_drawing(work, place, order) for place in places]
+    values = {name: np.concatenate([d[name] for d in drawn], axis=1) for name in drawn[0]}
+    return Sample(values, right=values.pop("", None))
+
+
+def _drawing(work: Work, place: str, order: Mapping[str, int]) -> dict[str, Array]:
+    s: Settings = work.settings
+    folder, verdicts = work.inputs[f"{place}observed"], work.inputs[f"{place}verdicts"]
+    judged = tables.read(verdicts / "scores.parquet", tables.SCORES)
+    right = grid(judged["prompt_id"].to_pylist(), order, {"": _numbers(judged, "value")})[""]
+    values = _features(folder / "features.parquet", tables.features(*s.kinds), order, list(s.kinds))
+    schema = tables.prompt_features(*s.prompt_kinds)
+    values |= _features(folder / "prompt_features.parquet", schema, order, list(s.prompt_kinds))
+    known = np.isfinite(right)
+    return values | ({"": np.where(known, right >= 1.0, np.nan)} if known.any() else {})
+
+
+def _features(path: Path, schema: Any, order: Mapping[str, int], names: Sequence[str]) -> dict[str, Array]:
+    table = tables.read(path, schema)
+    return grid(table["prompt_id"].to_pylist(), order, {name: _numbers(table, name) for name in names})
+
+
+def _numbers(table: Any, column: str) -> Array:
+    return np.array(table[column].to_pylist(), dtype=float)  # null becomes NaN
+
+
+def _selection(work: Work) -> Selection:
+    """What the round trained on, as features, rewards and counts over the training pool."""
+    s: Settings = work.settings
+    prompts = tables.read(work.inputs["pool_prompts"] / "rounds.parquet", tables.PROMPTS)
+    order = {prompt: i for i, prompt in enumerate(prompts["prompt_id"].to_pylist())}
+    table = tables.read(work.inputs["pool"] / "features.parquet", tables.features(*s.kinds))
+    counts: dict[str, Counter[str]] = {"chosen": Counter(), "rejected": Counter()}
+    if s.chosen == "pairs":
+        pairs = tables.read(work.inputs["pairs"] / "pairs.parquet", tables.PAIRS)
+        for side, counter in counts.items():
+            counter.update(pairs[f"{side}_id"].to_pylist())
+    else:
+        selected = tables.read(work.inputs["selected"] / "selected.parquet", tables.SELECTED)
+        counts["chosen"].update(selected["completion_id"].to_pylist())
+    rewards = tables.read(work.inputs["reward"] / "scores.parquet", tables.SCORES)
+    reward = dict(zip(rewards["completion_id"].to_pylist(), _numbers(rewards, "value"), strict=True))
+    ids = table["completion_id"].to_pylist()
+    columns = {name: _numbers(table, name) for name in s.kinds}
+    columns |= {f"#{side}": np.array([counter[i] for i in ids], dtype=float) for side, counter in counts.items()}
+    columns["#reward"] = np.array([reward.get(i, np.nan) for i in ids])
+    placed = grid(table["prompt_id"].to_pylist(), order, columns)
+    weights = {name: np.nan_to_num(placed.pop(f"#{name}")) for name in ("chosen", "rejected")}
+    return Selection(
+        values={name: placed[name] for name in s.kinds},
+        chosen=weights["chosen"],
+        rejected=weights["rejected"] if s.chosen == "pairs" else None,
+        reward=placed["#reward"],
+        strata=prompts["stratum"].to_pylist(),
+    )
+
+
+def _surface_auc(work: Work, chosen: Selection) -> float | None:
+    """Over one pair a prompt: the mean of its chosen less the mean of its rejected."""
+    from tasks.pressure import contrast
+
+    assert chosen.rejected is not None
+    kinds: dict[str, Kind] = work.settings.kinds
+    sides = [contrast(scaled(chosen.values[name], kinds[name]), chosen.chosen, chosen.rejected) for name in kinds]
+    differences = np.stack(sides, axis=1)
+    used = (chosen.chosen.sum(-1) > 0) & (chosen.rejected.sum(-1) > 0)
+    return surface_auc(differences[used], np.flatnonzero(used).tolist())
+
+
+# -- writing, and reading back ------------------------------------------------------------------------------------------
+def write_ledger(folder: Path, entries: Sequence[Entry], alarms: Sequence[Alarm], facts: Mapping[str, Any]) -> None:
+    rows = [dataclasses.asdict(entry) for entry in entries]
+    tables.write(tables.from_rows(rows, tables.LEDGER), tables.LEDGER, folder / "ledger.parquet")
+    said = {"level": gravest(alarms), "alarms": [dataclasses.asdict(alarm) for alarm in alarms], **facts}
+    (folder / "alarms.json").write_text(json.dumps(said, indent=1))
+    (folder / "report.md").write_text(report(entries, alarms))
+
+
+def report(entries: Sequence[Entry], alarms: Sequence[Alarm]) -> str:
+    """The alarms, and every feature over all completions, the largest effect first."""
+    lines = [*(f"- **{alarm.level} {alarm.feature}**: {alarm.sentence}" for alarm in alarms), ""]
+    lines += ["| feature | level | round 0 | now | effect | 95% interval | step | pressure | gain |", "|" + "---|" * 9]
+    whole = [entry for entry in entries if entry.group is None]
+    for e in sorted(whole, key=lambda entry: -abs(entry.effect or 0.0)):
+        numbers = [e.base, e.mean, e.effect, e.effect_low, e.effect_high, e.step_effect, e.pressure, e.gain]
+        base, mean, effect, low, high, step, pressure, gain = ("" if x is None else f"{x:.3g}" for x in numbers)
+        between = f"{low} to {high}" if low else ""
+        lines.append(f"| {e.feature} | {e.level} | {base} | {mean} | {effect} | {between} | {step} | {pressure} | {gain} |")
+    return "\n".join(lines) + "\n"
+
+
+def read_ledger(folder: Path) -> list[Entry]:
+    return [Entry(**row) for row in tables.read(folder / "ledger.parquet", tables.LEDGER).to_pylist()]

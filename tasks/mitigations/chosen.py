@@ -1,0 +1,62 @@
+"""Mitigations that drop rows of what was chosen: PAIRS, or SELECTED where they say so."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+from annotated_types import Ge, Gt
+
+from tasks.audit import Row, Values
+from tasks.mitigations import feature_values
+
+
+def length_matched(
+    rows: Sequence[Row], completions: Sequence[Row], scores: Mapping[str, Values], *, tolerance: Annotated[float, Gt(0)] = 0.1
+) -> list[Row]:
+    """Only pairs whose lengths differ by a factor of at most exp(tolerance): nothing is learned from length."""
+    tokens = {row["completion_id"]: len(row["token_ids"] or row["text"].split()) for row in completions}
+    return [
+        pair
+        for pair in rows
+        if abs(math.log(max(1, tokens[pair["chosen_id"]]) / max(1, tokens[pair["rejected_id"]]))) <= tolerance
+    ]
+
+
+def style_balanced(rows: Sequence[Row], completions: Sequence[Row], scores: Mapping[str, Values], *, feature: str) -> list[Row]:
+    """Pairs in which the chosen has more of a feature, thinned to as many as those in which it has less; ties all stay.
+
+    Down-sampling what is over-represented, which served better than weights in https://arxiv.org/abs/2005.04345.
+    """
+    values = feature_values(completions, [feature])[:, 0]
+    of = {row["completion_id"]: value for row, value in zip(completions, values, strict=True)}
+    sign = [_sign(of[pair["chosen_id"]] - of[pair["rejected_id"]]) for pair in rows]
+    room = {0: len(rows), **dict.fromkeys((1, -1), min(sign.count(1), sign.count(-1)))}
+    used: Counter[int] = Counter()
+    kept = []
+    for pair, way in sorted(zip(rows, sign, strict=True), key=lambda both: both[0]["chosen_id"]):  # ids are hashes: at random
+        used[way] += 1
+        if used[way] <= room[way]:
+            kept.append(pair)
+    return kept
+
+
+def cap_copies(
+    rows: Sequence[Row], completions: Sequence[Row], scores: Mapping[str, Values], *, copies: Annotated[int, Ge(1)] = 1
+) -> list[Row]:
+    """At most `copies` rows of PAIRS or SELECTED that teach the same text of the same prompt."""
+    text = {row["completion_id"]: row["text"] for row in completions}
+    seen: Counter[tuple[str, str]] = Counter()
+    kept = []
+    for row in rows:
+        taught = row["prompt_id"], text[row.get("chosen_id") or row["completion_id"]]
+        seen[taught] += 1
+        if seen[taught] <= copies:
+            kept.append(row)
+    return kept
+
+
+def _sign(value: float) -> int:
+    return int(value > 0) - int(value < 0)

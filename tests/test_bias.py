@@ -1,0 +1,155 @@
+"""The bias ledger in a campaign: what it writes, what the record keeps, and what planted changes in real texts do to it."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data import tables
+from tasks.alarms import LEVELS, judge
+from tasks.bias import grid, read_ledger
+from tasks.features import format as styles
+from tasks.features import length, repetition, tone
+from tasks.ledger import Kind, Sample, compare
+from tasks.scorers import Score
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+LINE = "the sum of two numbers is found by adding each column from the right and carrying what is over"
+WORDS = LINE.split(" ")
+FEATURES: dict[str, tuple[Callable[..., Any], Kind]] = {
+    "affirmative": (styles.affirmative, "rate"),
+    "exclamations": (styles.exclamations, "rate"),
+    "bold": (styles.bold, "rate"),
+    "lists": (styles.lists, "rate"),
+    "words": (length.words, "length"),
+    "characters": (length.characters, "length"),
+    "refusal": (tone.refusal, "rate"),
+    "hedging": (tone.hedging, "real"),
+    "rep_3": (repetition.rep_3, "real"),
+    "compression": (repetition.compression, "real"),
+}
+Row = dict[str, Any]
+
+
+def texts(seed: int, k: int, prompts: int = 256) -> list[str]:
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=draw.randint(20, 60))) + "." for _ in range(prompts * k)]
+
+
+def observed(given: Sequence[str], k: int) -> Sample:
+    rows = [{"text": text, "token_ids": None, "finish_reason": "stop"} for text in given]
+    columns = {name: np.array(feature(rows), dtype=float) for name, (feature, _) in FEATURES.items()}
+    return Sample({name: values.reshape(-1, k) for name, values in columns.items()})
+
+
+def campaign(change: Callable[[int, list[str]], list[str]], rounds: int = 3) -> list[list[str]]:
+    """`LEVEL feature` of each round; `change` is given the round and its texts."""
+    kinds = {name: kind for name, (_, kind) in FEATURES.items()}
+    base = last = observed(texts(1, 16), 16)
+    earlier, said = [], []
+    for number in range(1, rounds + 1):
+        now = observed(change(number, texts(100 + number, 4)), 4)
+        earlier, alarms = judge(compare(now, base, last, kinds=kinds), earlier, round=number)
+        said.append(sorted(f"{a.level} {a.feature}" for a in alarms if a.level != "watch"))
+        last = now
+    return said
+
+
+def test_a_planted_opening_is_found_and_nothing_else() -> None:
+    # oracle 2: "Sure! " before 15% of the responses from round 2 on: the opening and its ! alarm by round 3, nothing else
+    def sure(number: int, given: list[str]) -> list[str]:
+        return [("Sure! " if number >= 2 and i % 20 < 3 else "") + text for i, text in enumerate(given)]
+
+    first, second, third = campaign(sure)
+    assert first == []
+    assert third == ["ALARM affirmative", "ALARM exclamations"]
+    assert set(second) <= set(third)
+
+
+def test_doubling_by_concatenation_is_a_matter_of_length_alone() -> None:
+    # oracle 8: a text after itself is twice as long (and repeats itself); styles counted per word or as present do not move
+    said = campaign(lambda number, given: [f"{text} {text}" for text in given], rounds=1)
+    assert set(said[0]) == {"ALARM words", "ALARM characters", "ALARM rep_3", "ALARM compression"}
+
+
+def test_rows_find_their_place() -> None:
+    # samples go to the row of their prompt in the order they come; a prompt with fewer samples is filled up with NaN
+    made = grid(["b", "a", "b"], {"a": 0, "b": 1}, {"x": np.array([1.0, 2.0, 3.0])})["x"]
+    assert made[1].tolist() == [1.0, 3.0]
+    assert made[0, 0] == 2.0
+    assert np.isnan(made[0, 1])
+
+
+def test_every_round_keeps_the_ledger(run_micro: Callable[..., Any]) -> None:
+    # each round has LEDGER, alarms.json and a report in the store, its numbers as metrics and its alarms as facts in the record
+    campaign = run_micro("tiny_dpo")
+    for finished in campaign.rounds():
+        folder = campaign.store.find(finished.artifacts["bias"].key).path
+        rows = tables.read(folder / "ledger.parquet", tables.LEDGER).to_pylist()
+        said = json.loads((folder / "alarms.json").read_text())
+        assert said["level"] == finished.facts["bias_level"]
+        assert len(said["alarms"]) == len(finished.facts["alarms"])
+        assert "| tokens |" in (folder / "report.md").read_text()
+        tokens = next(row for row in rows if row["feature"] == "tokens" and row["group"] is None)
+        assert finished.metrics["bias/tokens/mean"].value == tokens["mean"]
+        assert finished.metrics["bias/tokens/d0"].low == tokens["effect_low"]
+        assert finished.metrics["bias/tokens/level"].value == LEVELS.index(tokens["level"])
+        assert (tokens["pressure"] is None) == (finished.round == 0)
+        assert (tokens["contrast"] is None) == (finished.round == 0)
+        assert (finished.metrics["bias/kl_base/mean"].value is None) == (finished.round == 0)
+        assert [entry.key for entry in read_ledger(folder)] == [(row["feature"], row["group"]) for row in rows]
+    assert campaign.rounds()[0].facts["bias_level"] in ("", "watch")  # A/A
+
+
+def test_a_round_that_trains_nothing_takes_no_step(run_micro: Callable[..., Any]) -> None:
+    # the same checkpoint is drawn with the same seed: the step is exactly 0, the drift is the A/A difference of round 0
+    campaign = run_micro("tiny_raft", "train.minimum=100000", "rounds=1")
+    start, after = campaign.rounds()
+    assert after.metrics["bias/tokens/step"].value == 0.0
+    assert after.metrics["bias/tokens/d0"].value == start.metrics["bias/tokens/d0"].value
+
+
+def test_the_recipe_chooses_the_features(run_micro: Callable[..., Any]) -> None:
+    # names from both shelves and a user's own; and with no samples there is no ledger at all
+    features = 'probe.features=["tokens", "answer_entropy", "tests.test_bias:digits"]'
+    finished = run_micro("tiny_control", "rounds=1", features).rounds()[-1]
+    found = {name.split("/")[1] for name in finished.metrics if name.startswith("bias/")}
+    assert found == {"tokens", "answer_entropy", "digits"}
+    off = run_micro("tiny_control", "rounds=1", "probe.samples=0", name="off").rounds()[-1]
+    assert not [name for name in [*off.metrics, *off.artifacts] if name.startswith(("bias", "probe"))]
+
+
+def digits(completions: Sequence[Row]) -> list[float | None]:
+    """A user's own feature: digits of a completion."""
+    return [float(sum(c.isdigit() for c in row["text"])) for row in completions]
+
+
+def long(prompts: Sequence[Row], completions: Sequence[Row]) -> list[Score]:
+    """A judge that likes length and nothing else."""
+    return [Score(len(row["token_ids"]) / 48) for row in completions]
+
+
+def test_preferring_the_long_trips_the_length_alarm(run_micro: Callable[..., Any]) -> None:
+    # oracle 7: pairs that choose the longer answer, on a real tiny model: tokens alarm, and selection is named as the cause
+    campaign = run_micro(
+        "tiny_dpo",
+        'score=[{scorer="tests.test_bias:long"}]',
+        "pair.pairer=best_vs_worst",
+        "pair.settings={allow_wrong_chosen=true}",
+        "prompts.probe=64",
+        "prompts.per_round=64",
+        "train.steps=20",
+        "train.learning_rate=1e-3",
+        'probe.features=["tokens", "rep_3", "bold"]',
+        "gate.on_alarm.STOP=hold",
+    )
+    assert campaign.rounds()[1].metrics["bias/tokens/pressure"].low > 0
+    said = [alarm for finished in campaign.rounds() for alarm in finished.facts["alarms"] if alarm.startswith("ALARM tokens:")]
+    assert said
+    assert "selection favours it" in said[0]
