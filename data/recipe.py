@@ -81,7 +81,11 @@ class Score(Strict):
         pattern=r"^[A-Za-z0-9_-]*$",
         description="what its scores are called; empty = the scorer's name, which may stand only once",
     )
-    weight: float = 1.0
+    weight: float = Field(1.0, description="0 = only watched: it is no part of the reward")
+    checkpoint: str = Field(
+        "policy",
+        description="scorers with a model only: policy (the head), base (checkpoint 0), a directory, or empty (an endpoint)",
+    )
     settings: dict[str, Any] = Field(default_factory=dict)
 
     @property
@@ -257,6 +261,8 @@ class Recipe(Strict):
             raise ValueError("source = 'file' needs prompts of your own: pass --prompts FILE (or set prompts.path)")
         if not self.score:
             raise ValueError("at least one [[score]] is needed; the first one is the verifier that held-out accuracy uses")
+        if not any(score.weight for score in self.score):
+            raise ValueError("every [[score]] has weight 0, so nothing makes a reward; give one of them a weight")
         names = [score.label for score in self.score]
         if len(set(names)) != len(names):
             raise ValueError(f"each scorer once, or under a name of its own (score.name): found {names}")

@@ -34,7 +34,8 @@ def one_round(stages: Stages, store: Store, so_far: list[Round], settle: Callabl
     recipe = stages.recipe
 
     prompts = held(store, so_far[0].artifacts["prepare"])  # as they were when the campaign began, whatever became of the file
-    data = sample(stages, prompts, held(store, last.head)) if recipe.samples else {}
+    base = held(store, so_far[0].checkpoint)
+    data = sample(stages, prompts, held(store, last.head), base) if recipe.samples else {}
     untrained = too_little(stages, data)
     reference = standing[recipe.loss.reference] if "pairs" in data and not untrained else None
     start = standing[recipe.train.start_from]
@@ -63,11 +64,11 @@ def one_round(stages: Stages, store: Store, so_far: list[Round], settle: Callabl
 COMPARED = {"base": "base", "champion": "best", "previous": "previous"}
 
 
-def sample(stages: Stages, prompts: Artifact, head: Artifact) -> dict[str, Artifact]:
+def sample(stages: Stages, prompts: Artifact, head: Artifact, base: Artifact) -> dict[str, Artifact]:
     """Draw prompts, sample the head, score, and choose what to train on."""
     drawn = stages.draw(prompts)
     completions = stages.generate(drawn, head)
-    scores = stages.scores(drawn, completions)
+    scores = stages.scores(drawn, completions, {"policy": head, "base": base})
     reward = stages.reward(scores)
     return {"prompts": drawn, "completions": completions, **stages.choose(completions, reward, scores)}
 

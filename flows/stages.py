@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from data import tables
 from data.campaign import Campaign, Metric, Ref
 from data.errors import PromptsError
-from data.recipe import Loss, Recipe, Train
+from data.recipe import Loss, Recipe, Score, Train
 from data.store import Artifact, External, derive_seed, digest_of, sha256_file
 from tasks.models import inspect_checkpoint
 from tasks.parts import wants
@@ -70,20 +70,50 @@ class Stages:
             "generate", "generate", settings, {"prompts": prompts, "checkpoint": checkpoint}, self._seed("generate")
         )
 
-    def scores(self, prompts: Artifact, completions: Artifact) -> dict[str, Artifact]:
-        """SCORES of every scorer. One that takes `verdicts` stands on the first one's."""
+    def scores(self, prompts: Artifact, completions: Artifact, standing: Mapping[str, Artifact]) -> dict[str, Artifact]:
+        """SCORES of every scorer. One that takes `verdicts` stands on the first one's, one with a model on the checkpoint that
+        its `checkpoint` names: `standing` holds policy and base."""
         made: dict[str, Artifact] = {}
         for score in self.recipe.score:
-            inputs = {"prompts": prompts, "completions": completions}
-            if made:
-                inputs |= supply("scorers", score.scorer, {"verdicts": next(iter(made.values()))})
-            label = f"score/{score.label}"
-            settings = {"scorer": score.scorer, "settings": score.settings, "split": "rounds"}
-            made[label] = self._do(label, "score", settings, inputs)
+            verdicts = {"verdicts": next(iter(made.values()))} if made else {}
+            made[f"score/{score.label}"] = self.score(
+                f"score/{score.label}", score, "rounds", prompts, completions, standing, verdicts
+            )
         return made
 
+    def score(
+        self,
+        label: str,
+        score: Score,
+        split: str,
+        prompts: Artifact,
+        completions: Artifact,
+        standing: Mapping[str, Artifact],
+        available: Mapping[str, Artifact],
+    ) -> Artifact:
+        """SCORES of one scorer, with what else it asks for."""
+        settings: dict[str, Any] = {"scorer": score.scorer, "settings": score.settings, "split": split}
+        if "checkpoint" in wants("scorers", score.scorer):
+            settings["loading"] = self._loading()
+            available = {**available, **self._judge(score, standing)}
+        inputs = {"prompts": prompts, "completions": completions, **supply("scorers", score.scorer, available)}
+        return self._do(label, "score", settings, inputs)
+
+    def _judge(self, score: Score, standing: Mapping[str, Artifact]) -> dict[str, Artifact]:
+        """The model a scorer asks: one of the campaign's, a directory's copy, or none (an endpoint holds it)."""
+        if not score.checkpoint:
+            return {}
+        if score.checkpoint in standing:
+            return {"checkpoint": standing[score.checkpoint]}
+        model = external_model(Path(score.checkpoint))
+        return {"checkpoint": self._do(f"judge/{score.label}", "import_model", {}, {"model": model})}
+
     def reward(self, scores: Mapping[str, Artifact]) -> Artifact:
-        return self._do("reward", "reward", {"weights": {s.label: s.weight for s in self.recipe.score}}, scores)
+        """The weighted sum; what has no weight is only watched, and does not even enter the key."""
+        weights = {s.label: s.weight for s in self.recipe.score if s.weight}
+        return self._do(
+            "reward", "reward", {"weights": weights}, {f"score/{name}": scores[f"score/{name}"] for name in weights}
+        )
 
     def choose(self, completions: Artifact, reward: Artifact, scores: Mapping[str, Artifact]) -> dict[str, Artifact]:
         """Select or pair, as the recipe says."""
