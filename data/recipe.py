@@ -169,6 +169,23 @@ class OnAlarm(Strict):
     STOP: Answer = Field("roll_back", description="a hard limit was passed: what comes of this checkpoint is not worth having")
 
 
+class Health(Strict):
+    """What judges are asked besides the round's completions: frozen texts of checkpoint 0 on the probe split."""
+
+    samples: int = Field(2, ge=0, description="frozen texts per probe prompt; 0 = none")
+    edits: dict[str, str] = Field(
+        {"twice": "{text}\n\n{text}", "bold": "**{text}**"},
+        description="the same content in another form; how often a judge prefers it is its bias",
+    )
+
+    @field_validator("edits")
+    @classmethod
+    def _of_the_text(cls, edits: dict[str, str]) -> dict[str, str]:
+        if not all("{text}" in edit for edit in edits.values()):
+            raise ValueError("each edit holds {text}, which stands for the completion")
+        return edits
+
+
 class Gate(Strict):
     """Who moves forward. Promote: head = champion = k. Hold: head = k. Roll back: head = champion."""
 
@@ -230,6 +247,7 @@ class Recipe(Strict):
     loss: Loss = Loss()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    health: Health = Health()
     gate: Gate = Gate()
     keep: Keep = Keep()
     hardware: Hardware = Hardware()

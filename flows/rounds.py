@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from data.campaign import Metric, Ref, Round, Verdict
 from data.store import Artifact, Store
-from flows.stages import Stages, read_audit, read_metrics, ref
+from flows.judging import judge_metrics
+from flows.stages import Stages, held, read_audit, read_metrics, ref
 from tasks.gate import decide
 
 LIBRARIES = ("torch", "transformers", "trl", "tokenizers", "datasets", "pyarrow", "math-verify", "prefect", "mlflow")
@@ -34,8 +35,8 @@ def one_round(stages: Stages, store: Store, so_far: list[Round], settle: Callabl
     recipe = stages.recipe
 
     prompts = held(store, so_far[0].artifacts["prepare"])  # as they were when the campaign began, whatever became of the file
-    base = held(store, so_far[0].checkpoint)
-    data = sample(stages, prompts, held(store, last.head), base) if recipe.samples else {}
+    judges = {"policy": held(store, last.head), "base": held(store, so_far[0].checkpoint)}
+    data = sample(stages, prompts, judges) if recipe.samples else {}
     untrained = too_little(stages, data)
     reference = standing[recipe.loss.reference] if "pairs" in data and not untrained else None
     start = standing[recipe.train.start_from]
@@ -47,6 +48,7 @@ def one_round(stages: Stages, store: Store, so_far: list[Round], settle: Callabl
 
     against = {name: greedy_score(store, so_far, standing[key]) for name, key in COMPARED.items()}
     metrics = read_metrics(stages.evaluate(prompts, checkpoint, against))
+    metrics |= judge_metrics(stages, store, so_far, prompts, judges)
     verdict = settle(decide(recipe.gate, metrics, untrained))
 
     k = ref(checkpoint)
@@ -64,11 +66,11 @@ def one_round(stages: Stages, store: Store, so_far: list[Round], settle: Callabl
 COMPARED = {"base": "base", "champion": "best", "previous": "previous"}
 
 
-def sample(stages: Stages, prompts: Artifact, head: Artifact, base: Artifact) -> dict[str, Artifact]:
-    """Draw prompts, sample the head, score, and choose what to train on."""
+def sample(stages: Stages, prompts: Artifact, judges: Mapping[str, Artifact]) -> dict[str, Artifact]:
+    """Draw prompts, sample the head (the policy of `judges`), score, and choose what to train on."""
     drawn = stages.draw(prompts)
-    completions = stages.generate(drawn, head)
-    scores = stages.scores(drawn, completions, {"policy": head, "base": base})
+    completions = stages.generate(drawn, judges["policy"])
+    scores = stages.scores(drawn, completions, judges)
     reward = stages.reward(scores)
     return {"prompts": drawn, "completions": completions, **stages.choose(completions, reward, scores)}
 
@@ -90,12 +92,6 @@ def greedy_score(store: Store, so_far: list[Round], checkpoint: Ref) -> Artifact
     """The greedy held-out scores of an earlier checkpoint, from the round that measured it."""
     measured = next(r for r in reversed(so_far) if r.checkpoint.digest == checkpoint.digest)
     return held(store, measured.artifacts["evaluate/greedy_score"])
-
-
-def held(store: Store, known: Ref) -> Artifact:
-    """An artifact a Round names; where its payload is gone, the stage that needs it makes it again."""
-    found = store.find(known.key)
-    return found or Artifact(known.key, known.digest, "artifact", store.folder(known.key) / "payload", absent="gone")
 
 
 def _record(

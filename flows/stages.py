@@ -13,7 +13,7 @@ from data import tables
 from data.campaign import Campaign, Metric, Ref
 from data.errors import PromptsError
 from data.recipe import Loss, Recipe, Score, Train
-from data.store import Artifact, External, derive_seed, digest_of, sha256_file
+from data.store import Artifact, External, Store, derive_seed, digest_of, sha256_file
 from tasks.models import inspect_checkpoint
 from tasks.parts import wants
 from tasks.stage import Input
@@ -29,6 +29,7 @@ class Stages:
     def __init__(self, campaign: Campaign, number: int, call: Call) -> None:
         self.number, self.call = number, call
         self.recipe: Recipe = campaign.recipe.at_round(number)
+        self.at_first: Recipe = campaign.recipe.at_round(0)
         self.made: dict[str, Artifact] = {}
 
     # -- what every round stands on ---------------------------------------------------------------------------------
@@ -107,6 +108,18 @@ class Stages:
             return {"checkpoint": standing[score.checkpoint]}
         model = external_model(Path(score.checkpoint))
         return {"checkpoint": self._do(f"judge/{score.label}", "import_model", {}, {"model": model})}
+
+    def anchors(self, prompts: Artifact, base: Artifact) -> Artifact:
+        """Texts of checkpoint 0 on the probe split, as they are and edited: the same in every round, whatever `[[at]]` says."""
+        drawing, health = self.at_first.generate, self.at_first.health
+        settings = {**drawing.model_dump(), "n": health.samples, "split": "probe", **self._loading()}
+        drawn = self._do(
+            "anchors/drawn", "generate", settings, {"prompts": prompts, "checkpoint": base}, self._seed("anchors", 0)
+        )
+        return self._do("anchors", "anchors", {"edits": health.edits}, {"completions": drawn})
+
+    def judge_health(self, label: str, edits: list[str], inputs: Mapping[str, Artifact]) -> Artifact:
+        return self._do(f"judge_health/{label}", "judge_health", {"split": "rounds", "edits": edits}, inputs)
 
     def reward(self, scores: Mapping[str, Artifact]) -> Artifact:
         """The weighted sum; what has no weight is only watched, and does not even enter the key."""
@@ -246,3 +259,9 @@ def read_audit(data: Mapping[str, Artifact]) -> dict[str, Any]:
 
 def ref(artifact: Artifact) -> Ref:
     return Ref(key=artifact.key, digest=artifact.digest)
+
+
+def held(store: Store, known: Ref) -> Artifact:
+    """An artifact a Round names; where its payload is gone, the stage that needs it makes it again."""
+    found = store.find(known.key)
+    return found or Artifact(known.key, known.digest, "artifact", store.folder(known.key) / "payload", absent="gone")
