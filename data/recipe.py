@@ -123,7 +123,11 @@ class Score(Strict):
         pattern=r"^[A-Za-z0-9_-]*$",
         description="what its scores are called; empty = the scorer's name, which may stand only once",
     )
-    weight: float = 1.0
+    weight: float = Field(1.0, description="0 = only watched: it is no part of the reward")
+    checkpoint: str = Field(
+        "policy",
+        description="scorers with a model only: policy (the head), base (checkpoint 0), a directory, or empty (an endpoint)",
+    )
     settings: dict[str, Any] = Field(default_factory=dict)
 
     @property
@@ -225,6 +229,23 @@ class OnAlarm(Strict):
     STOP: Answer = Field("roll_back", description="a hard limit was passed: what comes of this checkpoint is not worth having")
 
 
+class Health(Strict):
+    """What judges are asked besides the round's completions: frozen texts of checkpoint 0 on the probe split."""
+
+    samples: int = Field(2, ge=0, description="frozen texts per probe prompt; 0 = none")
+    edits: dict[str, str] = Field(
+        {"twice": "{text}\n\n{text}", "bold": "**{text}**"},
+        description="the same content in another form; how often a judge prefers it is its bias",
+    )
+
+    @field_validator("edits")
+    @classmethod
+    def _of_the_text(cls, edits: dict[str, str]) -> dict[str, str]:
+        if not all("{text}" in edit for edit in edits.values()):
+            raise ValueError("each edit holds {text}, which stands for the completion")
+        return edits
+
+
 class Gate(Strict):
     """Who moves forward. Promote: head = champion = k. Hold: head = k. Roll back: head = champion."""
 
@@ -290,6 +311,7 @@ class Recipe(Strict):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     probe: Probe = Probe()
+    health: Health = Health()
     gate: Gate = Gate()
     keep: Keep = Keep()
     hardware: Hardware = Hardware()
@@ -331,6 +353,8 @@ class Recipe(Strict):
             raise ValueError("the gate decides on held-out prompts: set prompts.held_out")
         if not self.score:
             raise ValueError("at least one [[score]] is needed; the first one is the verifier that held-out accuracy uses")
+        if not any(score.weight for score in self.score):
+            raise ValueError("every [[score]] has weight 0, so nothing makes a reward; give one of them a weight")
         names = [score.label for score in self.score]
         if len(set(names)) != len(names):
             raise ValueError(f"each scorer once, or under a name of its own (score.name): found {names}")

@@ -68,6 +68,11 @@ def bind(recipe: Recipe) -> None:
     verifier = recipe.score[0].scorer
     if "verdicts" in parts.wants("scorers", verifier):
         raise PartError(f"scorers: '{verifier}' needs a verifier's verdicts; put the verifier first in [[score]]")
+    if "checkpoint" in parts.wants("scorers", verifier):
+        raise PartError(
+            f"scorers: the first one measures every checkpoint, and '{verifier}' judges with a model; put a verifier first in "
+            "[[score]], with weight = 0 where it should only watch"
+        )
     if recipe.select:
         parts.check_settings("selectors", recipe.select.selector, recipe.select.settings)
     for change in recipe.mitigate:

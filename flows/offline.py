@@ -76,7 +76,7 @@ def run(home: Path, recipe: recipes.Recipe) -> dict[str, Artifact]:
         stages = Stages(campaign, 1, call)
         prompts = stages.prepare()
         pool = stages.generate(prompts, stages.import_completions())
-        scores = stages.scores(prompts, pool)
+        scores = stages.scores(prompts, pool, {})
         reward = stages.reward(scores)
         stages.choose(pool, reward, scores)
         stages.measure_pool(pool, reward, scores)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from data.campaign import Metric, Ref, Round, Verdict
 from data.store import Artifact, Store
+from flows.judging import judge_metrics
 from flows.probe import baseline, compared, read_alarms, read_bias, said
 from flows.stages import Stages, held, read_audit, read_metrics, ref
 from tasks.gate import decide
@@ -40,7 +41,8 @@ def one_round(stages: Stages, store: Store, so_far: list[Round], settle: Callabl
     recipe = stages.recipe
 
     prompts = held(store, so_far[0].artifacts["prepare"])  # as they were when the campaign began, whatever became of the file
-    data = sample(stages, store, so_far, prompts) if recipe.samples else {}
+    judges = {"policy": held(store, last.head), "base": held(store, so_far[0].checkpoint)}
+    data = sample(stages, store, so_far, prompts, judges) if recipe.samples else {}
     untrained = too_little(stages, data)
     reference = standing[recipe.loss.reference] if "pairs" in data and not untrained else None
     start = standing[recipe.train.start_from]
@@ -52,6 +54,7 @@ def one_round(stages: Stages, store: Store, so_far: list[Round], settle: Callabl
 
     against = {name: greedy_score(store, so_far, standing[key]) for name, key in COMPARED.items()}
     metrics = read_metrics(stages.evaluate(prompts, checkpoint, against))
+    metrics |= judge_metrics(stages, store, so_far, prompts, judges)
     ledger = compared(stages, store, so_far, prompts, checkpoint, data)
     alarms = read_alarms(ledger)
     verdict = settle(decide(recipe.gate, metrics, untrained, alarms))
@@ -80,12 +83,14 @@ def source(stages: Stages, store: Store, so_far: list[Round]) -> Artifact:
     return held(store, known) if known else stages.import_completions()
 
 
-def sample(stages: Stages, store: Store, so_far: list[Round], prompts: Artifact) -> dict[str, Artifact]:
+def sample(
+    stages: Stages, store: Store, so_far: list[Round], prompts: Artifact, judges: Mapping[str, Artifact]
+) -> dict[str, Artifact]:
     """Draw prompts, take completions of the source, score, and choose what to train on."""
     drawn = stages.draw(stages.curate(prompts, sampled_before(stages, store, so_far)))
     completions = stages.generate(drawn, source(stages, store, so_far))
     completions = stages.pool(drawn, completions, beside(stages, store, so_far, prompts, drawn))
-    scores = stages.scores(drawn, completions)
+    scores = stages.scores(drawn, completions, judges)
     reward = stages.reward(scores)
     return {"prompts": drawn, "completions": completions, **stages.choose(completions, reward, scores)}
 

@@ -11,8 +11,8 @@ from pydantic import BaseModel
 
 from data import tables
 from data.campaign import Campaign, Metric, Ref
-from data.errors import PromptsError
-from data.recipe import Loss, Recipe, Train
+from data.errors import PromptsError, RecipeError
+from data.recipe import Loss, Recipe, Score, Train
 from data.store import Artifact, External, Store, derive_seed, digest_of, sha256_file
 from tasks import observe
 from tasks.models import inspect_checkpoint
@@ -86,7 +86,7 @@ class Stages:
         if self.recipe.recorded:
             return self._do("generate", "recorded", {"split": "rounds"}, {"prompts": prompts, "imported": source})
         label = f"generate/{beside}" if beside else "generate"
-        settings = {**self.recipe.generate.model_dump(), "split": "rounds", **self._loading()}
+        settings = {**self._decoding(self.recipe), "split": "rounds"}
         return self._do(label, "generate", settings, {"prompts": prompts, "checkpoint": source}, self._seed(label))
 
     def pool(self, prompts: Artifact, completions: Artifact, others: Mapping[str, Artifact]) -> Artifact:
@@ -99,20 +99,71 @@ class Stages:
     def contrast(self, prompts: Artifact) -> Artifact:
         return self._do("contrast", "contrast", {"template": self.recipe.pool.contrast}, {"prompts": prompts})
 
-    def scores(self, prompts: Artifact, completions: Artifact) -> dict[str, Artifact]:
-        """SCORES of every scorer. One that takes `verdicts` stands on the first one's."""
+    def scores(self, prompts: Artifact, completions: Artifact, standing: Mapping[str, Artifact]) -> dict[str, Artifact]:
+        """SCORES of every scorer. One that takes `verdicts` stands on the first one's, one with a model on the checkpoint that
+        its `checkpoint` names: `standing` holds policy and base."""
         made: dict[str, Artifact] = {}
         for score in self.recipe.score:
-            inputs = {"prompts": prompts, "completions": completions}
-            if made:
-                inputs |= supply("scorers", score.scorer, {"verdicts": next(iter(made.values()))})
-            label = f"score/{score.label}"
-            settings = {"scorer": score.scorer, "settings": score.settings, "split": "rounds"}
-            made[label] = self._do(label, "score", settings, inputs)
+            verdicts = {"verdicts": next(iter(made.values()))} if made else {}
+            made[f"score/{score.label}"] = self.score(
+                f"score/{score.label}", score, "rounds", prompts, completions, standing, verdicts
+            )
         return made
 
+    def score(
+        self,
+        label: str,
+        score: Score,
+        split: str,
+        prompts: Artifact,
+        completions: Artifact,
+        standing: Mapping[str, Artifact],
+        available: Mapping[str, Artifact],
+    ) -> Artifact:
+        """SCORES of one scorer, with what else it asks for."""
+        settings: dict[str, Any] = {"scorer": score.scorer, "settings": score.settings, "split": split}
+        if "checkpoint" in wants("scorers", score.scorer):
+            settings["loading"] = self._loading()
+            available = {**available, **self._judge(score, standing)}
+        inputs = {"prompts": prompts, "completions": completions, **supply("scorers", score.scorer, available)}
+        return self._do(label, "score", settings, inputs)
+
+    def _judge(self, score: Score, standing: Mapping[str, Artifact]) -> dict[str, Artifact]:
+        """The model a scorer asks: one of the campaign's, a directory's copy, or none (an endpoint holds it).
+
+        Raises:
+            RecipeError: it asks the policy or the base, and there is none (`ratchet data`).
+        """
+        if not score.checkpoint:
+            return {}
+        if score.checkpoint in ("policy", "base"):
+            if score.checkpoint not in standing:
+                raise RecipeError(
+                    f"score '{score.label}' asks the {score.checkpoint}, and without rounds there is none; "
+                    "set its checkpoint to a model's directory"
+                )
+            return {"checkpoint": standing[score.checkpoint]}
+        model = external_model(Path(score.checkpoint))
+        return {"checkpoint": self._do(f"judge/{score.label}", "import_model", {}, {"model": model})}
+
+    def anchors(self, prompts: Artifact, base: Artifact) -> Artifact:
+        """Texts of checkpoint 0 on the probe split, as they are and edited: the same in every round, whatever `[[at]]` says."""
+        health = self.first.health
+        settings = {**self._decoding(self.first), "n": health.samples, "split": "probe"}
+        drawn = self._do(
+            "anchors/drawn", "generate", settings, {"prompts": prompts, "checkpoint": base}, self._seed("anchors", 0)
+        )
+        return self._do("anchors", "anchors", {"edits": health.edits}, {"completions": drawn})
+
+    def judge_health(self, label: str, edits: list[str], inputs: Mapping[str, Artifact]) -> Artifact:
+        return self._do(f"judge_health/{label}", "judge_health", {"split": "rounds", "edits": edits}, inputs)
+
     def reward(self, scores: Mapping[str, Artifact]) -> Artifact:
-        return self._do("reward", "reward", {"weights": {s.label: s.weight for s in self.recipe.score}}, scores)
+        """The weighted sum; what has no weight is only watched, and does not even enter the key."""
+        weights = {s.label: s.weight for s in self.recipe.score if s.weight}
+        return self._do(
+            "reward", "reward", {"weights": weights}, {f"score/{name}": scores[f"score/{name}"] for name in weights}
+        )
 
     def choose(self, completions: Artifact, reward: Artifact, scores: Mapping[str, Artifact]) -> dict[str, Artifact]:
         """Select or pair, as the recipe says."""
@@ -155,17 +206,15 @@ class Stages:
 
         Seeds do not depend on the round: the same checkpoint is measured once, different ones with common random numbers.
         """
-        e, g = self.recipe.evaluate, self.recipe.generate
+        e = self.recipe.evaluate
         place = "evaluate" if split == "held_out" else f"evaluate/{split}"
         common = {
-            "engine": self.recipe.evaluation_engine,
-            "settings": self.recipe.engine_settings(self.recipe.evaluation_engine),
+            **self._decoding(self.recipe),
             "split": split,
             "top_p": 1.0,
-            "max_tokens": e.max_tokens or g.max_tokens,
+            "max_tokens": e.max_tokens or self.recipe.generate.max_tokens,
             "batch": e.batch,
             "shard": max(e.batch, 2000),
-            **self._loading(),
         }
         wanted = {"greedy": (1, 0.0, "evaluate")}
         if e.samples and split == "held_out":
@@ -195,8 +244,8 @@ class Stages:
 
         `base` is checkpoint 0, for the distance to it; round 0 has none.
         """
-        place, split, g = f"probe/{number}" if number else "probe", {"split": "probe"}, self.first.generate
-        decoding = {**g.model_dump(), **split, "n": self.recipe.probe.samples, **self._loading()}
+        place, split = f"probe/{number}" if number else "probe", {"split": "probe"}
+        decoding = {**self._decoding(self.first), **split, "n": self.recipe.probe.samples}
         sources = {"prompts": prompts, "checkpoint": checkpoint}
         drawn = self._do(f"{place}/completions", "generate", decoding, sources, self._seed(f"probe/{number}", 0))
         verdicts = self._verify(f"{place}/verdicts", "probe", prompts, drawn)
@@ -248,6 +297,12 @@ class Stages:
 
     def _seed(self, stage: str, number: int | None = None) -> int:
         return derive_seed(self.recipe.seed, stage, self.number if number is None else number)
+
+    def _decoding(self, recipe: Recipe) -> dict[str, Any]:
+        """How completions are drawn from a checkpoint."""
+        engine = recipe.evaluation_engine
+        how = recipe.generate.model_dump(exclude={"path"})
+        return {**how, "engine": engine, "settings": recipe.engine_settings(engine), **self._loading()}
 
     def _loading(self) -> dict[str, Any]:
         return {"dtype": precision(self.recipe), "trust_remote_code": self.recipe.model.trust_remote_code}

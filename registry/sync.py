@@ -16,6 +16,7 @@ from data.campaign import Campaign, Round
 from data.store import locked
 from registry import checkpoints, payload, projection
 from registry.client import MemoryUnreachable, campaign_id, experiment, memory, runs_of
+from registry.judges import mirror_templates
 from registry.sweeps import sweep_tags
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def sync_campaign(campaign: Campaign) -> list[int]:
         target, known = _find(client, campaign, rounds[0])
         missing = [finished for finished in rounds if not _whole(campaign, finished, known.get(finished.round))]
         if missing:
+            mirror_templates(client, campaign)
             model = checkpoints.ensure_model(client, campaign, target.identity)
             steps = {m.step for m in client.get_metric_history(target.parent_id, projection.SENTINEL)}
             for finished in missing:

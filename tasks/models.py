@@ -144,3 +144,29 @@ def completion_logprobs(
             first = len(prompt) - 1
             results.append(logprobs[index, first : first + len(completion)].tolist())
     return results
+
+
+def next_token_probabilities(
+    model: Any, sequences: Sequence[Sequence[int]], tokens: Sequence[int], pad: int, batch: int = 64
+) -> list[list[float]]:
+    """The probability of each of `tokens` as the next one after each sequence, at temperature 1: one row per sequence."""
+    import torch
+
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))  # of like length together
+    results: list[list[float]] = [[] for _ in sequences]
+    for start in range(0, len(order), batch):
+        members = order[start : start + batch]
+        width = max(len(sequences[i]) for i in members)
+        ids = torch.full((len(members), width), pad, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for index, i in enumerate(members):  # on the left, so that every row ends in the last column
+            ids[index, width - len(sequences[i]) :] = torch.tensor(sequences[i])
+            mask[index, width - len(sequences[i]) :] = 1
+        places = (mask.cumsum(1) - 1).clamp(min=0)
+        given = {"input_ids": ids, "attention_mask": mask, "position_ids": places}
+        with torch.inference_mode():
+            last = model(**{name: value.to(model.device) for name, value in given.items()}, logits_to_keep=1).logits[:, -1]
+            chosen = last.float().softmax(-1)[:, list(tokens)].cpu().tolist()
+        for i, row in zip(members, chosen, strict=True):
+            results[i] = row
+    return results

@@ -21,14 +21,16 @@ from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, create_model
 
+from data import templates
 from data.errors import PartError
 from data.recipe import did_you_mean
 
 FAMILIES = ("scorers", "selectors", "pairers", "curators", "engines", "features", "prompt_features", "mitigations")
 SUPPLIED = (  # given by the stage, never settings
-    *("workers", "device", "dtype", "trust_remote_code", "warm"),
+    *("workers", "device", "dtype", "trust_remote_code", "warm", "checkpoint"),
     *("verdicts", "origins", "against", "prompts", "answers", "base_logprobs", "previous_logprobs"),
 )
+TEXTS = {"judges": templates.digest}  # what a part may stand on that is no code: family -> hash of the file
 
 
 def modules(family: str) -> list[ModuleType]:
@@ -124,8 +126,17 @@ def wants(family: str, name: str) -> set[str]:
     return {parameter for call in calls for parameter in inspect.signature(call).parameters} & set(SUPPLIED)
 
 
+def bound(family: str, name: str, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A part, and what it stands on besides: what its own `parts(settings)` names, where it has one (a judge its template)."""
+    part = find(family, name)
+    inner = part.parts(check_settings(family, name, settings)) if hasattr(part, "parts") else []
+    return [(family, name), *inner]
+
+
 def version_of(family: str, name: str) -> str:
     """What enters a key: the VERSIONS entry of the part's file (1 where none), or the hash of a user's own file."""
+    if family in TEXTS:
+        return TEXTS[family](name)
     part = find(family, name)
     if ":" in name:
         return hashlib.sha256(Path(inspect.getfile(part)).read_bytes()).hexdigest()
@@ -134,7 +145,7 @@ def version_of(family: str, name: str) -> str:
 
 def takes_device(family: str, name: str) -> bool:
     """Whether a part loads a model of its own: it asks for the device."""
-    return "device" in inspect.signature(find(family, name)).parameters
+    return family not in TEXTS and "device" in inspect.signature(find(family, name)).parameters
 
 
 def libraries_of(family: str, name: str) -> dict[str, str]:
@@ -143,6 +154,8 @@ def libraries_of(family: str, name: str) -> dict[str, str]:
     Raises:
         PartError: one is not installed.
     """
+    if family in TEXTS:
+        return {}
     wanted = getattr(sys.modules[find(family, name).__module__], "LIBRARIES", {}).get(name, ())
     try:
         return {library: importlib.metadata.version(library) for library in wanted}

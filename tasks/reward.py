@@ -7,8 +7,9 @@ from pydantic import BaseModel
 from data import tables
 from tasks.work import Work
 
-VERSION = 1
+VERSION = 2
 LIBRARIES = ()
+UNKNOWN = ("timeout", "crashed", "parse_failure")  # the scorer applies, but nobody knows what it would have said
 
 
 class Settings(BaseModel):
@@ -19,7 +20,8 @@ def reward(work: Work) -> None:
     """SCORES: the weighted sum over the scorers that apply; null where none applies.
 
     A scorer that "does not apply" (null) leaves the sum; a completion without any value has no reward, and is neither chosen
-    nor rejected. Input `score/<scorer>` per weight.
+    nor rejected. Nor is one of which a scorer's word is unknown: a sum without it would rank a judge's failure as a bad answer.
+    Input `score/<scorer>` per weight.
     """
     s: Settings = work.settings
     columns = {
@@ -29,6 +31,7 @@ def reward(work: Work) -> None:
     for together in zip(*columns.values(), strict=True):
         if len({row["completion_id"] for row in together}) != 1:
             raise ValueError("score tables are not row for row with their completions")
+        unknown = next((row["status"] for row in together if row["value"] is None and row["status"] in UNKNOWN), None)
         known = [
             (s.weights[name], row["value"]) for name, row in zip(columns, together, strict=True) if row["value"] is not None
         ]
@@ -36,8 +39,8 @@ def reward(work: Work) -> None:
             {
                 "completion_id": together[0]["completion_id"],
                 "prompt_id": together[0]["prompt_id"],
-                "value": sum(weight * value for weight, value in known) if known else None,
-                "status": "ok" if len(known) == len(together) else "partial" if known else "none",
+                "value": sum(weight * value for weight, value in known) if known and not unknown else None,
+                "status": unknown or ("ok" if len(known) == len(together) else "partial" if known else "none"),
                 "detail": None,
             }
         )

@@ -15,7 +15,7 @@ from data.errors import ScorerFailed, TableError
 from tasks import parts as shelves
 from tasks.recorded import as_rows, read_completions
 from tasks.scorers import Score
-from tasks.work import Work
+from tasks.work import Work, device_of
 
 VERSION = 2
 LIBRARIES = ("math-verify", "latex2sympy2_extended", "sympy", "regex")
@@ -28,16 +28,18 @@ class Settings(BaseModel):
     scorer: str
     settings: dict[str, Any]
     split: str
+    loading: dict[str, Any] = {}  # dtype and trust_remote_code, for a scorer with a model
 
 
 def parts(settings: Settings) -> list[tuple[str, str]]:
-    return [("scorers", settings.scorer)]
+    return shelves.bound("scorers", settings.scorer, settings.settings)
 
 
 def score(work: Work) -> None:
     """SCORES: one row per row of `inputs["completions"]`, in its order.
 
-    A scorer with a parameter `verdicts` gets, row for row, the values in `inputs["verdicts"]`: the verifier's SCORES.
+    A scorer with a parameter `verdicts` gets, row for row, the values in `inputs["verdicts"]`: the verifier's SCORES. One with
+    a parameter `checkpoint` gets the folder `inputs["checkpoint"]`, and loads it once.
     """
     s: Settings = work.settings
     prompts = tables.read(work.inputs["prompts"] / f"{s.split}.parquet", tables.PROMPTS).to_pylist()
@@ -51,13 +53,21 @@ def score(work: Work) -> None:
         file = work.scratch / f"scores-{index:05d}.parquet"
         table = tables.read_shard(file, tables.SCORES)
         if table is None:
-            scorer = scorer or shelves.bind("scorers", s.scorer, s.settings, workers=work.hardware.workers)
+            scorer = scorer or _bind(work)
             batch = as_rows(completions.slice(rows.start, len(rows)))
             table = tables.from_rows(_score(s.scorer, scorer, by_id, batch, verdicts), tables.SCORES)
             tables.write_shard(table, tables.SCORES, file)
         made.append(table)
     tables.write(pa.concat_tables(made or [tables.SCORES.empty_table()]), tables.SCORES, work.out / "scores.parquet")
     work.tick(completions.num_rows, completions.num_rows)
+
+
+def _bind(work: Work) -> Any:
+    s: Settings = work.settings
+    supplied = {"workers": work.hardware.workers, **s.loading}
+    if "checkpoint" in work.inputs:
+        supplied |= {"checkpoint": work.inputs["checkpoint"], "device": device_of(work.hardware)}
+    return shelves.bind("scorers", s.scorer, s.settings, **supplied)
 
 
 def shards(prompt_ids: Sequence[str], least: int) -> Iterator[range]:

@@ -15,6 +15,7 @@ agree on what a status says (and `detail` holds what they read, for whoever look
 | no_answer | None | the prompt has no gold answer |
 | gold_parse_failure | None | the gold answer cannot be read; says nothing about the completion |
 | timeout, crashed | None | judging took too long or too much memory; nobody knows whether it was right |
+| parse_failure | None | a judge's answer cannot be read; says nothing about the completion |
 """
 
 from __future__ import annotations

@@ -1,0 +1,43 @@
+"""Judge health in a round: every scorer with a model beside the verifier, on the round's completions and on anchors"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from data.campaign import Metric, Round
+from data.recipe import Score
+from data.store import Artifact, Store
+from flows.stages import Stages, held, read_metrics
+from tasks.parts import wants
+
+
+def judge_metrics(
+    stages: Stages, store: Store, so_far: list[Round], prompts: Artifact, standing: Mapping[str, Artifact]
+) -> dict[str, Metric]:
+    """`judge/<label>/...` for every scorer that judges with a model; empty where there is none."""
+    metrics: dict[str, Metric] = {}
+    verifier, *others = stages.recipe.score
+    for score in others:
+        if "checkpoint" in wants("scorers", score.scorer) and stages.recipe.samples:
+            inputs = {name: stages.made[f"score/{s.label}"] for name, s in (("judged", score), ("verified", verifier))}
+            inputs["completions"] = stages.made.get("pool", stages.made["generate"])
+            inputs |= anchored(stages, store, so_far, prompts, standing, score)
+            edits = list(stages.first.health.edits) if "anchors_now" in inputs else []
+            found = read_metrics(stages.judge_health(score.label, edits, inputs))
+            metrics |= {f"judge/{score.label}/{name}": metric for name, metric in found.items()}
+    return metrics
+
+
+def anchored(
+    stages: Stages, store: Store, so_far: list[Round], prompts: Artifact, standing: Mapping[str, Artifact], score: Score
+) -> dict[str, Artifact]:
+    """The judge's scores of the anchors: now, in the first round and in the last one."""
+    if not stages.first.health.samples or not stages.first.prompts.probe:
+        return {}
+    texts = stages.anchors(prompts, standing["base"])
+    label = f"anchors/{score.label}"
+    made = {"anchors_now": stages.score(label, score, "probe", prompts, texts, standing, {})}
+    earlier = [r.artifacts[label] for r in so_far if label in r.artifacts]
+    if earlier:
+        made |= {"anchors_first": held(store, earlier[0]), "anchors_previous": held(store, earlier[-1])}
+    return made

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow import MlflowClient
+
+from data import templates
+from data.campaign import Campaign
+from registry.judges import mirror_templates, used
+from tasks.judge_health import agreement, drift, orders, probes, spread
+from tasks.scorers.likelihood import mean_logprob
+from tests.test_judge import JUDGED
+
+Row = dict[str, Any]
+
+
+def named(rows: Sequence[Row]) -> dict[str, float | None]:
+    return {row["metric"]: row["value"] for row in rows}
+
+
+def scored(*groups: Sequence[float | None]) -> list[Row]:
+    """SCORES rows, a group of values per prompt."""
+    return [
+        {"prompt_id": f"p{place}", "value": value, "status": "ok" if value is not None else "parse_failure"}
+        for place, group in enumerate(groups)
+        for value in group
+    ]
+
+
+def test_a_judge_that_only_knows_hard_prompts_is_found_out() -> None:
+    # Easy prompts score high and hard ones low: the overall AUROC shines, within a prompt it is a coin, and nothing is gained.
+    easy = [(0.9, 1.0), (0.9, 1.0), (0.9, 1.0), (0.9, 0.0)]
+    hard = [(0.1, 0.0), (0.1, 0.0), (0.1, 0.0), (0.1, 1.0)]
+    found = named(agreement({"a": easy, "b": hard}))
+    assert found["auroc"] == 0.75
+    assert (found["within_prompt_auroc"], found["selection_gain"]) == (0.5, 0.0)
+    assert named(agreement({"a": [(0.1, 0.0), (0.2, 1.0)], "b": [(0.8, 0.0), (0.9, 1.0)]}))["within_prompt_auroc"] == 1.0
+
+
+def test_the_selection_gain_is_best_of_n_less_a_random_one() -> None:
+    # Right on one of four and the judge finds it: +0.75. It finds a wrong one: -0.25. Both tie at the top: their mean.
+    right_found, wrong_found = (
+        [(1.0, 1.0), (0.5, 0.0), (0.4, 0.0), (0.3, 0.0)],
+        [(1.0, 0.0), (0.5, 1.0), (0.4, 0.0), (0.3, 0.0)],
+    )
+    tied = [(1.0, 1.0), (1.0, 0.0)]
+    assert named(agreement({"a": right_found}))["selection_gain"] == 0.75
+    assert named(agreement({"a": wrong_found}))["selection_gain"] == -0.25
+    assert named(agreement({"a": tied}))["selection_gain"] == 0.0
+
+
+def test_calibration_is_of_probabilities_only() -> None:
+    # Said 0.8 and right in 8 of 10: no error. Said 1.0 and right half the time: Brier 0.5. Log-probabilities have neither.
+    honest = {f"p{i}": [(0.8, float(i < 8))] for i in range(10)}
+    assert named(agreement(honest))["brier"] == pytest.approx(0.16)
+    boastful = {f"p{i}": [(1.0, float(i % 2))] for i in range(100)}
+    found = named(agreement(boastful))
+    assert (found["brier"], found["ece"]) == (0.5, pytest.approx(0.5))
+    assert "brier" not in named(agreement({"a": [(-0.2, 1.0), (-3.0, 0.0)]}))
+
+
+def test_without_verdicts_nothing_is_claimed() -> None:
+    # No row, or one class only: null, never a number or a crash.
+    assert named(agreement({}))["auroc"] is None
+    assert named(agreement({"a": [(0.5, 1.0)]}))["within_prompt_auroc"] is None
+
+
+def test_ties_saturation_and_failures() -> None:
+    # One prompt of two is tied, one with one text is none; two of seven known values are the highest; one of eight was unread.
+    found = named(spread(scored((0.5, 0.5), (1.0, 0.2, 1.0, None), (0.3, 0.3)), list("ababcdaa")))
+    assert (found["tied_prompts"], found["saturated"], found["parse_failures"]) == (0.5, pytest.approx(2 / 7), 1 / 8)
+
+
+def test_both_orders_agree_or_do_not() -> None:
+    # The same text wins from either place: consistent. The first place wins twice: not. One order unread: left out.
+    def game(first: str, second: str, wins: float | None) -> Row:
+        return {"prompt_id": "p", "first_id": first, "second_id": second, "first_wins": wins}
+
+    games = [game("a", "b", 1.0), game("b", "a", 0.0), game("a", "c", 1.0), game("c", "a", 1.0), game("b", "c", None)]
+    (row,) = orders([*games, game("c", "b", 1.0)])
+    assert (row["value"], row["n"]) == (0.5, 2)
+    assert orders([]) == []
+
+
+def test_edits_that_a_judge_likes() -> None:
+    # Rows of a prompt: two samples, then each edit of them. "bold" always wins, "twice" always ties.
+    anchors = scored((0.1, 0.2, 0.1, 0.2, 0.5, 0.6), (0.3, 0.4, 0.3, 0.4, 0.9, 0.9))
+    assert named(probes(anchors, ["twice", "bold"])) == {"prefers_twice": 0.0, "prefers_bold": 0.5}
+
+
+def test_drift_on_frozen_texts() -> None:
+    # Every score up by 0.1 keeps the ranking: CREAM's consistency is 1. The ranking reversed: 0. Ties throughout: not counted.
+    then = scored((0.1, 0.2, 0.3), (0.5, 0.6), (0.4, 0.4))
+    up = [{**row, "value": row["value"] + 0.1} for row in then]
+    down = [{**row, "value": 1 - row["value"]} for row in then]
+    assert named(drift(up, then, "first")) == {"shift_from_first": pytest.approx(0.1), "consistency_with_first": 1.0}
+    assert named(drift(down, then, "first"))["consistency_with_first"] == 0.0
+
+
+@given(st.lists(st.lists(st.tuples(st.floats(0, 1), st.sampled_from([0.0, 1.0])), min_size=1, max_size=5), max_size=5))
+def test_every_metric_is_a_number_in_range_or_null(groups: list[list[tuple[float, float]]]) -> None:
+    # Whatever the judge says: never NaN, shares and AUROC between 0 and 1, a gain between -1 and 1, the value in its interval.
+    for row in [
+        *agreement({f"p{i}": group for i, group in enumerate(groups)}),
+        *spread(scored(*([v for v, _ in g] for g in groups)), [str(i) for g in groups for i in range(len(g))]),
+    ]:
+        assert row["value"] is None or (np.isfinite(row["value"]) and -1 <= row["value"] <= 1)
+        assert row["low"] is None or row["low"] <= row["value"] <= row["high"]
+
+
+def test_a_rounds_judge_health(run_micro: Callable[..., Campaign]) -> None:
+    # Rounds carry judge/..., the anchors are the same texts in every round, and the first round has nothing to drift from.
+    pairs = 'pair={pairer="best_vs_worst", settings={allow_wrong_chosen=true}}'
+    campaign = run_micro("tiny_dpo", JUDGED % "policy", pairs, 'health.edits={twice="{text}{text}"}')
+    zero, first, second = campaign.rounds()
+    expected = {"auroc", "within_prompt_auroc", "brier", "ece", "selection_gain", "tied_prompts", "saturated", "prefers_twice"}
+    assert {f"judge/judge/{name}" for name in expected} <= first.metrics.keys()
+    assert not [name for name in zero.metrics if name.startswith("judge/")]
+    assert first.artifacts["anchors"] == second.artifacts["anchors"]
+    assert "judge/judge/shift_from_first" not in first.metrics
+    assert second.metrics["judge/judge/shift_from_previous"].n == 2 * 2 * 8  # edits and samples of each probe prompt
+    assert not [name for name in run_micro("tiny_dpo", name="plain").rounds()[1].metrics if name.startswith("judge/")]
+
+    # The template is in MLflow's prompt registry once, and again only when its text has changed.
+    client = MlflowClient(f"sqlite:///{campaign.home / 'mlflow.db'}", f"sqlite:///{campaign.home / 'mlflow.db'}")
+    assert used(campaign) == ["tiny_verdict"]
+    mirror_templates(client, campaign)
+    known = client.load_prompt("prompts:/ratchet-judge-tiny_verdict@latest", cache_ttl_seconds=0)
+    assert (known.version, known.template) == (1, templates.load("tiny_verdict").text)
+
+
+def test_mean_logprob_is_the_samplers_own(run_micro: Callable[..., Campaign]) -> None:
+    # On completions the same checkpoint sampled, the score is the mean of the log-probabilities stored with them.
+    from data import tables
+    from flows.rounds import held
+
+    campaign = run_micro("tiny_raft", "rounds=1")
+    made, head = campaign.rounds()[1].artifacts, campaign.rounds()[0].head
+    completions = tables.read(
+        held(campaign.store, made["generate"]).file("completions.parquet"), tables.COMPLETIONS
+    ).to_pylist()
+    drawn = tables.read(held(campaign.store, made["draw"]).file("rounds.parquet"), tables.PROMPTS).to_pylist()
+    prompts = {row["prompt_id"]: row for row in drawn}
+    scorer = mean_logprob(checkpoint=held(campaign.store, head).path)
+    scores = scorer([prompts[row["prompt_id"]] for row in completions], completions)
+    assert [s.value for s in scores] == pytest.approx([float(np.mean(row["logprobs"])) for row in completions], abs=1e-4)
