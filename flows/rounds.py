@@ -10,8 +10,10 @@ from typing import Any
 
 from data.campaign import Metric, Ref, Round, Verdict
 from data.store import Artifact, Store
-from flows.stages import Stages, read_audit, read_metrics, ref
+from flows.stages import Stages, read_audit, read_metrics, read_training, ref
+from tasks.alarms import Alarm
 from tasks.gate import decide
+from tasks.trouble import training_alarms
 
 LIBRARIES = ("torch", "transformers", "trl", "tokenizers", "datasets", "pyarrow", "math-verify", "prefect", "mlflow")
 
@@ -34,19 +36,23 @@ def one_round(stages: Stages, store: Store, so_far: list[Round], settle: Callabl
     recipe = stages.recipe
 
     prompts = held(store, so_far[0].artifacts["prepare"])  # as they were when the campaign began, whatever became of the file
-    data = sample(stages, prompts, held(store, last.head)) if recipe.samples else {}
+    data = {"prompts": stages.draw(prompts)} if recipe.online else {}
+    if recipe.samples:
+        data = sample(stages, prompts, held(store, last.head))
     untrained = too_little(stages, data)
-    reference = standing[recipe.loss.reference] if "pairs" in data and not untrained else None
+    reference = named_reference(stages, store, so_far, standing) if recipe.loss.needs_reference and not untrained else None
     start = standing[recipe.train.start_from]
     if untrained:
         checkpoint = held(store, last.head)
     else:
         seed_data = {"seed_data": prompts} if recipe.train.replay else {}
-        checkpoint = stages.train(held(store, start), held(store, reference) if reference else None, data | seed_data)
+        train = stages.online if recipe.online else stages.train
+        checkpoint = train(held(store, start), held(store, reference) if reference else None, data | seed_data)
 
     against = {name: greedy_score(store, so_far, standing[key]) for name, key in COMPARED.items()}
     metrics = read_metrics(stages.evaluate(prompts, checkpoint, against))
-    verdict = settle(decide(recipe.gate, metrics, untrained))
+    alarms = [] if untrained else troubles(stages, so_far, start, checkpoint, metrics)
+    verdict = settle(decide(recipe.gate, metrics, untrained, alarms))
 
     k = ref(checkpoint)
     head = last.champion if verdict.decision in ("roll_back", "stop") else k
@@ -54,6 +60,8 @@ def one_round(stages: Stages, store: Store, so_far: list[Round], settle: Callabl
     facts = read_audit(data)
     if facts.get("length_gap") is not None:
         metrics["length_gap"] = Metric(value=facts["length_gap"], n=facts.get("pairs", facts.get("rows", 0)), split="rounds")
+    if alarms:
+        facts["training_alarms"] = [str(alarm) for alarm in alarms]
     return _record(
         stages, began, last.head, k, head, champion, metrics=metrics, verdict=verdict, facts=facts,
         reference=reference, start_from=None if untrained else start,
@@ -74,8 +82,8 @@ def sample(stages: Stages, prompts: Artifact, head: Artifact) -> dict[str, Artif
 
 def too_little(stages: Stages, data: dict[str, Artifact]) -> str | None:
     """Why the round has nothing to train on, in words; None where it has enough."""
-    if not data:
-        return None  # a control trains on the seed split
+    if not stages.recipe.samples:
+        return None  # a control trains on the seed split, an online loss samples for itself
     facts, minimum = read_audit(data), stages.recipe.train.minimum
     kind, unit = ("pairs", "pairs") if "pairs" in data else ("rows", "selected completions")
     if facts[kind] >= minimum:
@@ -83,6 +91,23 @@ def too_little(stages: Stages, data: dict[str, Artifact]) -> str | None:
     without = ", ".join(f"{count} {why}" for why, count in facts.get("prompts_without", {}).items() if count)
     said = f" (prompts without: {without})" if without else ""
     return f"{facts[kind]} {unit} from {facts['prompts']} prompts, {minimum} needed{said}"
+
+
+def named_reference(stages: Stages, store: Store, so_far: list[Round], standing: dict[str, Ref]) -> Ref:
+    """The checkpoint the recipe calls the reference; the moving average goes over the heads of all rounds so far."""
+    loss = stages.recipe.loss
+    if loss.reference != "ema":
+        return standing[loss.reference]
+    average = held(store, so_far[0].head)
+    for finished in so_far[1:]:
+        average = stages.average(f"ema/{finished.round}", average, held(store, finished.head))
+    return ref(average)
+
+
+def troubles(stages: Stages, so_far: list[Round], start: Ref, checkpoint: Artifact, metrics: dict[str, Metric]) -> list[Alarm]:
+    """What went wrong in training, by its log and by what was measured before and after it."""
+    before = next(r for r in reversed(so_far) if r.checkpoint.digest == start.digest).metrics
+    return training_alarms(read_training(checkpoint), stages.recipe.loss, before, metrics, stages.recipe.gate.kl_budget)
 
 
 def greedy_score(store: Store, so_far: list[Round], checkpoint: Ref) -> Artifact:

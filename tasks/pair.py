@@ -13,7 +13,7 @@ from tasks.audit import audit_pairs
 from tasks.select import judged
 from tasks.work import Work
 
-VERSION = 1
+VERSION = 2
 LIBRARIES = ()
 
 

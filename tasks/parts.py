@@ -21,12 +21,11 @@ from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, create_model
 
-from data.errors import PartError
-from data.recipe import did_you_mean
+from data.errors import PartError, did_you_mean
 
 FAMILIES = ("scorers", "selectors", "pairers", "engines", "features", "prompt_features")
 SUPPLIED = (  # given by the stage, never settings
-    *("workers", "device", "dtype", "trust_remote_code", "warm"),
+    *("workers", "device", "dtype", "trust_remote_code", "warm", "checkpoint"),
     *("verdicts", "prompts", "answers", "base_logprobs", "previous_logprobs"),
 )
 
