@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from data import recipe as recipes
-from data.errors import CampaignError, HomeError
+from data.errors import CampaignError, HomeError, did_you_mean
 from data.recipe import Recipe
 from data.store import Store, locked, write_atomic
 
@@ -110,7 +110,7 @@ class Campaign:
         path = home / "campaigns" / name / "recipe.json"
         if not path.exists():
             known = names(home)
-            hint = recipes.did_you_mean(name, known)
+            hint = did_you_mean(name, known)
             raise CampaignError(f"no campaign '{name}' in {home}: expected one of {', '.join(known) or '(none yet)'}{hint}")
         return cls(home, name, recipes.build(json.loads(path.read_text()), str(path)))
 

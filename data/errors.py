@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class RatchetError(Exception):
     """Anything Ratchet stops for on purpose. `exit_code` is what the command line returns."""
@@ -69,3 +72,9 @@ class FeatureFailed(StageFailed):
 
 class ReferenceMismatch(StageFailed):
     """The reference in the trainer's memory is not the checkpoint the round names."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the closest known one, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean '{close[0]}'?)" if close else ""

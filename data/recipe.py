@@ -6,7 +6,6 @@ Unknown keys are refused with a suggestion, `--set a.b=c` changes one value, `[[
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import tomllib
@@ -18,7 +17,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from data.errors import RecipeError
+from data.errors import RecipeError, did_you_mean
+from data.loss import NEEDED_TABLE, Loss
 
 SHIPPED = Path(__file__).parent / "recipes"
 
@@ -152,26 +152,18 @@ class Pair(Strict):
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
-PAIR_LOSSES = (
-    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
-    "apo_zero", "apo_down", "discopop", "sigmoid_norm",
-)  # fmt: skip
 Checkpoint = Literal["previous", "base", "best"]
 
 
-class Loss(Strict):
-    """`nll` trains on selected completions (SFT, RAFT); every other name is a TRL DPO `loss_type` and trains on pairs."""
+class Lora(Strict):
+    """Low-rank adapters in place of full weights (arXiv 2106.09685); the checkpoint is stored merged."""
 
-    name: str = Field("nll", description=f"nll, or one of {', '.join(PAIR_LOSSES)}")
-    beta: float = Field(0.1, gt=0, description="pairs only")
-    nll: float = Field(0.0, ge=0, description="pairs only: weight of the NLL of the chosen completion (IRPO's alpha)")
-    reference: Checkpoint = Field("previous", description="pairs only: which checkpoint is the reference")
-
-    @model_validator(mode="after")
-    def _known(self) -> Loss:
-        if self.name not in ("nll", *PAIR_LOSSES):
-            raise ValueError(f"unknown loss '{self.name}'{did_you_mean(self.name, ('nll', *PAIR_LOSSES))}")
-        return self
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1, description="scale: adapters count alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: str = Field(
+        "all-linear", description="layers, as peft's target_modules; all-linear = every linear layer but the head"
+    )
 
 
 class Train(Strict):
@@ -185,6 +177,12 @@ class Train(Strict):
     weight_decay: float = Field(0.0, ge=0, description="AdamW's, as TRL's default")
     max_length: int = Field(4096, ge=8, description="prompt + completion, tokens; longer rows are left out and counted")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU, else float32")
+    checkpointing: Literal["auto", "on", "off"] = Field(
+        "auto", description="recompute activations in the backward pass to save memory; auto: on a GPU"
+    )
+    lora: Lora | None = Field(None, description="train adapters: lora = { rank = 16, alpha = 32 }")
+    validation: float = Field(0.0, ge=0, lt=1, description="share of the prompts kept aside; the best save on it is the result")
+    patience: int = Field(3, ge=1, description="with validation: evaluations (one every save_every steps) without a better one")
     start_from: Checkpoint = "previous"
     replay: bool = Field(False, description="mix the seed split's given solutions into what is trained on")
     minimum: int = Field(8, ge=1, description="fewer rows or pairs than this end the round without training")
@@ -253,6 +251,7 @@ class Gate(Strict):
     on_better: Literal["promote", "ask"] = "promote"
     on_unclear: Literal["hold", "ask"] = "hold"
     on_worse: Literal["roll_back", "stop", "ask"] = "roll_back"
+    kl_budget: float = Field(0.0, ge=0, description="nats per completion a round may move from its reference; 0 = no budget")
     on_alarm: OnAlarm = Field(OnAlarm(), description="what an alarm of each level does: ignore, hold, ask, roll_back or stop")
 
 
@@ -271,6 +270,7 @@ class Hardware(Strict):
     )
     warm: bool = Field(True, description="keep an engine loaded between stages where it can be (vllm, stages inline)")
     workers: int = Field(2, ge=1, description="processes that verify answers")
+    accelerate: str = Field("", description="an accelerate configuration (DDP, FSDP, DeepSpeed): train stages start under it")
     prefect: bool = Field(True, description="false: run the same rounds without Prefect")
 
 
@@ -288,7 +288,7 @@ class At(Strict):
 def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         path = prefix + name
-        if isinstance(value, Mapping) and path.split(".")[-1] != "settings":  # a part's settings change as a whole
+        if isinstance(value, Mapping) and path.split(".")[-1] not in ("settings", "terms"):  # these change as a whole
             yield from _dotted(value, f"{path}.")
         else:
             yield path, value
@@ -327,11 +327,19 @@ class Recipe(Strict):
     def _consistent(self) -> Recipe:
         if self.select and self.pair:
             raise ValueError("give [select] (trains on completions) or [pair] (trains on pairs), not both")
-        if self.pair and self.loss.name == "nll":
+        data, table = self.loss.kind.data, "select" if self.select else "pair" if self.pair else None
+        if self.pair and data != "pairs":
             raise ValueError("[pair] needs a pair loss: set loss.name, e.g. 'sigmoid' (DPO)")
-        if not self.pair and self.loss.name != "nll":
-            raise ValueError(f"loss.name = '{self.loss.name}' trains on pairs: add a [pair] table, or set loss.name = 'nll'")
-        if not self.select and not self.pair and not self.train.replay:
+        if self.select and NEEDED_TABLE[data] != "select":
+            raise ValueError(f"loss.name = '{self.loss.name}' trains on {data}: {_instead(data)}, or set loss.name = 'nll'")
+        if table is None and data in ("pairs", "labelled", "ranked"):
+            raise ValueError(f"loss.name = '{self.loss.name}' trains on {data}: {_instead(data)}, or set loss.name = 'nll'")
+        if data == "online" and (self.generate.n < 2 or self.train.batch % self.generate.n):
+            raise ValueError(
+                f"online, a batch is whole groups of generate.n completions: expected n >= 2 that divides train.batch "
+                f"({self.train.batch}), found n = {self.generate.n}"
+            )
+        if table is None and data != "online" and not self.train.replay:
             raise ValueError("nothing to train on: add [select] or [pair], or set train.replay = true (seed data only)")
         if self.train.replay and not self.prompts.seed:
             raise ValueError("train.replay = true needs given solutions: set prompts.seed")
@@ -341,8 +349,10 @@ class Recipe(Strict):
             raise ValueError("pool.given = true needs given solutions: set prompts.seed")
         if self.recorded and (self.pool.base or self.pool.contrast):
             raise ValueError("pool.base and pool.contrast sample a checkpoint; generate.engine = 'recorded' samples none")
-        if self.pair and self.train.replay:
-            raise ValueError("train.replay mixes whole completions in; it works with [select], not with [pair]")
+        if self.train.replay and self.loss.name != "nll":
+            raise ValueError(
+                "train.replay mixes whole completions in; it works with loss.name = 'nll', not with [pair] or online"
+            )
         if self.model.path == "" and self.prompts.source != "addition" and not self.recorded:
             raise ValueError("the tiny model only knows addition: pass --model DIR (or set model.path)")
         if self.prompts.source == "file" and not self.prompts.path:
@@ -381,8 +391,12 @@ class Recipe(Strict):
 
     @property
     def samples(self) -> bool:
-        """Whether rounds draw completions (a seed-only control does not)."""
+        """Whether rounds draw completions to train on (a seed-only control does not; an online loss draws its own)."""
         return self.select is not None or self.pair is not None
+
+    @property
+    def online(self) -> bool:
+        return self.loss.kind.data == "online"
 
     def at_round(self, number: int) -> Recipe:
         """The recipe as it stands in a round: `[[at]]` entries with round <= number applied in order."""
@@ -394,6 +408,16 @@ class Recipe(Strict):
 
     def plain(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
+
+
+def _instead(data: str) -> str:
+    """What to write for a loss that trains on `data`."""
+    return {
+        "pairs": "add a [pair] table",
+        "labelled": "add a [select] table with labels (selector = 'labelled')",
+        "ranked": "add a [select] table with ranks (selector = 'ranked')",
+        "online": "remove [select] and [pair], it samples for itself",
+    }[data]
 
 
 FROZEN_AFTER_START = ("prompts", "model", "probe", "seed", "rounds", "at", "hardware", "keep", "description")
@@ -527,11 +551,6 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     for name, inner in items:
         flat |= flatten(inner, f"{prefix}.{name}" if prefix else str(name))
     return flat
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def _explain(error: Mapping[str, Any]) -> str:

@@ -74,6 +74,10 @@ PAIRS = _schema(
     rejected_id=pa.string(),
     margin=pa.float64(),
     weight=pa.float64(),
+    label=(
+        pa.float64(),
+        "null",
+    ),  # how sure it is that chosen is the better one, 0 to 1 (CREAM's consistency); null = as sure as any
 )
 LOGPROBS = _schema(
     completion_id=pa.string(),
@@ -85,6 +89,7 @@ ORIGINS = _schema(
     completion_id=pa.string(),
     origin=pa.string(),  # "policy", "given", "base", "earlier" or "contrast"
 )
+TRAINING = _schema(step=pa.int32(), metric=pa.string(), value=pa.float64())
 METRICS = _schema(
     metric=pa.string(),
     group=(pa.string(), "null"),

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from data.errors import RecipeError
-from data.recipe import did_you_mean
+from data.errors import RecipeError, did_you_mean
 
 FOLDER = Path(__file__).parent / "judges"
 PLACE = re.compile(r"\{\{(\w+)\}\}")

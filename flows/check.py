@@ -9,6 +9,8 @@ from data import prompts, records
 from data.campaign import free_bytes
 from data.errors import HomeError, PartError, RecipeError
 from data.recipe import Pool, Recipe
+from flows.estimate import seven_b
+from flows.stages import checkpointing, precision
 from tasks import parts
 from tasks.models import inspect_checkpoint
 
@@ -73,6 +75,12 @@ def bind(recipe: Recipe) -> None:
             f"scorers: the first one measures every checkpoint, and '{verifier}' judges with a model; put a verifier first in "
             "[[score]], with weight = 0 where it should only watch"
         )
+    if recipe.online:
+        for score in recipe.score:
+            if asked := parts.wants("scorers", score.scorer) & {"verdicts", "checkpoint"}:
+                raise PartError(
+                    f"scorers: '{score.scorer}' asks for {', '.join(asked)}, which {recipe.loss.name} has not online"
+                )
     if recipe.select:
         parts.check_settings("selectors", recipe.select.selector, recipe.select.settings)
     for change in recipe.mitigate:
@@ -101,6 +109,8 @@ def cost(recipe: Recipe, counts: dict[str, int]) -> dict[str, Any]:
     g, e = recipe.generate, recipe.evaluate
     per_round = min(recipe.prompts.per_round or counts["rounds"], counts["rounds"])
     sampled = recipe.rounds * per_round * g.n if recipe.samples and not recipe.recorded else 0
+    if recipe.online:
+        sampled = recipe.rounds * (recipe.train.steps * recipe.train.batch or round(recipe.train.epochs * per_round * g.n))
     evaluations = (recipe.rounds + 1) * counts["held_out"] * (1 + e.samples) + counts["held_out"] * e.samples
     evaluations += 3 * (counts["test"] + counts["ood"])
     probes = counts["probe"] * recipe.probe.samples * (recipe.rounds + 1 + recipe.probe.baseline) if recipe.watched else 0
@@ -115,6 +125,10 @@ def cost(recipe: Recipe, counts: dict[str, int]) -> dict[str, Any]:
         "tokens_at_most": tokens,
         "steps_per_round": recipe.train.steps or f"{recipe.train.epochs} epochs",
         "model_bytes": weights,
+        "precision": precision(recipe),
+        "checkpointing": checkpointing(recipe),
+        "micro_batch": recipe.train.batch // recipe.train.accumulate,
+        "seven_b": seven_b(recipe, per_round, tokens),
         # two trainer saves hold weights and two optimizer moments in float32 while a round trains
         "disk_bytes": weights * (kept + 2 * 3) + tokens * BYTES_PER_TOKEN,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from typing import Annotated, Any
@@ -191,7 +192,8 @@ def check(
     recipe = recipes.load(source, sets or [], overrides(model, prompts, columns))
     estimate = ready(recipe, environment.home_of(home))
     if as_json:
-        print(json.dumps({"recipe": recipe.plain(), "estimate": estimate}, indent=1))
+        seven = dataclasses.asdict(estimate.pop("seven_b"))
+        print(json.dumps({"recipe": recipe.plain(), "estimate": estimate | {"seven_b": seven}}, indent=1))
         return
     out.print(f"[green]ok[/green]  {recipe.description}")
     out.print(f"prompts     {', '.join(f'{split} {count:,}' for split, count in estimate['prompts'].items() if count)}")
@@ -200,7 +202,12 @@ def check(
     )
     out.print(f"tokens      at most {estimate['tokens_at_most']:,}")
     out.print(f"training    {recipe.loss.name}, {estimate['steps_per_round']} steps a round, batch {recipe.train.batch}")
+    recomputed = ", activations recomputed" if estimate["checkpointing"] else ""
+    out.print(f"{'':<12}{estimate['precision']}, micro-batches of {estimate['micro_batch']}{recomputed}")
     out.print(f"disk        at most {estimate['disk_bytes'] / 1e6:,.0f} MB")
+    if recipe.model.path:
+        first, second = estimate["seven_b"].lines()
+        out.print(f"on a 7B model and one 80 GB GPU: {first}\n{'':<12}{second}", soft_wrap=True)
 
 
 @app.command(name="parts")

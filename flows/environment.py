@@ -20,6 +20,7 @@ DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
     "TQDM_DISABLE": "1",  # the bars are ours
+    "TRL_EXPERIMENTAL_SILENCE": "1",  # ORPO and CPO live there; the versions are pinned
     "VLLM_NO_USAGE_STATS": "1",
 }
 

@@ -42,6 +42,8 @@ def finish(campaign: Campaign, report: Reporter, finished: Round) -> Round:
     """Record the round (the last thing that makes it one), tell MLflow, and make room."""
     campaign.record(finished)
     report.round(finished)
+    for alarm in finished.facts.get("training_alarms", []):
+        report.say(alarm)
     remember(campaign, report)
     if campaign.recipe.keep.checkpoints == "best+last":
         evict(campaign)

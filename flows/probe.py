@@ -50,7 +50,7 @@ def compared(
         inputs |= {f"base/{number}/{what}": past(first, f"probe/{number}/{what}") for what in ("observed", "verdicts")}
     if came_from.round > 0:
         inputs["earlier"] = past(came_from, "bias")
-    if data:
+    if "completions" in data:  # a control and an online loss have none
         inputs |= stages.trained_on(data)
     return stages.bias(inputs)
 

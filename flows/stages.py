@@ -12,7 +12,8 @@ from pydantic import BaseModel
 from data import tables
 from data.campaign import Campaign, Metric, Ref
 from data.errors import PromptsError, RecipeError
-from data.recipe import Loss, Recipe, Score, Train
+from data.loss import Loss
+from data.recipe import Recipe, Score, Train
 from data.store import Artifact, External, Store, derive_seed, digest_of, sha256_file
 from tasks import observe
 from tasks.models import inspect_checkpoint
@@ -178,10 +179,10 @@ class Stages:
         return {"selected": self._do("select", "select", {**self.recipe.select.model_dump(), **common}, inputs)}
 
     def train(self, start: Artifact, reference: Artifact | None, data: Mapping[str, Artifact]) -> Artifact:
-        """Train from `start`; for pairs against `reference`, whose log-probabilities are stored first as its proof."""
+        """Train from `start`; where there is a `reference`, its log-probabilities are stored first, as its proof."""
         inputs = {"checkpoint": start, **data}
         if reference is not None:
-            proof = {"checkpoint": reference, **{k: data[k] for k in ("prompts", "completions", "pairs")}}
+            proof = {"checkpoint": reference, **{k: data[k] for k in ("prompts", "completions", "pairs") if k in data}}
             settings = {"split": "rounds", "limit": REFERENCE_ROWS, "trust_remote_code": self.recipe.model.trust_remote_code}
             logprobs = self._do("logprobs/reference", "logprobs", settings, proof)
             inputs |= {"reference": reference, "reference_logprobs": logprobs}
@@ -192,6 +193,21 @@ class Stages:
         settings = {"split": "rounds", "scorers": [s.label for s in self.recipe.score]}
         inputs = {"completions": completions, "reward": reward, **scores}
         return self._do("measure_pool", "measure_pool", settings, inputs)
+
+    def online(self, start: Artifact, reference: Artifact | None, data: Mapping[str, Artifact]) -> Artifact:
+        """Train from `start` on prompts, the recipe's scorers as rewards; the trainer proves the reference by its weights."""
+        g = self.recipe.generate
+        settings = {
+            **self._train_settings(self.recipe.train, self.recipe.loss),
+            "rewards": [{"scorer": s.scorer, "settings": s.settings, "weight": s.weight} for s in self.recipe.score],
+            **{name: getattr(g, name) for name in ("n", "temperature", "top_p", "max_tokens")},
+        }
+        inputs = {"checkpoint": start, **data} | ({"reference": reference} if reference else {})
+        return self._do("train", "online", settings, inputs, self._seed("train"))
+
+    def average(self, label: str, average: Artifact, head: Artifact) -> Artifact:
+        """One step of the moving average of the heads."""
+        return self._do(label, "average", {"decay": self.recipe.loss.ema_decay}, {"average": average, "head": head})
 
     # -- measuring --------------------------------------------------------------------------------------------------
     def evaluate(
@@ -308,13 +324,11 @@ class Stages:
         return {"dtype": precision(self.recipe), "trust_remote_code": self.recipe.model.trust_remote_code}
 
     def _train_settings(self, t: Train, loss: Loss) -> dict[str, Any]:
-        on_pairs = loss.name != "nll"
         return {
             **t.model_dump(exclude={"start_from", "minimum", "precision"}),
-            "loss": loss.name,
-            "beta": loss.beta if on_pairs else 0.0,  # SFT has none: what it does not read must not enter its key
-            "nll": loss.nll if on_pairs else 0.0,
+            "loss": loss.used(),
             "precision": precision(self.recipe),
+            "checkpointing": checkpointing(self.recipe),
             "split": "rounds",
             "trust_remote_code": self.recipe.model.trust_remote_code,
         }
@@ -330,6 +344,13 @@ def precision(recipe: Recipe) -> str:
     if recipe.train.precision != "auto":
         return recipe.train.precision
     return "bfloat16" if device_of(recipe.hardware) == "cuda" else "float32"
+
+
+def checkpointing(recipe: Recipe) -> bool:
+    """Whether activations are recomputed to save memory, resolved like `precision`: on a GPU, unless the recipe says."""
+    if recipe.train.checkpointing != "auto":
+        return recipe.train.checkpointing == "on"
+    return device_of(recipe.hardware) == "cuda"
 
 
 def external_file(path: Path) -> External:
@@ -348,6 +369,12 @@ def read_metrics(artifact: Artifact) -> dict[str, Metric]:
     rows = tables.read(artifact.file("metrics.parquet"), tables.METRICS).to_pylist()
     keep = ("value", "low", "high", "n", "split")
     return {row["metric"]: Metric(**{key: row[key] for key in keep}) for row in rows}
+
+
+def read_training(checkpoint: Artifact) -> list[dict[str, Any]]:
+    """The log of every step of a training."""
+    rows: list[dict[str, Any]] = tables.read(checkpoint.file("training.parquet"), tables.TRAINING).to_pylist()
+    return rows
 
 
 def read_audit(data: Mapping[str, Artifact]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from tasks.audit import audit_pairs
 from tasks.select import judged, origins
 from tasks.work import Work
 
-VERSION = 1
+VERSION = 2
 LIBRARIES = ()
 
 

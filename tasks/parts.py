@@ -22,8 +22,7 @@ from typing import Any, get_type_hints
 from pydantic import ConfigDict, ValidationError, create_model
 
 from data import templates
-from data.errors import PartError
-from data.recipe import did_you_mean
+from data.errors import PartError, did_you_mean
 
 FAMILIES = ("scorers", "selectors", "pairers", "curators", "engines", "features", "prompt_features", "mitigations")
 SUPPLIED = (  # given by the stage, never settings

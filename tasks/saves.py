@@ -34,13 +34,22 @@ def _callback_class() -> type[Any]:
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.tick(state.global_step, state.max_steps)
-            if state.global_step == state.max_steps:
+            if state.global_step == state.max_steps and not args.load_best_model_at_end:
                 control.should_save = False  # the finished model is the artifact; nothing would read this save
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            seal(self.scratch / f"checkpoint-{state.global_step}")
+            _wait_for_all()  # each rank writes its own random state into the save
+            if state.is_world_process_zero:
+                seal(self.scratch / f"checkpoint-{state.global_step}")
 
     return Seal
+
+
+def _wait_for_all() -> None:
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def seal(folder: Path) -> None:

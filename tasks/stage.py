@@ -122,7 +122,7 @@ def _make(
     began, found = time.time(), sorted(path.name for path in work.scratch.iterdir())
     try:
         with turn_on_gpu(job, hardware, notes):
-            if own_process(hardware):
+            if own_process(hardware) or launched(job.stage, hardware):
                 from tasks.worker import run_apart
 
                 run_apart(job.stage, work)
@@ -165,6 +165,11 @@ def on_gpu(job: Job, hardware: Hardware) -> bool:
 
     models = "torch" in job.libraries or any(takes_device(*part.split(":", 1)) for part in job.parts)
     return models and device_of(hardware) == "cuda"
+
+
+def launched(stage: str, hardware: Hardware) -> bool:
+    """Whether a stage runs under `accelerate launch`: those that train do, where the recipe names a configuration."""
+    return bool(hardware.accelerate) and getattr(module_of(stage), "LAUNCHED", False)
 
 
 def own_process(hardware: Hardware) -> bool:

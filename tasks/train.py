@@ -1,6 +1,6 @@
-"""Train a checkpoint through TRL: SFT on selected completions, DPO (any TRL loss) on pairs. Resumes from verified saves.
+"""Train a checkpoint through TRL on what a round chose. Resumes from verified saves.
 
-The sampled token ids go to the trainer as they are: nothing is tokenised twice and no end-of-sequence token is invented.
+What each loss trains on is in data/loss.py, the rows in rows.py, TRL's trainers in trainers.py, terms of our own in losses.py.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,25 @@ from pydantic import BaseModel
 
 from data import tables
 from data.errors import ReferenceMismatch, StageFailed
-from tasks import models
+from data.loss import Loss
+from data.recipe import Lora
+from data.store import sha256_text
+from tasks import models, rows
+from tasks.rows import Row
 from tasks.saves import newest_save, save_callback
 from tasks.work import Work, device_of
 
-VERSION = 1
+VERSION = 2
 LIBRARIES = ("torch", "transformers", "tokenizers", "trl", "accelerate")
+LAUNCHED = True  # under `accelerate launch` where hardware.accelerate names a configuration
 REFERENCE_TOLERANCE = {
     "float32": 1e-3,
     "bfloat16": 0.1,
 }  # nats per token between the reference and its stored log-probabilities
 
-Row = dict[str, Any]
-
 
 class Settings(BaseModel):
-    loss: str
-    beta: float
-    nll: float
+    loss: Loss
     steps: int
     epochs: float
     batch: int
@@ -43,6 +45,10 @@ class Settings(BaseModel):
     weight_decay: float
     max_length: int
     precision: str
+    checkpointing: bool
+    lora: Lora | None
+    validation: float
+    patience: int
     replay: bool
     save_every: int
     split: str  # the prompts file the completions answer
@@ -50,158 +56,116 @@ class Settings(BaseModel):
 
 
 def train(work: Work) -> None:
-    """A checkpoint folder and `training.json` (loss by step, rows, rows left out).
+    """A checkpoint folder with `training.parquet` (TRAINING: every metric of every step) and `training.json` (rows, left out).
 
-    Inputs: `checkpoint` (start); `prompts` and `completions` with `selected`, or with `pairs`, `reference` and
-    `reference_logprobs`; `seed_data` (a prepare artifact) where `replay` is set.
+    Inputs: `checkpoint` (start); `prompts` and `completions` with `selected` or `pairs`; `reference` and `reference_logprobs`
+    where the loss has a reference; `seed_data` (a prepare artifact) where `replay` is set.
 
     Raises:
         ReferenceMismatch: the reference in memory is not the checkpoint the round names.
         StageFailed: the loss is not a number, or no row fits `max_length`.
     """
+    from tasks.trainers import Setup, build
+
     s: Settings = work.settings
     tokenizer = models.load_tokenizer(work.inputs["checkpoint"], s.trust_remote_code)
-    rows = _pair_rows(work, tokenizer) if s.loss != "nll" else _completion_rows(work, tokenizer)
-    fitting = [row for row in rows if _longest(row) <= s.max_length]
+    found = _rows(work, tokenizer)
+    fitting = [row for row in found if rows.longest(row) <= s.max_length]
     if not fitting:
-        raise StageFailed(f"train: none of {len(rows)} rows fits train.max_length = {s.max_length} tokens; raise it")
-    trainer = (_pair_trainer if s.loss != "nll" else _completion_trainer)(work, tokenizer, fitting)
-    trainer.remove_callback(_printer())  # losses go to training.json; the terminal shows the bar
-    trainer.add_callback(save_callback(work.scratch, work.tick))
-    resume = newest_save(work.scratch)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    history = _history(trainer.state.log_history)
-    if not all(math.isfinite(entry["loss"]) for entry in history):
-        raise StageFailed("train: the loss is not a number; lower train.learning_rate")
-    _write(work, trainer.model)
-    facts = {"rows": len(fitting), "left_out": len(rows) - len(fitting), "steps": trainer.state.global_step, "history": history}
-    (work.out / "training.json").write_text(json.dumps(facts, indent=1))
+        raise StageFailed(f"train: none of {len(found)} rows fits train.max_length = {s.max_length} tokens; raise it")
+    fit, validation = split(fitting, s.validation)
+    policy, reference = _models(work, tokenizer)
+    trainer = build(Setup(work, s.loss, policy, reference, tokenizer, fit, validation))
+    run(trainer, work, patience=s.patience if validation else 0)
+    write_checkpoint(work, trainer, merge=s.lora is not None)
+    write_log(work, trainer, {"rows": len(fit), "validation": len(validation), "left_out": len(found) - len(fitting)})
 
 
-# -- rows -----------------------------------------------------------------------------------------------------------------
-def _sequences(prompts: Path, completions: Path, tokenizer: Any) -> dict[str, tuple[list[int], list[int]]]:
-    """completion_id -> (prompt ids, completion ids)."""
-    messages = {row["prompt_id"]: row["messages"] for row in tables.read(prompts, tables.PROMPTS).to_pylist()}
-    rendered: dict[str, list[int]] = {}
-    out = {}
-    for row in tables.read(completions, tables.COMPLETIONS).to_pylist():
-        if row["prompt_id"] not in rendered:
-            rendered[row["prompt_id"]] = models.render(tokenizer, messages[row["prompt_id"]])
-        out[row["completion_id"]] = (rendered[row["prompt_id"]], models.completion_ids(tokenizer, row))
-    return out
+def run(trainer: Any, work: Work, patience: int = 0) -> None:
+    """Train to the end from the newest save that verifies; `patience` evaluations without a better one end it early.
 
-
-def _completion_rows(work: Work, tokenizer: Any) -> list[Row]:
-    s: Settings = work.settings
-    chosen: list[tuple[list[int], list[int]]] = []
-    if "selected" in work.inputs:
-        known = _sequences(
-            work.inputs["prompts"] / f"{s.split}.parquet", work.inputs["completions"] / "completions.parquet", tokenizer
-        )
-        selected = tables.read(work.inputs["selected"] / "selected.parquet", tables.SELECTED)["completion_id"].to_pylist()
-        chosen += [known[i] for i in selected]
-    if s.replay:
-        given = work.inputs["seed_data"]
-        chosen += _sequences(given / "seed.parquet", given / "given.parquet", tokenizer).values()
-    return [{"input_ids": p + c, "labels": [-100] * len(p) + c} for p, c in chosen]  # the loss sees the completion only
-
-
-def _pair_rows(work: Work, tokenizer: Any) -> list[Row]:
-    s: Settings = work.settings
-    known = _sequences(
-        work.inputs["prompts"] / f"{s.split}.parquet", work.inputs["completions"] / "completions.parquet", tokenizer
-    )
-    pairs = tables.read(work.inputs["pairs"] / "pairs.parquet", tables.PAIRS).to_pylist()
-    return [
-        {
-            "prompt_ids": known[pair["chosen_id"]][0],
-            "chosen_ids": known[pair["chosen_id"]][1],
-            "rejected_ids": known[pair["rejected_id"]][1],
-        }
-        for pair in pairs
-    ]
-
-
-def _longest(row: Row) -> int:
-    if "input_ids" in row:
-        return len(row["input_ids"])
-    return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
-
-
-# -- trainers -------------------------------------------------------------------------------------------------------------
-def _arguments(work: Work, rows: int) -> dict[str, Any]:
-    """What SFTConfig and DPOConfig share. TRL's defaults that bite (bf16, gradient checkpointing, reporting) are set here."""
-    s: Settings = work.settings
-    steps = s.steps or max(1, math.ceil(s.epochs * rows / s.batch))
-    on_gpu = device_of(work.hardware) == "cuda"
-    return {
-        "output_dir": str(work.scratch),
-        "max_steps": steps,
-        "per_device_train_batch_size": s.batch // s.accumulate,
-        "gradient_accumulation_steps": s.accumulate,
-        "learning_rate": s.learning_rate,
-        "lr_scheduler_type": s.schedule,
-        "warmup_steps": round(s.warmup * steps),
-        "weight_decay": s.weight_decay,
-        "bf16": s.precision == "bfloat16",
-        "gradient_checkpointing": on_gpu,
-        "max_length": s.max_length,
-        "seed": work.seed,
-        "data_seed": work.seed,
-        "save_strategy": "steps",
-        "save_steps": s.save_every,
-        "save_total_limit": 2,
-        "logging_steps": next(n for n in range(min(10, s.save_every), 0, -1) if s.save_every % n == 0),  # see _history
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": not on_gpu,
-        "remove_unused_columns": False,
-        "dataloader_pin_memory": on_gpu,
-    }
-
-
-def _printer() -> Any:
+    Raises:
+        StageFailed: the loss is not a number.
+    """
+    from transformers import EarlyStoppingCallback
     from transformers.trainer_callback import PrinterCallback
 
-    return PrinterCallback
+    trainer.remove_callback(PrinterCallback)  # metrics go to training.parquet; the terminal shows the bar
+    trainer.add_callback(save_callback(work.scratch, work.tick))
+    if patience:
+        trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=patience))
+    with trainer.accelerator.main_process_first():  # it may remove broken saves, which the others must not see vanish
+        resume = newest_save(work.scratch)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    for entry in trainer.state.log_history:
+        if not math.isfinite(entry.get("loss", 0.0)):
+            raise StageFailed(
+                f"train: the loss is not a number at step {entry['step']}; likely the learning rate: lower train.learning_rate"
+            )
 
 
-def _completion_trainer(work: Work, tokenizer: Any, rows: list[Row]) -> Any:
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
+def split(found: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
+    """Training and validation rows: whole prompts, chosen by their id, so that no prompt is on both sides."""
+    if not share:
+        return list(found), []
+    edge = int(share * 0x10000)
+    aside = [int(sha256_text(row["prompt_id"])[:4], 16) < edge for row in found]
+    fit = [row for row, out in zip(found, aside, strict=True) if not out]
+    validation = [row for row, out in zip(found, aside, strict=True) if out]
+    if not fit or not validation:
+        raise StageFailed(f"train.validation = {share} leaves {len(fit)} rows to train on and {len(validation)} to validate on")
+    return fit, validation
 
+
+def _rows(work: Work, tokenizer: Any) -> list[Row]:
     s: Settings = work.settings
-    config = SFTConfig(**_arguments(work, len(rows)), dataset_kwargs={"skip_prepare_dataset": True}, loss_type="nll")
-    model = models.load_model(work.inputs["checkpoint"], device_of(work.hardware), "float32", s.trust_remote_code)
-    return SFTTrainer(model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    match s.loss.kind.data:
+        case "pairs":
+            return rows.of_pairs(work.inputs, s.split, tokenizer, s.loss)
+        case "labelled":
+            return rows.of_labelled(work.inputs, s.split, tokenizer)
+        case "ranked":
+            return rows.of_ranked(work.inputs, s.split, tokenizer)
+        case _:
+            return rows.of_selected(work.inputs, s.split, tokenizer, s.replay)
 
 
-def _pair_trainer(work: Work, tokenizer: Any, rows: list[Row]) -> Any:
-    from datasets import Dataset
-    from trl import DPOConfig
+# -- models -----------------------------------------------------------------------------------------------------------------
+def _models(work: Work, tokenizer: Any) -> tuple[Any, Any]:
+    """The policy, with adapters where asked, and the reference, proved to be the checkpoint the round names.
 
-    from tasks.losses import pair_trainer
-
+    Both come from immutable folders: left alone, TRL would reload whatever config._name_or_path points to. Where adapters
+    start from the reference itself, the policy with adapters switched off is the reference and no second copy is loaded.
+    """
     s: Settings = work.settings
-    terms = {"loss_type": [s.loss, "sft"], "loss_weights": [1.0, s.nll]} if s.nll else {"loss_type": [s.loss]}
-    config = DPOConfig(**_arguments(work, len(rows)), beta=s.beta, **terms)
     device = device_of(work.hardware)
-    # Both come from immutable folders: with ref_model=None TRL would reload whatever config._name_or_path points to.
     policy = models.load_model(work.inputs["checkpoint"], device, "float32", s.trust_remote_code)
-    reference = models.load_model(work.inputs["reference"], device, "float32", s.trust_remote_code)
-    _prove_reference(work, reference, tokenizer)
-    return pair_trainer()(
-        model=policy, ref_model=reference, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+    reference = None
+    if "reference" in work.inputs:
+        shared = s.lora and work.inputs["reference"] == work.inputs["checkpoint"]
+        if not shared:
+            reference = models.load_model(work.inputs["reference"], device, "float32", s.trust_remote_code)
+        prove_reference(work, policy if shared else reference, tokenizer)
+    return (adapted(policy, s.lora, work.seed) if s.lora else policy), reference
+
+
+def adapted(policy: Any, lora: Lora, seed: int) -> Any:
+    """The policy with LoRA adapters (arXiv 2106.09685), their initial weights drawn from the seed."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, task_type="CAUSAL_LM"
     )
+    return get_peft_model(policy, config)
 
 
-def _prove_reference(work: Work, reference: Any, tokenizer: Any) -> None:
+def prove_reference(work: Work, reference: Any, tokenizer: Any) -> None:
     """Compare the reference in memory with the LOGPROBS artifact of the checkpoint the round names."""
     s: Settings = work.settings
     stored = tables.read(work.inputs["reference_logprobs"] / "logprobs.parquet", tables.LOGPROBS).to_pylist()
-    known = _sequences(
-        work.inputs["prompts"] / f"{s.split}.parquet", work.inputs["completions"] / "completions.parquet", tokenizer
-    )
+    known = rows.known(work.inputs, s.split, tokenizer)
     now = models.completion_logprobs(reference, [known[row["completion_id"]] for row in stored], tokenizer.pad_token_id)
     worst = max(
         (abs(a - b) for row, values in zip(stored, now, strict=True) for a, b in zip(row["logprobs"], values, strict=True))
@@ -213,20 +177,50 @@ def _prove_reference(work: Work, reference: Any, tokenizer: Any) -> None:
         )
 
 
-# -- results --------------------------------------------------------------------------------------------------------------
-def _history(log: list[Row]) -> list[Row]:
-    """Loss and, for pairs, reward margins and log-probabilities by step; no times, so that the digest does not move.
+# -- results ----------------------------------------------------------------------------------------------------------------
+TIMES = (
+    "_runtime",
+    "_per_second",
+    "step_time",
+    "epoch",
+    "total_flos",
+    "num_tokens",
+)  # they would move the digest, or say nothing
 
-    Each entry averages the steps since the last one, so a save falls on an entry's end: a resumed training logs the same.
+
+def write_log(work: Work, trainer: Any, facts: dict[str, Any]) -> None:
+    """Every metric of every step, less times."""
+    if not trainer.is_world_process_zero():
+        return
+    log = [
+        {"step": entry["step"], "metric": name, "value": float(value)}
+        for entry in trainer.state.log_history
+        if "loss" in entry or "eval_loss" in entry
+        for name, value in sorted(entry.items())
+        if name != "step" and not name.endswith(TIMES)
+    ]
+    tables.write(tables.from_rows(log, tables.TRAINING), tables.TRAINING, work.out / "training.parquet")
+    facts |= {"steps": trainer.state.global_step, "best_step": _best_step(trainer)}
+    (work.out / "training.json").write_text(json.dumps(facts, indent=1))
+
+
+def _best_step(trainer: Any) -> int:
+    best = trainer.state.best_model_checkpoint
+    return int(Path(best).name.split("-")[1]) if best else trainer.state.global_step
+
+
+def write_checkpoint(work: Work, trainer: Any, merge: bool) -> None:
+    """Weights (adapters merged) and configuration from memory, the tokenizer and its template from where training started.
+
+    Every rank takes part in gathering weights that are spread over processes; rank 0 writes.
     """
-    keep = ("loss", "grad_norm", "learning_rate", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
-    return [{"step": e["step"], **{k: e[k] for k in keep if k in e}} for e in log if "loss" in e]
-
-
-def _write(work: Work, model: Any) -> None:
-    """Weights and configuration from memory, everything else (tokenizer, template) copied from where training started."""
-    model.save_pretrained(work.out)
+    spread = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    weights = {"state_dict": trainer.accelerator.get_state_dict(trainer.model_wrapped)} if spread and not merge else {}
+    if not trainer.is_world_process_zero():
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    (model.merge_and_unload() if merge else model).save_pretrained(work.out, **weights)
     for path in models.inspect_checkpoint(work.inputs["checkpoint"]):
-        weights = path.suffix == ".safetensors" or path.name.endswith(".safetensors.index.json")
-        if not weights and not (work.out / path.name).exists() and path.name != "training.json":
+        of_weights = path.suffix == ".safetensors" or path.name.endswith(".safetensors.index.json")
+        if not of_weights and not (work.out / path.name).exists() and path.name != "training.json":
             shutil.copyfile(path, work.out / path.name)

@@ -1,4 +1,8 @@
-"""One stage in a process of its own: `python -m tasks.worker JOB.json`. The sure way to give a GPU's memory back."""
+"""One stage in a process of its own: `python -m tasks.worker JOB.json`. The sure way to give a GPU's memory back.
+
+A stage that trains becomes several processes where the recipe names an accelerate configuration: this process turns into
+`accelerate launch`, which starts this module once per rank. Rank 0 speaks and writes the artifact.
+"""
 
 from __future__ import annotations
 
@@ -85,11 +89,16 @@ def die_with_parent(parent: int) -> None:
 
 def main(path: str) -> int:
     job: dict[str, Any] = json.loads(Path(path).read_text())
-    die_with_parent(job["parent"])
-    module = module_of(job["stage"])
+    module, hardware = module_of(job["stage"]), Hardware.model_validate(job["hardware"])
+    rank = os.environ.get("RANK")
+    die_with_parent(job["parent"] if rank is None else os.getppid())
+    if rank is None and hardware.accelerate and getattr(module, "LAUNCHED", False):
+        launch = ["-m", "accelerate.commands.launch", "--config_file", hardware.accelerate, "-m", "tasks.worker", path]
+        os.execv(sys.executable, [sys.executable, *launch])  # still dies with the parent: the kernel keeps that over exec
 
     def tick(done: int, total: int) -> None:
-        print(f"{TICK}{done} {total}", flush=True)
+        if rank in (None, "0"):
+            print(f"{TICK}{done} {total}", flush=True)
 
     work = Work(
         key=job["key"],
@@ -98,7 +107,7 @@ def main(path: str) -> int:
         seed=job["seed"],
         out=Path(job["out"]),
         scratch=Path(job["scratch"]),
-        hardware=Hardware.model_validate(job["hardware"]),
+        hardware=hardware,
         tick=tick,
     )
     try:

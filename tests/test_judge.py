@@ -20,7 +20,7 @@ from tasks.engines import Batch, Decoding
 from tasks.pairers.rewards import best_vs_worst
 from tasks.parts import bound, check_settings, version_of
 from tasks.scorers import Score
-from tasks.scorers.judge import comparisons, judge, label_tokens
+from tasks.scorers.judge import _label_tokens, comparisons, judge
 from tests.micro import micro
 from tests.tiny_llama import make
 
@@ -207,7 +207,7 @@ def test_the_expected_score_needs_a_model_and_labels_of_one_token(llama: Path) -
         judge(template="additive5", reading="expected")
     tokenizer = models.load_tokenizer(llama)
     with pytest.raises(PartError, match="labels of one token each"):
-        label_tokens(tokenizer, RUBRIC.model_copy(update={"labels": {"good": 1.0, "entirely wrong": 0.0}}))
+        _label_tokens(tokenizer, RUBRIC.model_copy(update={"labels": {"good": 1.0, "entirely wrong": 0.0}}))
 
 
 def test_two_texts_are_compared_in_both_orders() -> None:

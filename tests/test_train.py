@@ -82,7 +82,7 @@ def test_neutral_settings_equal_stock_trl(finished: Campaign, tmp_path: Path) ->
     tables.write(tables.from_rows(pairs, tables.PAIRS), tables.PAIRS, tmp_path / "pairs" / "pairs.parquet")
     work = replace(work, inputs={**work.inputs, "pairs": tmp_path / "pairs"})
     train(work)
-    ours = [entry["loss"] for entry in json.loads((work.out / "training.json").read_text())["history"]]
+    ours = [row["value"] for row in read(work.out / "training.parquet", tables.TRAINING) if row["metric"] == "loss"]
     texts = [
         {
             "prompt": prompts[p["prompt_id"]]["messages"][0]["content"],
@@ -95,8 +95,9 @@ def test_neutral_settings_equal_stock_trl(finished: Campaign, tmp_path: Path) ->
     config = DPOConfig(
         output_dir=str(tmp_path / "stock"), max_steps=4, per_device_train_batch_size=s.batch, learning_rate=s.learning_rate,
         lr_scheduler_type=s.schedule, bf16=False, gradient_checkpointing=False, seed=work.seed, data_seed=work.seed,
-        beta=s.beta,
-        loss_type=[s.loss, "sft"], loss_weights=[1.0, s.nll], logging_steps=1, report_to="none", use_cpu=True,
+        beta=s.loss.beta,
+        loss_type=list(s.loss.weights), loss_weights=list(s.loss.weights.values()),
+        logging_steps=1, report_to="none", use_cpu=True,
         save_strategy="no", disable_tqdm=True, max_length=128, dataloader_pin_memory=False,
     )  # fmt: skip
     load = lambda name: models.load_model(work.inputs[name], "cpu", "float32")  # noqa: E731
@@ -160,4 +161,4 @@ def test_checkpoint_opens_with_plain_transformers(finished: Campaign) -> None:
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     assert tokenizer.decode(tokenizer("12+34?")["input_ids"]) == "12+34?"
     assert model.config.vocab_size == 32
-    assert {p.suffix for p in folder.iterdir()} <= {".json", ".safetensors", ".jinja"}
+    assert {p.suffix for p in folder.iterdir()} <= {".json", ".safetensors", ".jinja", ".parquet"}

@@ -79,7 +79,7 @@ class judge:
             if checkpoint is None:
                 raise PartError("scorers 'judge': reading = 'expected' needs a model in this process; set score.checkpoint")
             self.model = models.load_model(checkpoint, **loading)
-            self.lead, self.labels = label_tokens(self.tokenizer, self.template)
+            self.lead, self.labels = _label_tokens(self.tokenizer, self.template)
             self.ask = self._expected
         else:
             self.engine = shelves.bind("engines", engine, engine_settings or {}, **loading)(checkpoint)
@@ -164,7 +164,7 @@ class judge:
         return scores
 
 
-def label_tokens(tokenizer: Any, template: Template) -> tuple[list[int], dict[int, float]]:
+def _label_tokens(tokenizer: Any, template: Template) -> tuple[list[int], dict[int, float]]:
     """The token ids of the lead, and the token of each label with its worth.
 
     Raises:

@@ -1,0 +1,136 @@
+"""Online RL through TRL: GRPO and its kin, and RLOO. The trainer samples for itself; the recipe's scorers are its rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from data import tables
+from data.errors import ReferenceMismatch
+from tasks import models
+from tasks import parts as shelves
+from tasks.train import Settings as TrainSettings
+from tasks.train import adapted, run, write_checkpoint, write_log
+from tasks.trainers import arguments
+from tasks.work import Work, device_of
+
+VERSION = 1
+LAUNCHED = True
+LIBRARIES = ("torch", "transformers", "tokenizers", "trl", "accelerate", "math-verify")
+
+Row = dict[str, Any]
+
+
+class Reward(BaseModel):
+    scorer: str
+    settings: dict[str, Any]
+    weight: float
+
+
+class Settings(TrainSettings):
+    rewards: list[Reward]
+    n: int  # completions per prompt
+    temperature: float
+    top_p: float
+    max_tokens: int
+
+
+def parts(settings: Settings) -> list[tuple[str, str]]:
+    return [("scorers", reward.scorer) for reward in settings.rewards]
+
+
+def online(work: Work) -> None:
+    """A checkpoint folder with `training.parquet` and `training.json`, as the train stage leaves.
+
+    Inputs: `checkpoint` (start), `prompts`, and `reference` where loss.beta > 0. A batch is counted in completions.
+
+    Raises:
+        ReferenceMismatch: the reference in memory is not the checkpoint the round names.
+    """
+    s: Settings = work.settings
+    tokenizer = models.load_tokenizer(work.inputs["checkpoint"], s.trust_remote_code)
+    prompts = tables.read(work.inputs["prompts"] / f"{s.split}.parquet", tables.PROMPTS).to_pylist()
+    policy = models.load_model(work.inputs["checkpoint"], device_of(work.hardware), "float32", s.trust_remote_code)
+    if "reference" in work.inputs:
+        policy.config._name_or_path = str(work.inputs["reference"])  # from where TRL loads its reference
+    trainer = _trainer(work, adapted(policy, s.lora, work.seed) if s.lora else policy, tokenizer, prompts)
+    if "reference" in work.inputs:
+        _prove_reference(work, trainer)
+    run(trainer, work)
+    write_checkpoint(work, trainer, merge=s.lora is not None)
+    write_log(work, trainer, {"rows": len(prompts), "left_out": 0})
+
+
+def _trainer(work: Work, policy: Any, tokenizer: Any, prompts: Sequence[Row]) -> Any:
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+    s: Settings = work.settings
+    common = arguments(work, len(prompts) * s.n, validates=False) | {
+        "num_generations": s.n,
+        "max_completion_length": s.max_tokens,
+        "temperature": s.temperature,
+        "top_p": s.top_p,
+        "beta": s.loss.beta,
+        "reward_weights": [reward.weight for reward in s.rewards],
+    }
+    if s.loss.name == "rloo":
+        kind, config = RLOOTrainer, RLOOConfig(**common)
+    else:  # Dr. GRPO is also the name for not dividing by the group's standard deviation (arXiv 2503.20783)
+        scale = "none" if s.loss.name == "dr_grpo" else "group"
+        kind, config = GRPOTrainer, GRPOConfig(**common, loss_type=s.loss.name, scale_rewards=scale)
+    asked = [
+        {"prompt": row["messages"] if tokenizer.chat_template else "\n".join(m["content"] for m in row["messages"]), "row": i}
+        for i, row in enumerate(prompts)
+    ]
+    return kind(
+        model=policy, reward_funcs=[_reward(work, reward, tokenizer, prompts) for reward in s.rewards], args=config,
+        train_dataset=Dataset.from_list(asked), processing_class=tokenizer,
+    )  # fmt: skip
+
+
+def _reward(work: Work, reward: Reward, tokenizer: Any, prompts: Sequence[Row]) -> Callable[..., list[float | None]]:
+    """A scorer as TRL's reward function: None (does not apply) stays None, and an answer that was cut is scored as cut."""
+    scorer = shelves.bind("scorers", reward.scorer, reward.settings, workers=work.hardware.workers)
+
+    def score(completion_ids: Sequence[Sequence[int]], row: Sequence[int], **_: Any) -> list[float | None]:
+        drawn = [
+            {
+                "completion_id": f"online-{place}",
+                "prompt_id": prompts[index]["prompt_id"],
+                "sample": place,
+                "text": tokenizer.decode(ids, skip_special_tokens=True),
+                "token_ids": list(ids),
+                "logprobs": None,
+                "finish_reason": "stop" if tokenizer.eos_token_id in ids else "length",
+                "seed": None,
+                "engine": "online",
+            }
+            for place, (ids, index) in enumerate(zip(completion_ids, row, strict=True))
+        ]
+        return [score.value for score in scorer([prompts[index] for index in row], drawn)]
+
+    score.__name__ = reward.scorer  # TRL logs rewards under this name
+    return score
+
+
+def _prove_reference(work: Work, trainer: Any) -> None:
+    """The reference TRL holds has the very weights of the checkpoint the round names; with adapters it is the start itself."""
+    import torch
+
+    s: Settings = work.settings
+    if s.lora:
+        if work.inputs["reference"] != work.inputs["checkpoint"]:
+            raise ReferenceMismatch(
+                "online training with adapters keeps its start as the reference; expected the same checkpoint"
+            )
+        return
+    named = models.load_model(work.inputs["reference"], "cpu", "float32", s.trust_remote_code).state_dict()
+    held = trainer.accelerator.unwrap_model(trainer.ref_model).state_dict()
+    for name, tensor in named.items():
+        if name not in held or not torch.allclose(
+            tensor, held[name].float().cpu(), atol=1e-6 if s.precision == "float32" else 1e-2
+        ):
+            raise ReferenceMismatch(f"the reference in memory differs from its checkpoint in {name}")

@@ -1,0 +1,120 @@
+"""Training that fails is noticed: from the log of every step and what was measured after it to alarms that name a cause."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data.campaign import Metric
+from data.loss import Loss
+from tasks.alarms import Alarm
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What counts as trouble. The tiny world's healthy and collapsing runs lie on either side of each (see the README)."""
+
+    tail: float = 0.2  # share of the steps that "at the end" means
+    margin: float = 0.02  # |reward margin| below which nothing was learned
+    displaced: float = 3.0  # nats a chosen completion may lose against the reference
+    exploded: float = 20.0  # reward margin: sigmoid(20) is 1 to 9 digits
+    ranking: float = 0.05  # share of pairs that may lose their order
+    finished: float = 0.05  # share of completions that may stop finishing; four times that is a hard limit
+
+
+def training_alarms(
+    log: Sequence[Row],
+    loss: Loss,
+    before: Mapping[str, Metric],
+    after: Mapping[str, Metric],
+    kl_budget: float = 0.0,
+    limits: Limits = Limits(),
+) -> list[Alarm]:
+    """Alarms about one training.
+
+    Args:
+        log: rows of TRAINING. before, after: what was measured of the start and of the result, `finished` among it.
+        kl_budget: nats per completion that the policy may move away from the reference; 0 = no budget.
+    """
+    found = [*_of_pairs(log, loss, kl_budget, limits)] if loss.kind.trainer in ("dpo", "kto") else []
+    if loss.kind.data == "online" and kl_budget and (kl := end(log, "kl", limits.tail)) is not None and kl > kl_budget:
+        found.append(_over_budget(kl, kl_budget))
+    return found + _of_finishing(before, after, limits)
+
+
+def end(log: Sequence[Row], metric: str, tail: float) -> float | None:
+    """The mean of a metric over the last steps that have it."""
+    values = [row["value"] for row in log if row["metric"] == metric]
+    last = values[-max(1, round(tail * len(values))) :]
+    return sum(last) / len(last) if last else None
+
+
+def _of_pairs(log: Sequence[Row], loss: Loss, kl_budget: float, limits: Limits) -> list[Alarm]:
+    margin, chosen, rejected = (end(log, f"rewards/{name}", limits.tail) for name in ("margins", "chosen", "rejected"))
+    found = []
+    if margin is not None and abs(margin) < limits.margin:
+        found.append(
+            Alarm(
+                "watch",
+                "loss stuck",
+                f"reward margins end at {margin:+.3f}, the loss where it began (0.69 for sigmoid): nothing was learned; likely "
+                "train.learning_rate or train.steps too small, or loss.beta",
+            )
+        )
+    if margin is not None and margin > limits.exploded:
+        found.append(
+            Alarm(
+                "ALARM",
+                "margins exploded",
+                f"reward margins end at {margin:.1f}: the pairs are told apart with certainty and training goes on; likely too "
+                "many steps or too high a train.learning_rate",
+            )
+        )
+    if chosen is not None and (moved := chosen / loss.beta) < -limits.displaced:
+        found.append(
+            Alarm(
+                "ALARM",
+                "likelihood displacement",
+                f"chosen completions lost {-moved:.1f} nats each against the reference: the margin grows by pushing both sides "
+                f"down (arXiv 2410.08847); likely loss.beta = {loss.beta:g} is too small, or terms = {{ nll = 1.0 }} missing",
+            )
+        )
+    first = next((row["value"] for row in log if row["metric"] == "ranking_accuracy"), None)
+    last = end(log, "ranking_accuracy", limits.tail)
+    if first is not None and last is not None and last < first - limits.ranking:
+        found.append(
+            Alarm(
+                "watch",
+                "ranking accuracy",
+                f"pairs in the right order by likelihood: {first:.0%} -> {last:.0%}, whatever the rewards say",
+            )
+        )
+    if kl_budget and chosen is not None and rejected is not None:
+        kl = -(chosen + rejected) / (
+            2 * loss.beta
+        )  # completions drawn near the reference: an estimate of KL(reference, policy)
+        if kl > kl_budget:
+            found.append(_over_budget(kl, kl_budget))
+    return found
+
+
+def _over_budget(kl: float, budget: float) -> Alarm:
+    return Alarm(
+        "ALARM",
+        "KL over budget",
+        f"{kl:.1f} nats per completion from the reference, budget {budget:g}; raise loss.beta or train less",
+    )
+
+
+def _of_finishing(before: Mapping[str, Metric], after: Mapping[str, Metric], limits: Limits) -> list[Alarm]:
+    old, new = before.get("finished"), after.get("finished")
+    if old is None or new is None or old.value is None or new.value is None or old.low is None or new.high is None:
+        return []
+    lost = old.value - new.value
+    if lost <= limits.finished or new.high >= old.low:
+        return []
+    said = f"completions that end by themselves: {old.value:.0%} -> {new.value:.0%}; the end-of-sequence token lost probability"
+    return [Alarm("STOP" if lost > 4 * limits.finished else "ALARM", "finish rate", said)]

@@ -1,0 +1,104 @@
+"""Which method helps on the tiny world? Gold accuracy on held-out, round 0 to round 3, over seeds, losers included.
+
+    ./ratchet bench recipes [--methods "raft;dpo;kto"] [--seeds 31,32,33] [--home DIR]
+
+Every method starts from the same checkpoint 0 of its seed and trains the same number of steps on the same number of fresh
+prompts a round; the gate is open, so that a method that harms is seen to harm. Campaigns already finished in --home are reused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from data import recipe as recipes
+from data.campaign import Campaign
+
+SIZE = ("prompts.per_round=400", "prompts.held_out=500", "train.steps=40", "train.save_every=40")
+OPEN = ("gate.rule=always_promote", "evaluate.samples=0", "prompts.test=0", "prompts.ood=0", "hardware.prefect=false")
+DPO = ("tiny_dpo", "loss.terms={}")
+CHOSEN = ("tiny_raft", "train.replay=false", "train.learning_rate=3e-4")  # losses on selected completions, at DPO's rate
+RANKED = (*CHOSEN, "select.selector=ranked", "loss.terms={nll=1.0}", "train.batch=8")
+METHODS: dict[str, tuple[str, ...]] = {
+    "raft": ("tiny_raft",),
+    "control": ("tiny_control",),
+    "dpo": ("tiny_dpo",),  # beta 0.5, 2.0 * sft
+    "dpo, no NLL": DPO,
+    "dpo, beta 0.1, no NLL": (*DPO, "loss.beta=0.1"),
+    "irpo": (*DPO, "loss.terms={nll=2.0}"),
+    "rdpo": (*DPO, "loss.terms={nll=2.0}", "loss.length=0.05"),
+    "ipo": (*DPO, "loss.name=ipo", "loss.terms={sft=2.0}"),
+    "sppo_hard": (*DPO, "loss.name=sppo_hard", "loss.beta=0.5"),
+    "robust": ("tiny_dpo", "loss.name=robust", "loss.smoothing=0.1"),
+    "simpo": (*DPO, "loss.name=simpo", "loss.beta=2.0", "loss.gamma=1.0"),
+    "cpo": (*DPO, "loss.name=cpo", "loss.terms={sft=1.0}"),
+    "orpo": (*DPO, "loss.name=orpo"),
+    "kto": (*CHOSEN, "loss.name=kto", "loss.beta=0.5", "select.selector=labelled"),
+    "rrhf": (*RANKED, "loss.name=rrhf"),
+    "lipo": (*RANKED, "loss.name=lipo", "loss.beta=0.5"),
+    "grpo": (*CHOSEN, "loss.name=grpo", "loss.beta=0.0", "select=false", "train.batch=256", "train.steps=30"),
+}  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="ratchet bench recipes", description=__doc__.split("\n")[0])
+    parser.add_argument("--methods", default="", help="names with ; between them, all by default")
+    parser.add_argument("--seeds", default="31,32,33")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--home", type=Path)
+    options = parser.parse_args()
+    home = options.home or Path(tempfile.mkdtemp(prefix="ratchet-recipes-"))
+    wanted = [name.strip() for name in options.methods.split(";")] if options.methods else list(METHODS)
+    curves: dict[str, list[list[float]]] = defaultdict(list)
+    for seed in (int(s) for s in options.seeds.split(",")):
+        for name in wanted:
+            curve = run(home, name, seed, options.rounds)
+            curves[name].append(curve)
+            print(f"seed {seed}  {name:<24}" + "".join(f"{100 * value:>8.1f}" for value in curve), flush=True)
+    report(curves)
+    return 0
+
+
+def run(home: Path, name: str, seed: int, rounds: int) -> list[float]:
+    """Held-out accuracy of checkpoint 0, 1, 2, ..."""
+    from flows import environment
+
+    environment.prepare(home)
+    from flows.improve import improve
+
+    source, *sets = METHODS[name]
+    plain = "".join(c if c.isalnum() else "-" for c in name)
+    campaign = Campaign.start(
+        home, f"{plain}-{seed}", recipes.load(source, [*SIZE, *OPEN, *sets, f"seed={seed}", f"rounds={rounds}"])
+    )
+    if campaign.state != "done":
+        improve.fn(campaign.name, str(home))
+    return [r.metrics["accuracy"].value or 0.0 for r in campaign.rounds()]
+
+
+def report(curves: dict[str, list[list[float]]]) -> None:
+    from scipy.stats import t
+
+    print("\n| method | seeds | round 0 | last round | change, 95% interval over seeds |\n|---|---|---|---|---|")
+    rows = []
+    for name, runs in curves.items():
+        table = 100 * np.array([[run[0], run[-1]] for run in runs])
+        change = table[:, 1] - table[:, 0]
+        n = len(change)
+        half = t.ppf(0.975, n - 1) * change.std(ddof=1) / np.sqrt(n) if n > 1 else float("nan")
+        low, high = change.mean() - half, change.mean() + half
+        first, last = table.mean(0)
+        rows.append(
+            (change.mean(), f"| {name} | {n} | {first:.1f} | {last:.1f} | {change.mean():+.1f} [{low:+.1f}, {high:+.1f}] |")
+        )
+    for _, line in sorted(rows, reverse=True):
+        print(line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

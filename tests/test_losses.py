@@ -1,0 +1,239 @@
+"""Every loss: our terms against values worked out by hand, neutral settings against stock TRL, and each name really trains."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from math import exp, log, log1p
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data import tables
+from data.campaign import Campaign
+from data.errors import StageFailed
+from data.loss import DPO, KINDS, Loss
+from tasks import losses
+from tasks.rows import of_pairs
+from tasks.train import split, train
+from tests.test_train import finished, read, work_of  # noqa: F401  (finished is a fixture)
+
+Finished = Campaign
+
+
+def softplus(x: float) -> float:
+    return log1p(exp(x))
+
+
+def value(loss: Loss, weight: float = 1.0, margin: float = 1.0, certainty: float = 1.0) -> float:
+    """Our loss of one pair: h = 2 and -1 nats, log pi(y_w) = -6, 4 and 7 tokens."""
+    one = lambda x: torch.tensor([x])  # noqa: E731
+    row = {"weight": one(weight), "margin": one(margin), "certainty": one(certainty)}
+    result: float = losses.pair_loss(loss, one(2.0), one(-1.0), one(-6.0), (one(4.0), one(7.0)), row).item()
+    return result
+
+
+@pytest.mark.parametrize(
+    ("loss", "row", "by_hand"),
+    [
+        (Loss(name="sigmoid", beta=0.5), {}, softplus(-1.5)),
+        (Loss(name="sigmoid", beta=0.5, length=0.1), {}, softplus(-(1.5 + 0.1 * (4 - 7)))),
+        (Loss(name="sigmoid", beta=0.5, offset=2.0), {"margin": 3.0}, softplus(-(1.5 - 2 * log(3)))),
+        (Loss(name="sigmoid", beta=0.5, smoothing=0.1), {"certainty": 0.9}, 0.9 * softplus(-1.5) + 0.1 * softplus(1.5)),
+        (Loss(name="sigmoid", beta=0.5), {"certainty": 0.25}, 0.25 * softplus(-1.5) + 0.75 * softplus(1.5)),
+        (Loss(name="sigmoid", beta=0.5, weighted=True), {"weight": 0.3}, 0.3 * softplus(-1.5)),
+        (Loss(name="sigmoid", beta=0.5, terms={"nll": 2.0}), {}, softplus(-1.5) + 2 * 6 / 4),
+        (Loss(name="sigmoid", beta=0.5, weighted=True, terms={"nll": 1.0}), {"weight": 0.3}, 0.3 * (softplus(-1.5) + 6 / 4)),
+        (Loss(name="sigmoid", beta=0.5, terms={"sigmoid": 0.8, "nll": 1.0}), {}, 0.8 * softplus(-1.5) + 6 / 4),
+    ],
+)  # fmt: skip
+def test_terms_of_our_own_by_hand(loss: Loss, row: dict[str, float], by_hand: float) -> None:
+    # DPO, R-DPO, ODPO, conservative DPO, CREAM, per-pair weights, IRPO, ScPO, a weight on the loss itself
+    assert value(loss, **row) == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_listwise_losses_by_hand() -> None:
+    # three completions of 2, 4, 2 tokens, log-probabilities -1, -4, -4 (per token -0.5, -1, -2), ranks 0, 1, 1
+    logps, lengths, ranks = torch.tensor([-1.0, -4.0, -4.0]), torch.tensor([2.0, 4.0, 2.0]), torch.tensor([0, 1, 1])
+    assert losses.rrhf(logps, lengths, ranks).item() == 0.0  # the better one is likelier already
+    assert losses.rrhf(logps, lengths, torch.tensor([1, 0, 2])).item() == pytest.approx(0.5)  # only -0.5 stands above -1
+    hand = log(exp(-0.5) + exp(-1) + exp(-2)) + 0.5
+    assert losses.pro(logps, lengths, ranks).item() == pytest.approx(hand, abs=1e-6)
+    # s = 0.5 h = (1, 0.5, -1): places 1, 2, 3; gains 1, 0, 0 (psi 1, 0, 0)
+    h = torch.tensor([2.0, 1.0, -2.0])
+    discounts = [1 / log(2), 1 / log(3), 1 / log(4)]
+    by_hand = (discounts[0] - discounts[1]) * softplus(-0.5) + (discounts[0] - discounts[2]) * softplus(-2.0)
+    assert losses.lipo(h, ranks, beta=0.5).item() == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_our_sigmoid_equals_trls_in_neutral_settings(finished: Finished, tmp_path: Path) -> None:  # noqa: F811
+    # our own path with every term at its neutral value gives stock TRL's losses, step for step, to 6 decimals
+    histories = []
+    for name, loss in {"stock": Loss(name="sigmoid", beta=0.5), "ours": Loss(name="sigmoid", beta=0.5, weighted=True)}.items():
+        work = work_of(finished, tmp_path / name, steps=4, loss=loss.model_dump())
+        train(work)
+        log_rows = read(work.out / "training.parquet", tables.TRAINING)
+        histories.append([row["value"] for row in log_rows if row["metric"] == "loss"])
+        assert {"ranking_accuracy", "rewards/margins", "logps/chosen"} <= {row["metric"] for row in log_rows}
+    assert histories[1] == pytest.approx(histories[0], abs=1e-6)
+
+
+def test_smoothing_of_sigmoid_is_honoured(finished: Finished, tmp_path: Path) -> None:  # noqa: F811
+    # TRL's label_smoothing does nothing with sigmoid; ours changes the loss: at step 1 margins are 0, so weights show it
+    first = {}
+    for smoothing in (0.0, 0.3):
+        loss = Loss(name="sigmoid", beta=0.5, smoothing=smoothing).model_dump()
+        work = work_of(finished, tmp_path / str(smoothing), steps=3, learning_rate=1e-2, loss=loss)
+        train(work)
+        log_rows = [row for row in read(work.out / "training.parquet", tables.TRAINING) if row["metric"] == "loss"]
+        first[smoothing] = [row["value"] for row in log_rows]
+    assert first[0.0][0] == pytest.approx(first[0.3][0], abs=1e-6)
+    assert abs(first[0.0][-1] - first[0.3][-1]) > 1e-3
+
+
+def test_soft_labels_reach_the_loss_and_only_sigmoid(finished: Finished, tmp_path: Path) -> None:  # noqa: F811
+    # a label in PAIRS becomes the certainty of its row, and a loss that would ignore it is refused
+    from tasks import models
+
+    work = work_of(finished, tmp_path)
+    pairs = read(work.inputs["pairs"] / "pairs.parquet", tables.PAIRS)
+    pairs[0]["label"] = 0.7
+    (tmp_path / "pairs").mkdir()
+    tables.write(tables.from_rows(pairs, tables.PAIRS), tables.PAIRS, tmp_path / "pairs" / "pairs.parquet")
+    inputs = {**work.inputs, "pairs": tmp_path / "pairs"}
+    tokenizer = models.load_tokenizer(work.inputs["checkpoint"])
+    rows = of_pairs(inputs, "rounds", tokenizer, Loss(name="sigmoid", smoothing=0.1))
+    assert [row["certainty"] for row in rows[:2]] == [0.7, 0.9]
+    with pytest.raises(StageFailed, match="only the sigmoid loss reads"):
+        of_pairs(inputs, "rounds", tokenizer, Loss(name="hinge"))
+    pairs[0]["margin"] = 0.0
+    tables.write(tables.from_rows(pairs, tables.PAIRS), tables.PAIRS, tmp_path / "pairs" / "pairs.parquet")
+    with pytest.raises(StageFailed, match="log of each pair's reward difference"):
+        of_pairs(inputs, "rounds", tokenizer, Loss(name="sigmoid", offset=1.0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"name": "hinge", "weighted": True}, "belong to the sigmoid loss"),
+        ({"name": "hinge", "smoothing": 0.1}, "does not read smoothing"),
+        ({"name": "nll", "terms": {"sft": 1.0}}, "does not read terms"),
+        ({"name": "sigmoid", "terms": {"sftt": 1.0}}, "takes no term 'sftt'"),
+        ({"name": "sigmoid", "terms": {"sft": 1.0}, "weighted": True}, "in terms only sigmoid and nll"),
+        ({"name": "sigmoid", "beta": 0.0}, "expected beta > 0"),
+        ({"name": "simp"}, "did you mean 'simpo'"),
+    ],
+)
+def test_settings_a_loss_would_ignore_are_refused(settings: dict[str, Any], says: str) -> None:
+    # a setting never does nothing in silence
+    with pytest.raises(ValueError, match=says):
+        Loss(**settings)
+
+
+def test_a_loss_keeps_what_it_does_not_read_out_of_the_key() -> None:
+    # two SFT recipes that differ in beta alone share every artifact
+    assert Loss(beta=0.1).used() == Loss(beta=0.7).used()
+    assert Loss(name="kto", beta=0.1).used() != Loss(name="kto", beta=0.2).used()
+
+
+def test_validation_splits_by_prompt_and_the_best_save_wins(finished: Finished, tmp_path: Path) -> None:  # noqa: F811
+    # no prompt is on both sides; training that only gets worse on the validation slice ends early, with the best save
+    rows = [{"prompt_id": str(i // 2)} for i in range(400)]
+    fit, aside = split(rows, 0.25)
+    assert len(fit) + len(aside) == 400
+    assert 50 < len(aside) < 150
+    assert not {r["prompt_id"] for r in fit} & {r["prompt_id"] for r in aside}
+    work = work_of(finished, tmp_path, steps=12, save_every=1, learning_rate=0.3, validation=0.3, patience=2)
+    train(work)
+    facts = json.loads((work.out / "training.json").read_text())
+    evaluations = [r["value"] for r in read(work.out / "training.parquet", tables.TRAINING) if r["metric"] == "eval_loss"]
+    assert facts["validation"] > 0
+    assert facts["steps"] < 12
+    assert facts["best_step"] == 1 + evaluations.index(min(evaluations))
+
+
+ON_PAIRS = [name for name, kind in KINDS.items() if kind.data == "pairs"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ON_PAIRS)
+def test_every_pair_loss_trains_two_rounds(run_micro: Any, name: str) -> None:
+    # by its TRL name in the recipe, in a campaign: the weights move and every step's loss is a number
+    extra = ["loss.smoothing=0.001"] if name == "exo_pair" else []
+    check_trained(run_micro("tiny_dpo", f"loss.name={name}", "loss.terms={}", *extra), name in DPO)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["kto", "apo_zero_unpaired", "rrhf", "pro", "lipo"])
+def test_every_loss_on_labels_and_ranks_trains_two_rounds(run_micro: Any, name: str) -> None:
+    # as above, for losses that read SELECTED's label and rank columns
+    selector = "labelled" if KINDS[name].data == "labelled" else "ranked"
+    check_trained(
+        run_micro("tiny_raft", f"loss.name={name}", f"select.selector={selector}", "train.replay=false"), KINDS[name].reference
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("terms", ["{sigmoid=0.8, bco_pair=0.2, sft=1.0}", "{nll=1.0}"])
+def test_mixed_losses_train(run_micro: Any, terms: str) -> None:
+    # TRL's combinations by name and weight; our per-completion NLL
+    check_trained(run_micro("tiny_dpo", f"loss.terms={terms}", "rounds=1"), True)
+
+
+def check_trained(campaign: Campaign, reference: bool) -> None:
+    rounds = campaign.rounds()
+    assert len({r.checkpoint.digest for r in rounds}) == len(rounds)
+    for finished_round in rounds[1:]:
+        assert (finished_round.reference is not None) == reference
+        folder = campaign.store.folder(finished_round.checkpoint.key) / "payload"
+        steps = [r for r in read(folder / "training.parquet", tables.TRAINING) if r["metric"] == "loss"]
+        assert len(steps) == 6
+
+
+def test_lora_trains_against_the_named_reference(finished: Finished, tmp_path: Path) -> None:  # noqa: F811
+    # adapters: only they move, the stored checkpoint is merged and plain, and the first step's margins are 0 whether the
+    # reference is the start itself (adapters off) or a second copy of it, which is how one sees what the reference is
+    lora = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"}
+    logs = []
+    for name in ("shared", "copied"):
+        work = work_of(finished, tmp_path / name, steps=3, learning_rate=1e-2, lora=lora)
+        if name == "copied":
+            import shutil
+
+            shutil.copytree(work.inputs["reference"], tmp_path / "reference")
+            work = replace(work, inputs={**work.inputs, "reference": tmp_path / "reference"})
+        train(work)
+        logs.append({(r["step"], r["metric"]): r["value"] for r in read(work.out / "training.parquet", tables.TRAINING)})
+        assert not list(work.out.glob("adapter*"))
+    assert logs[0][1, "rewards/margins"] == pytest.approx(0.0, abs=1e-6)
+    assert logs[0][3, "rewards/margins"] == pytest.approx(logs[1][3, "rewards/margins"], abs=1e-5)
+    assert logs[0][3, "rewards/margins"] != 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "rloo"])
+def test_online_losses_train_two_rounds(run_micro: Any, name: str) -> None:
+    # a round may be an online phase: the recipe's scorer is the reward function, the named reference is the trainer's
+    beta = 0.0 if name == "dapo" else 0.05
+    sets = (f"loss.name={name}", f"loss.beta={beta}", "select=false", "train.replay=false", "train.batch=16", "train.steps=3")
+    campaign = run_micro("tiny_raft", *sets)
+    rounds = campaign.rounds()
+    assert len({r.checkpoint.digest for r in rounds}) == 3
+    assert all((r.reference is not None) == (beta > 0) for r in rounds[1:])
+    log_rows = read(campaign.store.folder(rounds[1].checkpoint.key) / "payload" / "training.parquet", tables.TRAINING)
+    assert {row["metric"] for row in log_rows} >= {"reward", "rewards/tests.micro:ends_even/mean"}
+
+
+def test_the_moving_average_is_the_reference(run_micro: Any) -> None:
+    # reference = "ema": round 2's reference is decay * checkpoint 0 + (1 - decay) * head, weight by weight
+    from safetensors.torch import load_file
+
+    campaign = run_micro("tiny_dpo", "loss.reference=ema", "loss.ema_decay=0.75", "rounds=2", "gate.rule=always_promote")
+    rounds = campaign.rounds()
+    assert rounds[1].reference == rounds[0].checkpoint
+    load = lambda ref: load_file(campaign.store.folder(ref.key) / "payload" / "model.safetensors")  # noqa: E731
+    base, head, average = load(rounds[0].checkpoint), load(rounds[1].head), load(rounds[2].reference)
+    for tensor in average:
+        assert torch.allclose(average[tensor], 0.75 * base[tensor] + 0.25 * head[tensor], atol=1e-6)

@@ -1,0 +1,131 @@
+"""Reward models: trained from pairs by the formula, read back by the scorer; ensembles by hand, nested, and in the key."""
+
+from __future__ import annotations
+
+import json
+from math import exp, log1p
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data import tables
+from data.campaign import Campaign
+from data.errors import ModelError, PartError
+from tasks import fit_reward, models, parts
+from tasks.fit_reward import Settings
+from tasks.scorers import Score
+from tasks.scorers.ensemble import aggregate, ensemble
+from tasks.scorers.reward_model import reward_model
+from tasks.work import Work
+from tests.test_train import finished, read, work_of  # noqa: F401  (finished is a fixture)
+
+SETTINGS: dict[str, Any] = {
+    "margin": False, "center": 0.0, "steps": 1, "epochs": 1.0, "batch": 8, "accumulate": 1, "learning_rate": 1e-3,
+    "schedule": "constant", "warmup": 0.0, "weight_decay": 0.0, "max_length": 128, "precision": "float32",
+    "checkpointing": False, "save_every": 50, "split": "rounds",
+}  # fmt: skip
+
+
+def fitting(campaign: Campaign, folder: Path, **changes: Any) -> Work:
+    """A fit_reward call on the pairs of the micro campaign."""
+    work = work_of(campaign, folder)
+    return Work(work.key, Settings(**SETTINGS | changes), work.inputs, 5, work.out, work.scratch, work.hardware)
+
+
+def rows_of(work: Work) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
+    pairs = read(work.inputs["pairs"] / "pairs.parquet", tables.PAIRS)
+    completions = {r["completion_id"]: r for r in read(work.inputs["completions"] / "completions.parquet", tables.COMPLETIONS)}
+    prompts = {r["prompt_id"]: r for r in read(work.inputs["prompts"] / "rounds.parquet", tables.PROMPTS)}
+    return pairs, completions, prompts
+
+
+def test_the_loss_is_bradley_terry_with_margin_and_centring(finished: Campaign, tmp_path: Path) -> None:  # noqa: F811
+    # the first step's loss, over all pairs at once, is the formula on the untrained model's own outputs
+    work = fitting(finished, tmp_path / "a")
+    pairs, completions, prompts = rows_of(work)
+    for pair in pairs:
+        pair["margin"] = 0.5
+    (tmp_path / "pairs").mkdir()
+    tables.write(tables.from_rows(pairs, tables.PAIRS), tables.PAIRS, tmp_path / "pairs" / "pairs.parquet")
+    changed = fitting(finished, tmp_path / "b", margin=True, center=0.1, batch=len(pairs))
+    work = Work(
+        changed.key,
+        changed.settings,
+        {**changed.inputs, "pairs": tmp_path / "pairs"},
+        5,
+        changed.out,
+        changed.scratch,
+        changed.hardware,
+    )
+    tokenizer = models.load_tokenizer(work.inputs["checkpoint"])
+    fresh = fit_reward._with_head(work, tokenizer).eval()
+
+    def value(name: str) -> float:
+        row = completions[name]
+        ids = models.render(tokenizer, prompts[row["prompt_id"]]["messages"]) + row["token_ids"]
+        result: float = fresh(input_ids=__import__("torch").tensor([ids])).logits[0, 0].item()
+        return result
+
+    by_hand = 0.0
+    for pair in pairs:
+        chosen, rejected = value(pair["chosen_id"]), value(pair["rejected_id"])
+        by_hand += (log1p(exp(-(chosen - rejected - 0.5))) + 0.1 * (chosen + rejected) ** 2) / len(pairs)
+    fit_reward.fit_reward(work)
+    log_rows = read(work.out / "training.parquet", tables.TRAINING)
+    assert next(r["value"] for r in log_rows if r["metric"] == "loss") == pytest.approx(by_hand, abs=1e-5)
+    assert json.loads((work.out / "training.json").read_text())["rows"] == len(pairs)
+
+
+def test_a_trained_reward_model_ranks_its_pairs(finished: Campaign, tmp_path: Path) -> None:  # noqa: F811
+    # the checkpoint opens in the scorer, and chosen completions get more than rejected ones
+    work = fitting(finished, tmp_path, steps=60, learning_rate=3e-3)
+    fit_reward.fit_reward(work)
+    pairs, completions, prompts = rows_of(work)
+    scorer = reward_model(checkpoint=work.out, batch=7)
+    listed = list(completions.values())
+    scores = scorer([prompts[row["prompt_id"]] for row in listed], listed)
+    value = {row["completion_id"]: score.value for row, score in zip(listed, scores, strict=True)}
+    ranked = [(value[p["chosen_id"]] or 0.0) > (value[p["rejected_id"]] or 0.0) for p in pairs]
+    assert sum(ranked) / len(ranked) > 0.75
+    alone = scorer([prompts[listed[3]["prompt_id"]]], [listed[3]])[0].value
+    assert alone == pytest.approx(scores[3].value, abs=1e-4)  # whatever it is batched with
+    short = reward_model(checkpoint=work.out, max_length=8)
+    assert short([prompts[listed[3]["prompt_id"]]], [listed[3]]) == [Score(None, "too_long")]
+
+
+def test_a_model_with_several_outputs_is_refused(finished: Campaign, tmp_path: Path) -> None:  # noqa: F811
+    # a classifier is no reward model
+    work = fitting(finished, tmp_path)
+    fit_reward.fit_reward(work)
+    config = json.loads((work.out / "config.json").read_text())
+    config["id2label"], config["label2id"] = {"0": "a", "1": "b"}, {"a": 0, "b": 1}
+    (work.out / "config.json").write_text(json.dumps(config))
+    with pytest.raises((ModelError, RuntimeError)):
+        reward_model(checkpoint=work.out)
+
+
+def test_ensembles_by_hand() -> None:
+    # 1, 2, 6: mean 3, median 2, min 1, sample sd sqrt(7)
+    values = [1.0, 2.0, 6.0]
+    assert aggregate(values, "mean") == 3.0
+    assert aggregate(values, "median") == 2.0
+    assert aggregate(values, "min") == 1.0
+    assert aggregate(values, "pessimistic", 2.0) == pytest.approx(3 - 2 * 7**0.5)
+
+
+def member(text: str) -> dict[str, Any]:
+    return {"scorer": "format", "settings": {"pattern": text}}
+
+
+def test_ensembles_nest_and_enter_the_key() -> None:
+    # an ensemble of an ensemble; parts() names every member, so that a new version of one makes a new key; mistakes are early
+    inner = {"scorer": "ensemble", "settings": {"members": [member("a.*"), member(".*b")], "how": "min"}}
+    made = parts.bind("scorers", "ensemble", {"members": [inner, member(".*")], "how": "mean"}, workers=1)
+    prompt = {"prompt_id": "p", "messages": [], "answer": "1"}
+    rows = [{"completion_id": t, "prompt_id": "p", "text": t, "finish_reason": "stop"} for t in ("ab", "ac")]
+    assert [score.value for score in made([prompt, prompt], rows)] == [1.0, 0.5]
+    assert ensemble.parts({"members": [inner, member(".*")]}) == [("scorers", "ensemble"), *[("scorers", "format")] * 3]
+    for wrong in ([member("a"), {"scorer": "format", "weight": 2}], [member("a"), {"scorer": "reward_model"}]):
+        with pytest.raises(PartError):
+            parts.bind("scorers", "ensemble", {"members": wrong}, workers=1)
