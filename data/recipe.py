@@ -197,6 +197,18 @@ class Keep(Strict):
     )
 
 
+class Requests(Strict):
+    """How servers are asked (engines and judges at an endpoint)."""
+
+    concurrency: int = Field(16, ge=1, description="requests in flight")
+    per_minute: float = Field(0, ge=0, description="requests started a minute, evenly; 0 = no limit")
+    timeout: float = Field(300, gt=0, description="seconds for a whole answer")
+    attempts: int = Field(6, ge=1, description="of one request, before it counts as lost")
+    backoff: float = Field(1.0, gt=0, description="seconds before the second attempt, at most; doubled each time, with jitter")
+    prompt_price: float = Field(0, ge=0, description="a million tokens; the cost goes to the artifact's log.json")
+    completion_price: float = Field(0, ge=0, description="a million tokens")
+
+
 class Hardware(Strict):
     """Where and how the work runs. Never part of a key."""
 
@@ -206,6 +218,7 @@ class Hardware(Strict):
     )
     warm: bool = Field(True, description="keep an engine loaded between stages where it can be (vllm, stages inline)")
     workers: int = Field(2, ge=1, description="processes that verify answers")
+    requests: Requests = Requests()
     prefect: bool = Field(True, description="false: run the same rounds without Prefect")
 
 

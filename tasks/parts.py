@@ -28,6 +28,7 @@ FAMILIES = ("scorers", "selectors", "pairers", "engines", "features", "prompt_fe
 SUPPLIED = (  # given by the stage, never settings
     *("workers", "device", "dtype", "trust_remote_code", "warm"),
     *("verdicts", "prompts", "answers", "base_logprobs", "previous_logprobs"),
+    *("requests", "scratch", "record"),
 )
 
 
