@@ -303,7 +303,8 @@ class Recipe(Strict):
     @property
     def evaluation_engine(self) -> str:
         """What draws from a checkpoint to measure it."""
-        return self.evaluate.engine or ("transformers" if self.recorded else self.generate.engine)
+        elsewhere = self.generate.engine in ("recorded", "endpoint")
+        return self.evaluate.engine or ("transformers" if elsewhere else self.generate.engine)
 
     def engine_settings(self, engine: str) -> dict[str, Any]:
         """The settings are those of generate.engine; another engine runs with its defaults."""

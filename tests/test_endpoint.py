@@ -222,7 +222,6 @@ def test_any_json_is_a_reply_or_a_known_trouble(found: Any) -> None:
 
 def engine_sets(server: Unreliable) -> list[str]:
     return [
-        "rounds=1",
         "generate.engine=endpoint",
         f'generate.settings={{url="{server.url}", model="m"}}',
         'hardware.requests={concurrency=8, timeout=20, attempts=3, backoff=0.01, completion_price=1000000}',
@@ -236,7 +235,7 @@ def test_a_campaign_learns_from_what_a_server_says(server: Unreliable, run_micro
         return f"#{sum(int(part) for part in question.rstrip('?').split('+'))}"
 
     server.answer = answer
-    campaign = run_micro("tiny_raft", *engine_sets(server))
+    campaign = run_micro("tiny_raft", "rounds=1", *engine_sets(server))
     last = campaign.rounds()[-1]
     store = campaign.store
     folder = store.folder(last.artifacts["generate"].key)
@@ -254,7 +253,7 @@ def test_a_campaign_learns_from_what_a_server_says(server: Unreliable, run_micro
 def test_a_lost_request_stops_the_stage_and_what_was_answered_is_not_asked_again(server: Unreliable, tmp_path: Path) -> None:
     # refused rows are rows of no text; a lost one stops the stage; the next attempt pays for that one alone
     from data.recipe import Hardware
-    from data.store import External, Store, hash_folder, digest_of
+    from data.store import External, Store, digest_of, hash_folder
     from tasks.generate import Settings
     from tasks.stage import perform
 
@@ -282,7 +281,7 @@ def test_a_lost_request_stops_the_stage_and_what_was_answered_is_not_asked_again
     )  # fmt: skip
     hardware = Hardware(device="cpu", isolation="inline", requests=QUICK)
     store = Store(tmp_path / "store")
-    with pytest.raises(StageFailed, match="2 of 6 requests got no answer in 5 attempts, 2 were refused; the last: .*run again"):
+    with pytest.raises(StageFailed, match=r"2 of 6 requests got no answer in 5 attempts, 2 were refused; .*run again"):
         perform(store, "generate", settings, inputs, seed=7, hardware=hardware)
     server.healed = False
     before = Counter(server.answered)
