@@ -34,6 +34,10 @@ class ModelError(WrongUse):
     """A model directory that is missing, incomplete or not safetensors."""
 
 
+class EndpointError(WrongUse):
+    """A server that will answer no request of this kind: no such address or model, a wrong or missing key."""
+
+
 class HomeError(WrongUse):
     """The home directory cannot be written, or has too little room."""
 

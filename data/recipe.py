@@ -261,6 +261,18 @@ class Keep(Strict):
     )
 
 
+class Requests(Strict):
+    """How servers are asked (engines and judges at an endpoint)."""
+
+    concurrency: int = Field(16, ge=1, description="requests in flight")
+    per_minute: float = Field(0, ge=0, description="requests started a minute, evenly; 0 = no limit")
+    timeout: float = Field(300, gt=0, description="seconds for a whole answer")
+    attempts: int = Field(6, ge=1, description="of one request, before it counts as lost")
+    backoff: float = Field(1.0, gt=0, description="seconds before the second attempt, at most; doubled each time, with jitter")
+    prompt_price: float = Field(0, ge=0, description="a million tokens; the cost goes to the artifact's log.json")
+    completion_price: float = Field(0, ge=0, description="a million tokens")
+
+
 class Hardware(Strict):
     """Where and how the work runs. Never part of a key."""
 
@@ -271,6 +283,7 @@ class Hardware(Strict):
     warm: bool = Field(True, description="keep an engine loaded between stages where it can be (vllm, stages inline)")
     workers: int = Field(2, ge=1, description="processes that verify answers")
     accelerate: str = Field("", description="an accelerate configuration (DDP, FSDP, DeepSpeed): train stages start under it")
+    requests: Requests = Requests()
     prefect: bool = Field(True, description="false: run the same rounds without Prefect")
 
 
@@ -378,7 +391,8 @@ class Recipe(Strict):
     @property
     def evaluation_engine(self) -> str:
         """What draws from a checkpoint to measure it."""
-        return self.evaluate.engine or ("transformers" if self.recorded else self.generate.engine)
+        elsewhere = self.generate.engine in ("recorded", "endpoint")
+        return self.evaluate.engine or ("transformers" if elsewhere else self.generate.engine)
 
     def engine_settings(self, engine: str) -> dict[str, Any]:
         """The settings are those of generate.engine; another engine runs with its defaults."""

@@ -46,7 +46,7 @@ COMPLETIONS = _schema(
     text=pa.string(),
     token_ids=(pa.list_(pa.int32()), "null"),  # ends with the end-of-sequence token where one was drawn; null where unknown
     logprobs=(pa.list_(pa.float32()), "null"),  # of the sampler, per token, at temperature 1; null where unknown
-    finish_reason=(pa.string(), "null"),  # "stop", "length", "given"; null where a recorded file does not say
+    finish_reason=(pa.string(), "null"),  # "stop", "length", "given", "error" (no text came); null where unknown
     seed=(pa.int64(), "null"),  # null where no seed of ours drew it
     engine=pa.string(),  # "given" for texts nobody sampled, "recorded" for those somebody else did
 )

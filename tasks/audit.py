@@ -24,8 +24,8 @@ def verifier(scores: Mapping[str, Values]) -> Values:
 
 
 def finished(row: Row) -> bool:
-    """Whether the completion was not cut at the token limit, as far as is known."""
-    return bool(row["finish_reason"] != "length")
+    """Whether the completion is there and was not cut at the token limit, as far as is known."""
+    return row["finish_reason"] not in ("length", "error")
 
 
 def unique_texts(rows: Iterable[Row], besides: Iterable[Row] = ()) -> list[Row]:

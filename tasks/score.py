@@ -98,8 +98,22 @@ def _verdicts(work: Work) -> dict[str, float | None] | None:
 
 
 def _score(
-    name: str, scorer: Any, prompts: dict[str, Row], batch: Sequence[Row], verdicts: dict[str, float | None] | None
+    name: str, scorer: Any, prompts: dict[str, Row], rows: Sequence[Row], verdicts: dict[str, float | None] | None
 ) -> list[Row]:
+    """SCORES rows. A completion that never came (an engine's request failed) has no score: it is not a wrong answer."""
+    batch = [row for row in rows if row["finish_reason"] != "error"]
+    scored = iter(_scored(name, scorer, prompts, batch, verdicts) if batch else [])
+    return [_plain(row, Score(None, "no_completion") if row["finish_reason"] == "error" else next(scored)) for row in rows]
+
+
+def _plain(row: Row, score: Score) -> Row:
+    known = {"value": score.value, "status": score.status, "detail": score.detail}
+    return {"completion_id": row["completion_id"], "prompt_id": row["prompt_id"], **known}
+
+
+def _scored(
+    name: str, scorer: Any, prompts: dict[str, Row], batch: Sequence[Row], verdicts: dict[str, float | None] | None
+) -> list[Score]:
     aligned = [prompts[row["prompt_id"]] for row in batch]
 
     def call(first: int, last: int) -> list[Score]:
@@ -119,16 +133,7 @@ def _score(
             raise ScorerFailed(
                 f"scorer '{name}' gave {score.value} to completion {row['completion_id']}: expected a number or None"
             )
-    return [
-        {
-            "completion_id": row["completion_id"],
-            "prompt_id": row["prompt_id"],
-            "value": score.value,
-            "status": score.status,
-            "detail": score.detail,
-        }
-        for row, score in zip(batch, scores, strict=True)
-    ]
+    return scores
 
 
 def _blame(call: Callable[[int, int], list[Score]], batch: Sequence[Row]) -> str:

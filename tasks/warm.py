@@ -38,7 +38,8 @@ def engine(work: Work) -> Iterator[Engine]:
     given = {"device": device_of(work.hardware), "dtype": s.dtype, "trust_remote_code": s.trust_remote_code, "warm": keep}
     shape = sha256_file(checkpoint / "config.json")  # another model's weights do not fit
     name = canonical({"engine": s.engine, "settings": s.settings, "shape": shape, **given})
-    load: Callable[[Path], Engine] = shelves.bind("engines", s.engine, s.settings, **given)
+    surroundings = {"requests": work.hardware.requests, "scratch": work.scratch, "record": work.record}
+    load: Callable[[Path], Engine] = shelves.bind("engines", s.engine, s.settings, **given, **surroundings)
     kept = _kept.pop(name, None)
     close()  # one of other settings would hold memory that this one needs
     ready = load(checkpoint) if kept is None else _with(work, kept, load, checkpoint)

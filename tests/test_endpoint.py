@@ -1,0 +1,299 @@
+"""Asking servers: whatever one does, nothing is lost or doubled, and every failure is recorded."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data import tables
+from data.errors import EndpointError, StageFailed
+from data.recipe import Requests
+from tasks import openai_client
+from tasks.openai_client import Ask, Reply, Server, draw
+
+QUICK = Requests(concurrency=8, timeout=2, attempts=5, backoff=0.01)
+FAULTS = ("429", "500", "garbage", "half", "never", "drip", "empty", "hang up")
+
+
+class Unreliable:
+    """A real HTTP server on loopback. A question "<fault> x<k> ..." has its first k attempts fail that way."""
+
+    def __init__(self) -> None:
+        self.attempts: Counter[str] = Counter()
+        self.answered: Counter[str] = Counter()
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.answer: Callable[[str], str] = lambda question: f"answer to {question}"
+        self.healed = self.over = False
+        self.busy = self.most_busy = 0
+        self.lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                with outer.lock:
+                    outer.busy += 1
+                    outer.most_busy = max(outer.most_busy, outer.busy)
+                try:
+                    outer.handle(self)
+                except (BrokenPipeError, ConnectionResetError):
+                    pass
+                finally:
+                    with outer.lock:
+                        outer.busy -= 1
+
+            def log_message(self, *arguments: object) -> None: ...
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def handle(self, request: BaseHTTPRequestHandler) -> None:
+        body = json.loads(request.rfile.read(int(request.headers["content-length"])))
+        question = body["messages"][-1]["content"]
+        name = f"{question}/{body['seed']}"
+        with self.lock:
+            self.bodies.append(body)
+            self.headers.append(dict(request.headers))
+            self.attempts[name] += 1
+            attempt = self.attempts[name]
+        fault, _, times = question.split(" #")[0].partition(" x")
+        failing = times != "" and attempt <= int(times) and not self.healed
+        good = {"choices": [{"message": {"content": self.answer(question)}, "finish_reason": "stop"}]}
+        whole = json.dumps({**good, "usage": {"prompt_tokens": 3, "completion_tokens": 2}}).encode()
+        if not failing:
+            self.send(request, 200, whole)
+            with self.lock:
+                self.answered[name] += 1
+        elif fault.isdigit():
+            self.send(request, int(fault), b"no", {"Retry-After": "0.01"} if fault == "429" else {})
+        elif fault in ("garbage", "half", "empty"):
+            self.send(request, 200, {"garbage": b"\xff<html>", "half": whole[: len(whole) // 2], "empty": b"{}"}[fault])
+        elif fault in ("never", "drip"):
+            self.linger(request, fault == "drip")
+        elif fault == "hang up":
+            request.connection.close()
+
+    def send(self, request: BaseHTTPRequestHandler, code: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+        request.send_response(code)
+        for header, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
+            request.send_header(header, value)
+        request.end_headers()
+        request.wfile.write(content)
+
+    def linger(self, request: BaseHTTPRequestHandler, drip: bool) -> None:
+        if drip:
+            request.send_response(200)
+            request.send_header("Content-Length", "100000")
+            request.end_headers()
+        while not self.over:  # until the client hangs up
+            if drip:
+                request.wfile.write(b" ")
+            time.sleep(0.05)
+
+    def close(self) -> None:
+        self.over = True
+        self.http.shutdown()
+        self.http.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[Unreliable]:
+    made = Unreliable()
+    yield made
+    made.close()
+
+
+def asks(*questions: str) -> list[Ask]:
+    return [Ask(f"{i}", [{"role": "user", "content": question}], seed=i) for i, question in enumerate(questions)]
+
+
+def ask(
+    server: Unreliable, listed: list[Ask], requests: Requests = QUICK, journal: Path | None = None, **more: Any
+) -> list[Reply]:
+    return list(draw(Server(url=server.url, model="m", **more), listed, {"temperature": 1.0}, requests, journal))
+
+
+def test_nothing_is_lost_or_doubled_and_every_failure_is_recorded(server: Unreliable) -> None:
+    # 429, 500, garbage, half a JSON, an empty one, no answer, a slow drip, a broken connection: one reply each, the right one
+    listed = asks(*(f"{fault} x1 #{i}" for fault in FAULTS for i in range(2)), *(f"fine #{i}" for i in range(40)))
+    replies = ask(server, listed)
+    assert sorted(reply.id for reply in replies) == sorted(each.id for each in listed)
+    questions = {each.id: each.messages[0]["content"] for each in listed}
+    assert all(reply.text == f"answer to {questions[reply.id]}" for reply in replies)
+    expected = {
+        "429": "429: no", "500": "500: no", "garbage": "no completion in b'\\xff<html>'", "half": "no completion in",
+        "empty": "no completion in b'{}': KeyError", "never": "no whole answer in 2 s", "drip": "no whole answer in 2 s",
+        "hang up": "Error",
+    }  # fmt: skip
+    for reply in replies:
+        fault = questions[reply.id].split(" x")[0]
+        assert (reply.status, reply.finish_reason, reply.prompt_tokens, reply.completion_tokens) == ("ok", "stop", 3, 2)
+        if fault in expected:
+            assert reply.failures
+            assert expected[fault] in reply.failures[0]
+    assert server.most_busy <= QUICK.concurrency + len(FAULTS)  # those that were hung up on may not have noticed yet
+
+
+def test_a_second_attempt_asks_only_for_what_is_missing(server: Unreliable, tmp_path: Path) -> None:
+    # a request that fails every time is lost, the others stay in the journal, even with its last line torn
+    listed = asks("500 x99 #1", "fine #2", "fine #3")
+    first = {reply.id: reply for reply in ask(server, listed, journal=tmp_path / "j")}
+    assert [first[i].status for i in "012"] == ["lost", "ok", "ok"]
+    assert len(first["0"].failures) == QUICK.attempts
+    assert server.attempts["500 x99 #1/0"] == QUICK.attempts
+    text = (tmp_path / "j").read_text()
+    (tmp_path / "j").write_text(text[: len(text) - 9])
+    server.healed = True
+    second = {reply.id: reply for reply in ask(server, listed, journal=tmp_path / "j")}
+    assert {i: reply.text for i, reply in second.items()} == {
+        each.id: f"answer to {each.messages[0]['content']}" for each in listed
+    }
+    assert sorted(server.answered.values()) == [1, 1, 2]  # the torn one was asked again
+    assert sum(reply.journalled for reply in second.values()) == 1
+    assert all(reply.journalled for reply in ask(server, listed, journal=tmp_path / "j"))
+
+
+def test_a_request_the_server_will_never_answer_is_refused_once(server: Unreliable) -> None:
+    # 400 (too long, not allowed) concerns this request alone: no second attempt, the others go on
+    replies = {reply.id: reply for reply in ask(server, asks("400 x99 #1", "fine #2"))}
+    assert (replies["0"].status, replies["0"].text, replies["0"].failures) == ("refused", None, ("400: no",))
+    assert server.attempts["400 x99 #1/0"] == 1
+    assert replies["1"].status == "ok"
+
+
+@pytest.mark.parametrize("code", ["401", "404", "307"])
+def test_a_wrong_key_address_or_model_stops_everything(server: Unreliable, code: str) -> None:
+    # no request of the kind will ever succeed: what the server said, and what to check
+    with pytest.raises(EndpointError, match=rf"{server.url} answers {code} for model 'm': no; check address, model and key"):
+        ask(server, asks(*(f"{code} x99 #{i}" for i in range(30))))
+    assert sum(server.attempts.values()) <= QUICK.concurrency
+
+
+def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
+    server: Unreliable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # it is in the header, and in no reply, journal or error; without it nothing is asked
+    with pytest.raises(EndpointError, match="expected an API key in the environment variable NO_SUCH, found none"):
+        ask(server, asks("fine #1"), key_variable="NO_SUCH")
+    assert not server.bodies
+    monkeypatch.setenv("OUR_KEY", "s3cret")
+    replies = ask(server, asks("fine #1", "400 x9 #2"), journal=tmp_path / "j", key_variable="OUR_KEY")
+    assert {headers["Authorization"] for headers in server.headers} == {"Bearer s3cret"}
+    assert "s3cret" not in (tmp_path / "j").read_text() + repr(replies)
+
+
+def test_whoever_stops_listening_stops_the_asking(server: Unreliable) -> None:
+    # a consumer that breaks off leaves no thread and no request behind
+    before = threading.active_count()
+    listening = draw(Server(url=server.url, model="m"), asks(*(f"fine #{i}" for i in range(200))), {}, QUICK)
+    next(listening)
+    listening.close()  # type: ignore[attr-defined]
+    asked = sum(server.attempts.values())
+    assert asked < 200
+    assert not [t for t in threading.enumerate() if "portal" in t.name.lower()]
+    assert threading.active_count() <= before + QUICK.concurrency  # the server's own
+
+
+@given(st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_any_json_is_a_reply_or_a_known_trouble(found: Any) -> None:
+    # a server's answer can be anything; it never becomes another error, nor a text that is not there
+    for body in (found, {"choices": found}, {"choices": [{"message": found}]}, {"choices": [{"message": {"content": found}}]}):
+        try:
+            reply = openai_client._understood(asks("x")[0], json.dumps(body).encode(), ())
+            assert reply.text == found
+        except (openai_client._Trouble, openai_client._Refused):
+            pass
+
+
+# -- the engine -------------------------------------------------------------------------------------------------------
+
+
+def engine_sets(server: Unreliable) -> list[str]:
+    return [
+        "generate.engine=endpoint",
+        f'generate.settings={{url="{server.url}", model="m"}}',
+        'hardware.requests={concurrency=8, timeout=20, attempts=3, backoff=0.01, completion_price=1000000}',
+    ]  # fmt: skip
+
+
+def test_a_campaign_learns_from_what_a_server_says(server: Unreliable, run_micro: Callable[..., Any]) -> None:
+    # failures are in the artifact's log, a refused request has no score and no side in a pair, the checkpoint is measured by
+    # sampling it and not the server
+    def answer(question: str) -> str:
+        return f"#{sum(int(part) for part in question.rstrip('?').split('+'))}"
+
+    server.answer = answer
+    campaign = run_micro("tiny_raft", "rounds=1", *engine_sets(server))
+    last = campaign.rounds()[-1]
+    store = campaign.store
+    folder = store.folder(last.artifacts["generate"].key)
+    rows = tables.read(folder / "payload" / "completions.parquet", tables.COMPLETIONS).to_pylist()
+    assert len(rows) == 32 * 4 == len(server.bodies)
+    assert {row["engine"] for row in rows} == {"endpoint"}
+    assert len({row["seed"] for row in rows}) == len(rows) == len({body["seed"] for body in server.bodies})
+    assert {(body["temperature"], body["top_p"], body["max_tokens"]) for body in server.bodies} == {(1.0, 1.0, 48)}
+    assert last.facts["rows"] > 0
+    events = " ".join(json.loads((folder / "log.json").read_text())["events"])
+    assert "requests 128, failed attempts 0" in events
+    assert "cost 256.0000" in events
+
+
+def test_a_lost_request_stops_the_stage_and_what_was_answered_is_not_asked_again(server: Unreliable, tmp_path: Path) -> None:
+    # refused rows are rows of no text; a lost one stops the stage; the next attempt pays for that one alone
+    from data.recipe import Hardware
+    from data.store import External, Store, digest_of, hash_folder
+    from tasks.generate import Settings
+    from tasks.stage import perform
+
+    questions = ["fine #1", "400 x99 #2", "500 x99 #3"]
+    prompts = [
+        {
+            "prompt_id": f"p{i}",
+            "messages": [{"role": "user", "content": q}],
+            "answer": None,
+            "source": "",
+            "stratum": None,
+            "difficulty": None,
+        }
+        for i, q in enumerate(questions)
+    ]
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "prompts").mkdir()
+    tables.write(tables.from_rows(prompts, tables.PROMPTS), tables.PROMPTS, tmp_path / "prompts" / "rounds.parquet")
+    inputs = {
+        "prompts": External(digest_of(hash_folder(tmp_path / "prompts")), tmp_path / "prompts"),
+        "checkpoint": External("none", tmp_path),
+    }
+    settings = Settings(
+        engine="endpoint", settings={"url": server.url, "model": "m"}, split="rounds", n=2, temperature=1.0, top_p=1.0,
+        max_tokens=8, batch=4, shard=6, dtype="float32",
+    )  # fmt: skip
+    hardware = Hardware(device="cpu", isolation="inline", requests=QUICK)
+    store = Store(tmp_path / "store")
+    with pytest.raises(StageFailed, match=r"2 of 6 requests got no answer in 5 attempts, 2 were refused; .*run again"):
+        perform(store, "generate", settings, inputs, seed=7, hardware=hardware)
+    server.healed = False
+    before = Counter(server.answered)
+    assert set(before.values()) == {1}
+    server.attempts.update({f"500 x99 #3/{body['seed']}": 99 for body in server.bodies})  # it is well again
+    made = perform(store, "generate", settings, inputs, seed=7, hardware=hardware)
+    assert {name: count for name, count in server.answered.items() if name.startswith("fine")} == before
+    rows = tables.read(made.file("completions.parquet"), tables.COMPLETIONS).to_pylist()
+    assert [(row["prompt_id"], row["sample"], row["finish_reason"]) for row in rows] == [
+        ("p0", 0, "stop"), ("p0", 1, "stop"), ("p1", 0, "error"), ("p1", 1, "error"), ("p2", 0, "stop"), ("p2", 1, "stop"),
+    ]  # fmt: skip
+    events = json.loads((store.folder(made.key) / "log.json").read_text())["events"]
+    assert sum("failed: 500" in event for event in events) == 2 * QUICK.attempts
+    assert sum("failed: 400" in event for event in events) == 4  # two requests, asked in both attempts
