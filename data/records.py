@@ -116,8 +116,8 @@ def messages_of(settings: Prompts, record: Record, place: str) -> list[Message]:
             found = ", ".join(record) or "none"
             raise PromptsError(f"{place}: expected one of the columns {names}, found {found}; set prompts.map.prompt")
     value = value_of(record, column)
-    if isinstance(value, int):
-        value = str(value)  # a prompt may be known by its number alone
+    if settings.map.prompt and type(value) is int:
+        value = str(value)  # whoever names the column may know prompts by their number alone
     if isinstance(value, str) and value.strip():
         messages = [{"role": "user", "content": settings.template.replace("{prompt}", value)}]
     elif _is_talk(value) and (value[-1]["role"] != "assistant" or len(value) > 1):

@@ -12,7 +12,7 @@ from data.campaign import Metric, Ref, Round, Verdict
 from data.store import Artifact, Store
 from flows.judging import judge_metrics
 from flows.probe import baseline, compared, read_alarms, read_bias, said
-from flows.stages import Stages, held, read_audit, read_metrics, read_training, ref
+from flows.stages import Stages, held, read_audit, read_metrics, ref
 from flows.training_data import take, too_little
 from tasks.alarms import Alarm
 from tasks.gate import decide
@@ -96,7 +96,7 @@ def named_reference(stages: Stages, store: Store, so_far: list[Round], standing:
 def troubles(stages: Stages, so_far: list[Round], start: Ref, checkpoint: Artifact, metrics: dict[str, Metric]) -> list[Alarm]:
     """What went wrong in training, by its log and by what was measured before and after it."""
     before = next(r for r in reversed(so_far) if r.checkpoint.digest == start.digest).metrics
-    return training_alarms(read_training(checkpoint), stages.recipe.loss, before, metrics, stages.recipe.gate.kl_budget)
+    return training_alarms(stages.training_log(checkpoint), stages.recipe.loss, before, metrics, stages.recipe.gate.kl_budget)
 
 
 def greedy_score(store: Store, so_far: list[Round], checkpoint: Ref) -> Artifact:

@@ -205,6 +205,12 @@ class Stages:
         inputs = {"checkpoint": start, **data} | ({"reference": reference} if reference else {})
         return self._do("train", "online", settings, inputs, self._seed("train"))
 
+    def training_log(self, checkpoint: Artifact) -> list[dict[str, Any]]:
+        """Rows of TRAINING: every metric of every step."""
+        log = self._do("training_log", "training_log", {}, {"checkpoint": checkpoint})
+        rows: list[dict[str, Any]] = tables.read(log.file("training.parquet"), tables.TRAINING).to_pylist()
+        return rows
+
     def average(self, label: str, average: Artifact, head: Artifact) -> Artifact:
         """One step of the moving average of the heads."""
         return self._do(label, "average", {"decay": self.recipe.loss.ema_decay}, {"average": average, "head": head})
@@ -369,12 +375,6 @@ def read_metrics(artifact: Artifact) -> dict[str, Metric]:
     rows = tables.read(artifact.file("metrics.parquet"), tables.METRICS).to_pylist()
     keep = ("value", "low", "high", "n", "split")
     return {row["metric"]: Metric(**{key: row[key] for key in keep}) for row in rows}
-
-
-def read_training(checkpoint: Artifact) -> list[dict[str, Any]]:
-    """The log of every step of a training."""
-    rows: list[dict[str, Any]] = tables.read(checkpoint.file("training.parquet"), tables.TRAINING).to_pylist()
-    return rows
 
 
 def read_audit(data: Mapping[str, Artifact]) -> dict[str, Any]:

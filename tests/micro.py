@@ -27,6 +27,7 @@ SETS = (
     "generate.batch=32",
     "generate.shard=32",
     "generate.max_tokens=48",
+    "probe.samples=0",  # the bias ledger has tests of its own (tests/test_ledger.py)
     "evaluate.samples=2",
     "evaluate.batch=40",
     "train.steps=6",

@@ -35,6 +35,7 @@ FEATURES: dict[str, tuple[Callable[..., Any], Kind]] = {
     "compression": (repetition.compression, "real"),
 }
 Row = dict[str, Any]
+WATCHED = "probe.samples=4"
 
 
 def texts(seed: int, k: int, prompts: int = 256) -> list[str]:
@@ -88,7 +89,7 @@ def test_rows_find_their_place() -> None:
 
 def test_every_round_keeps_the_ledger(run_micro: Callable[..., Any]) -> None:
     # each round has LEDGER, alarms.json and a report in the store, its numbers as metrics and its alarms as facts in the record
-    campaign = run_micro("tiny_dpo")
+    campaign = run_micro("tiny_dpo", WATCHED)
     for finished in campaign.rounds():
         folder = campaign.store.find(finished.artifacts["bias"].key).path
         rows = tables.read(folder / "ledger.parquet", tables.LEDGER).to_pylist()
@@ -109,7 +110,7 @@ def test_every_round_keeps_the_ledger(run_micro: Callable[..., Any]) -> None:
 
 def test_a_round_that_trains_nothing_takes_no_step(run_micro: Callable[..., Any]) -> None:
     # the same checkpoint is drawn with the same seed: the step is exactly 0, the drift is the A/A difference of round 0
-    campaign = run_micro("tiny_raft", "train.minimum=100000", "rounds=1")
+    campaign = run_micro("tiny_raft", WATCHED, "train.minimum=100000", "rounds=1")
     start, after = campaign.rounds()
     assert after.metrics["bias/tokens/step"].value == 0.0
     assert after.metrics["bias/tokens/d0"].value == start.metrics["bias/tokens/d0"].value
@@ -118,10 +119,10 @@ def test_a_round_that_trains_nothing_takes_no_step(run_micro: Callable[..., Any]
 def test_the_recipe_chooses_the_features(run_micro: Callable[..., Any]) -> None:
     # names from both shelves and a user's own; and with no samples there is no ledger at all
     features = 'probe.features=["tokens", "answer_entropy", "tests.test_bias:digits"]'
-    finished = run_micro("tiny_control", "rounds=1", features).rounds()[-1]
+    finished = run_micro("tiny_control", "rounds=1", WATCHED, features).rounds()[-1]
     found = {name.split("/")[1] for name in finished.metrics if name.startswith("bias/")}
     assert found == {"tokens", "answer_entropy", "digits"}
-    off = run_micro("tiny_control", "rounds=1", "probe.samples=0", name="off").rounds()[-1]
+    off = run_micro("tiny_control", "rounds=1", name="off").rounds()[-1]
     assert not [name for name in [*off.metrics, *off.artifacts] if name.startswith(("bias", "probe"))]
 
 
@@ -139,6 +140,7 @@ def test_preferring_the_long_trips_the_length_alarm(run_micro: Callable[..., Any
     # oracle 7: pairs that choose the longer answer, on a real tiny model: tokens alarm, and selection is named as the cause
     campaign = run_micro(
         "tiny_dpo",
+        WATCHED,
         'score=[{scorer="tests.test_bias:long"}]',
         "pair.pairer=best_vs_worst",
         "pair.settings={allow_wrong_chosen=true}",

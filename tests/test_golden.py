@@ -34,7 +34,7 @@ def record(home: Path) -> dict[str, Any]:
 
     stages: dict[str, Any] = {}
     for source in ("tiny_raft", "tiny_dpo"):
-        campaign = Campaign.start(home, source, micro(source, "rounds=1"))
+        campaign = Campaign.start(home, source, micro(source, "rounds=1", "probe.samples=2", "probe.baseline=1"))
         improve.fn(source, str(home))
         for finished in campaign.rounds():
             for label, ref in finished.artifacts.items():

@@ -60,7 +60,7 @@ def test_a_scorer_that_asks_gets_the_verdicts(run_micro: Callable[..., Campaign]
 
 def test_the_verifier_stands_on_no_verdicts() -> None:
     # A recipe whose first scorer asks for verdicts is refused before anything runs.
-    assert wants("scorers", "tests.test_score:Echo") == {"verdicts"}
-    assert wants("scorers", "math_equivalence") == {"workers"}
+    assert wants("scorers", "tests.test_score:Echo") == {"prompts", "verdicts"}
+    assert wants("scorers", "math_equivalence") == {"prompts", "workers"}
     with pytest.raises(PartError, match="put the verifier first"):
         bind(micro("tiny_raft", 'score=[{scorer="tests.test_score:Echo"}]'))

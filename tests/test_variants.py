@@ -124,7 +124,7 @@ def test_a_sweep_computes_each_stage_once_and_has_one_parent_in_mlflow(
     # Claim: a 3 x 3 sweep computes as many stages as there are distinct keys, and MLflow shows its campaigns below one run.
     sets = [
         part
-        for item in (*SETS, "hardware.prefect=false", "rounds=1", *QUICK, "prompts.test=0", "prompts.ood=0")
+        for item in (*SETS, "hardware.prefect=false", "rounds=1", *QUICK, "probe.samples=0", "prompts.test=0", "prompts.ood=0")
         for part in ("--set", item)
     ]
     command = ["sweep", "tiny_dpo", "--over", "loss.beta=0.1,0.3,0.5", "--over", "train.learning_rate=1e-4,3e-4,1e-3"]

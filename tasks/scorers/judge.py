@@ -209,6 +209,6 @@ def comparisons(scores: Sequence[Row]) -> list[Row]:
     for row in scores:
         if row["detail"] and row["status"] != "no_opponent":
             detail = json.loads(row["detail"])
-            for second, value in detail["first_against"].items():
+            for second, value in detail.get("first_against", {}).items():  # a judge that rates writes other details
                 said[detail["as"], second] = {"prompt_id": row["prompt_id"], "first_wins": value}
     return [{"first_id": first, "second_id": second, **what} for (first, second), what in said.items()]
