@@ -17,7 +17,7 @@ from data.recipe import Recipe, Score, Train
 from data.store import Artifact, External, Store, derive_seed, digest_of, sha256_file
 from tasks import observe
 from tasks.models import inspect_checkpoint
-from tasks.parts import wants
+from tasks.parts import check_settings, wants
 from tasks.stage import Input
 from tasks.work import device_of, module_of
 
@@ -123,11 +123,40 @@ class Stages:
     ) -> Artifact:
         """SCORES of one scorer, with what else it asks for."""
         settings: dict[str, Any] = {"scorer": score.scorer, "settings": score.settings, "split": split}
-        if "checkpoint" in wants("scorers", score.scorer):
+        asked = wants("scorers", score.scorer)
+        if "checkpoint" in asked:
             settings["loading"] = self._loading()
             available = {**available, **self._judge(score, standing)}
+        if "rollouts" in asked:
+            available = {**available, "rollouts": self.rollouts(score, split, prompts, completions, standing)}
         inputs = {"prompts": prompts, "completions": completions, **supply("scorers", score.scorer, available)}
         return self._do(label, "score", settings, inputs)
+
+    def rollouts(
+        self, score: Score, split: str, prompts: Artifact, completions: Artifact, standing: Mapping[str, Artifact]
+    ) -> Artifact:
+        """The verifier's SCORES of solutions sampled on from every step of the completions, by the start they go on from.
+
+        Raises:
+            RecipeError: no model is there to go on.
+        """
+        model = self._judge(score, standing).get("checkpoint")
+        if model is None:
+            raise RecipeError(
+                f"score '{score.label}' samples on from solutions: set its checkpoint to policy, base or a directory"
+            )
+        how = check_settings("scorers", score.scorer, score.settings)
+        place = f"rollouts/{score.label}"
+        sources = {"prompts": prompts, "completions": completions}
+        starts = self._do(
+            f"{place}/prefixes", "prefixes", {"split": split, **{k: how[k] for k in ("separator", "steps")}}, sources
+        )
+        decoding = {**self._decoding(self.recipe), "n": how["samples"], "split": split}
+        drawn = self._do(
+            f"{place}/drawn", "generate", decoding, {"prompts": starts, "checkpoint": model}, self._seed(f"{place}/drawn")
+        )
+        whole = self._do(f"{place}/continued", "continued", {"split": split}, {"prefixes": starts, "drawn": drawn})
+        return self._verify(f"{place}/verdicts", split, starts, whole)
 
     def _judge(self, score: Score, standing: Mapping[str, Artifact]) -> dict[str, Artifact]:
         """The model a scorer asks: one of the campaign's, a directory's copy, or none (an endpoint holds it).

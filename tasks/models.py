@@ -95,7 +95,13 @@ def keep_freed_memory() -> None:
 
 
 def render(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """Token ids of a prompt: through the chat template where there is one, else the plain texts, one per line."""
+    """Token ids of a prompt: through the chat template where there is one, else the plain texts, one per line.
+
+    Where the assistant speaks last, its text is a start to go on from: it stands as it would had it been sampled.
+    """
+    if len(messages) > 1 and messages[-1]["role"] == "assistant":
+        start = tokenizer(messages[-1]["content"], add_special_tokens=False)["input_ids"]
+        return [*render(tokenizer, messages[:-1]), *start]
     if tokenizer.chat_template:
         text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # the template wrote the special tokens already

@@ -28,7 +28,7 @@ FAMILIES = ("scorers", "selectors", "pairers", "curators", "engines", "features"
 SUPPLIED = (  # given by the stage, never settings
     *("workers", "device", "dtype", "trust_remote_code", "warm", "checkpoint"),
     *("verdicts", "origins", "against", "prompts", "answers", "base_logprobs", "previous_logprobs"),
-    *("requests", "scratch", "record"),
+    *("requests", "scratch", "record", "rollouts"),
 )
 TEXTS = {"judges": templates.digest}  # what a part may stand on that is no code: family -> hash of the file
 

@@ -39,7 +39,7 @@ def score(work: Work) -> None:
     """SCORES: one row per row of `inputs["completions"]`, in its order.
 
     A scorer with a parameter `verdicts` gets, row for row, the values in `inputs["verdicts"]`: the verifier's SCORES. One with
-    a parameter `checkpoint` gets the folder `inputs["checkpoint"]`, and loads it once.
+    a parameter `checkpoint` gets the folder `inputs["checkpoint"]`, and loads it once; `rollouts`: SCORES of continuations.
     """
     s: Settings = work.settings
     prompts = tables.read(work.inputs["prompts"] / f"{s.split}.parquet", tables.PROMPTS).to_pylist()
@@ -67,6 +67,8 @@ def _bind(work: Work) -> Any:
     supplied = {"workers": work.hardware.workers, **s.loading}
     if "checkpoint" in work.inputs:
         supplied |= {"checkpoint": work.inputs["checkpoint"], "device": device_of(work.hardware)}
+    if "rollouts" in work.inputs:
+        supplied["rollouts"] = work.inputs["rollouts"]
     return shelves.bind("scorers", s.scorer, s.settings, **supplied)
 
 
