@@ -21,7 +21,6 @@ from tests.test_pairers import judged
 
 Row = dict[str, Any]
 Run = Callable[..., Campaign]
-SMALL = ("rounds=1", "probe.samples=0")  # a probe of 4 samples a prompt would be scored in shards like the round's
 calls: list[int] = []  # rows of each call of `fragile`
 PAIRERS: dict[str, Callable[..., list[Row]]] = {
     "best_vs_worst": rewards.best_vs_worst,
@@ -71,7 +70,7 @@ def test_a_failed_parse_is_not_rejected(name: str) -> None:
 def test_no_prompt_is_lost_to_shards(run_micro: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     # Online-RLHF's int(n / 8) drops up to 7 prompts a round and gives every shard the same seed.
     monkeypatch.setattr(score, "SHARD", 10)
-    campaign = run_micro("tiny_raft", *SMALL, "prompts.per_round=31", "generate.shard=20")  # 5 prompts a shard, 1 over
+    campaign = run_micro("tiny_raft", "rounds=1", "prompts.per_round=31", "generate.shard=20")  # 5 prompts a shard, 1 over
     made = campaign.rounds()[1].artifacts
     drawn, completions, scores = (
         tables.read(held(campaign.store, made[label]).file(file), schema).to_pylist()
@@ -92,7 +91,7 @@ def test_a_crashed_shard_is_not_done(run_micro: Run, monkeypatch: pytest.MonkeyP
     # command scores what is missing, and only that.
     monkeypatch.setattr(score, "SHARD", 10)
     calls.clear()
-    sets = (*SMALL, 'score=[{scorer="tests.test_defects:fragile"}]')
+    sets = ("rounds=1", 'score=[{scorer="tests.test_defects:fragile"}]')
     with pytest.raises(ScorerFailed, match="the machine is gone"):
         run_micro("tiny_raft", *sets)
     before = len(calls)

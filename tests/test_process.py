@@ -79,7 +79,7 @@ def test_a_campaign_scores_steps(run_micro: Callable[..., Campaign]) -> None:
     # Every start of every completion is continued `samples` times from the head, judged whole, and found again by the scorer.
     how = '{scorer="step_rollouts", name="steps", settings={separator=";", steps=4, samples=2}}'
     score = f'score=[{{scorer="tests.micro:ends_even"}}, {how}]'
-    campaign = run_micro("tiny_raft", score, "rounds=1", "prompts.per_round=8", "probe.samples=0")
+    campaign = run_micro("tiny_raft", score, "rounds=1", "prompts.per_round=8")
     made = campaign.rounds()[1].artifacts
 
     def read(label: str, file: str, schema: Any) -> list[dict[str, Any]]:
