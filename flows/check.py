@@ -77,7 +77,7 @@ def bind(recipe: Recipe) -> None:
         )
     if recipe.online:
         for score in recipe.score:
-            if asked := parts.wants("scorers", score.scorer) & {"verdicts", "checkpoint"}:
+            if asked := sorted(parts.wants("scorers", score.scorer) & {"verdicts", "checkpoint"}):
                 raise PartError(
                     f"scorers: '{score.scorer}' asks for {', '.join(asked)}, which {recipe.loss.name} has not online"
                 )

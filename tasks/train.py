@@ -5,6 +5,7 @@ What each loss trains on is in data/loss.py, the rows in rows.py, TRL's trainers
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shutil
@@ -31,6 +32,9 @@ REFERENCE_TOLERANCE = {
     "float32": 1e-3,
     "bfloat16": 0.1,
 }  # nats per token between the reference and its stored log-probabilities
+
+
+ADVICE = "training blew up: lower train.learning_rate, or warm it up (train.warmup)"
 
 
 class Settings(BaseModel):
@@ -63,7 +67,7 @@ def train(work: Work) -> None:
 
     Raises:
         ReferenceMismatch: the reference in memory is not the checkpoint the round names.
-        StageFailed: the loss is not a number, or no row fits `max_length`.
+        StageFailed: the loss or a weight is not a number, or no row fits `max_length`.
     """
     from tasks.trainers import Setup, build
 
@@ -85,23 +89,34 @@ def run(trainer: Any, work: Work, patience: int = 0) -> None:
     """Train to the end from the newest save that verifies; `patience` evaluations without a better one end it early.
 
     Raises:
-        StageFailed: the loss is not a number.
+        StageFailed: the loss, or at the end a weight, is not a number.
     """
     from transformers import EarlyStoppingCallback
     from transformers.trainer_callback import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)  # metrics go to training.parquet; the terminal shows the bar
+    trainer.add_callback(_sanity()())  # before saves are sealed
     trainer.add_callback(save_callback(work.scratch, work.tick))
     if patience:
         trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=patience))
     with trainer.accelerator.main_process_first():  # it may remove broken saves, which the others must not see vanish
         resume = newest_save(work.scratch)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    for entry in trainer.state.log_history:
-        if not math.isfinite(entry.get("loss", 0.0)):
-            raise StageFailed(
-                f"train: the loss is not a number at step {entry['step']}; likely the learning rate: lower train.learning_rate"
-            )
+    if not all(weight.isfinite().all() for weight in trainer.model.parameters()):  # the last step's loss came before its update
+        raise StageFailed(f"train: expected finite weights, found some that are none after the last step; {ADVICE}")
+
+
+@functools.cache
+def _sanity() -> type[Any]:
+    """A callback that ends a training at the first loss that is not a number, before anything is saved of it."""
+    from transformers import TrainerCallback
+
+    class Sanity(TrainerCallback):  # type: ignore[misc]
+        def on_log(self, args: Any, state: Any, control: Any, logs: Row, **kwargs: Any) -> None:
+            if not math.isfinite(logs.get("loss", 0.0)):
+                raise StageFailed(f"train: expected a loss, found {logs['loss']} at step {state.global_step}; {ADVICE}")
+
+    return Sanity
 
 
 def split(found: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:

@@ -77,6 +77,7 @@ def arguments(work: Work, rows: int, validates: bool) -> dict[str, Any]:
         "save_steps": s.save_every,
         "save_total_limit": 2,
         "logging_steps": 1,  # alarms look at single steps, and a resumed training logs the same
+        "logging_nan_inf_filter": False,  # or a loss that is not a number would be logged as 0
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": not on_gpu,

@@ -157,6 +157,15 @@ def test_an_engine_that_is_always_lost_is_reported(run_micro: Callable[..., Camp
         run_micro("tiny_raft", "rounds=1", "generate.engine=tests.test_engines:frail", "generate.n=10", "generate.batch=80")
 
 
+def test_more_replicas_than_gpus_are_refused(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Claim: before a process is started or a model loaded, both counts are named.
+    from tasks.engines.replicas import Replicas
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    with pytest.raises(StageFailed, match="2 replicas of 2 GPUs need 4, found 3"):
+        Replicas(transformers, checkpoint, count=2, gpus_each=2, device="cuda", trust_remote_code=False)
+
+
 def test_an_engine_with_a_missing_library_is_refused_early() -> None:
     # Claim: what an engine's library is belongs to its key only, and a missing one is said before anything runs.
     from tasks.parts import libraries_of

@@ -7,6 +7,7 @@ import inspect
 import itertools
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -128,11 +129,21 @@ def test_model_directories_that_cannot_be_used(tmp_path: Path) -> None:
         inspect_checkpoint(tmp_path)
 
 
-def test_a_payload_with_another_file_in_it(run_micro: Callable[..., object], home: Path) -> None:
+@pytest.fixture
+def store(known_store: Path, home: Path) -> Store:
+    """A store of one's own to damage."""
+    shutil.copytree(known_store, home / "store")
+    return Store(home / "store")
+
+
+def trained(store: Store) -> Path:
+    """The folder of a checkpoint."""
+    return next(store.folder(key) for key in sorted(store.keys()) if store.manifest(key)["job"]["stage"] == "train")
+
+
+def test_a_payload_with_another_file_in_it(store: Store) -> None:
     # Claim: damage says which artifact and which file.
-    campaign = run_micro("tiny_control", "rounds=1", "train.steps=2", "train.save_every=2")
-    store = Store(home / "store")
-    key = campaign.rounds()[-1].artifacts["train"].key  # type: ignore[attr-defined]
+    key = trained(store).name
     (store.folder(key) / "payload" / "more.txt").write_text("x")
     assert store.verify() == [f"train {key[:12]}: files added or missing: more.txt"]
     manifest = store.folder(key) / "manifest.json"
@@ -141,11 +152,9 @@ def test_a_payload_with_another_file_in_it(run_micro: Callable[..., object], hom
         store.manifest(key)
 
 
-def test_a_changed_byte(run_micro: Callable[..., object], home: Path) -> None:
+def test_a_changed_byte(store: Store) -> None:
     # Claim: a payload whose size is right and whose bytes are not is named with its file.
-    campaign = run_micro("tiny_control", "rounds=1", "train.steps=2", "train.save_every=2")
-    store = Store(home / "store")
-    key = campaign.rounds()[-1].artifacts["train"].key  # type: ignore[attr-defined]
+    key = trained(store).name
     file = store.folder(key) / "payload" / "training.json"
     file.write_text(file.read_text().replace("{", "[", 1))
     assert store.verify() == [f"train {key[:12]}: training.json no longer matches its hash"]
@@ -173,8 +182,9 @@ def test_scorers_that_break_the_rules(gives: list[object] | None, says: str) -> 
             raise RuntimeError("no")
         return gives
 
+    row = {"prompt_id": "p", "completion_id": "c", "text": "t", "finish_reason": "stop"}
     with pytest.raises(ScorerFailed, match=says):
-        _score("mine", mine, {"p": {}}, [{"prompt_id": "p", "completion_id": "c", "text": "t"}], None)
+        _score("mine", mine, {"p": {}}, [row], None)
 
 
 def test_features_that_break_the_rules() -> None:
@@ -192,9 +202,28 @@ def test_a_table_of_another_shape(tmp_path: Path) -> None:
 
 
 def test_a_training_that_blows_up(run_micro: Callable[..., object]) -> None:
-    # Claim: a loss that is not a number ends the stage with what to change; no checkpoint is made of it.
-    with pytest.raises(StageFailed, match=r"the loss is not a number; lower train\.learning_rate"):
+    # Claim: a loss or a weight that is not a number ends the stage with what to change; no checkpoint is made of it.
+    with pytest.raises(StageFailed, match=r"expected a loss, found (nan|inf) at step \d; .*lower train\.learning_rate"):
         run_micro("tiny_control", "rounds=1", "train.learning_rate=1e30")
+    with pytest.raises(StageFailed, match=r"expected finite weights, .*lower train\.learning_rate"):
+        run_micro("tiny_control", "rounds=1", "train.steps=1", "train.learning_rate=1e39", name="one-step")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_checkpoint_that_blew_up_draws_nothing(known_store: Path, temperature: float, tmp_path: Path) -> None:
+    # Claim: weights that give no probabilities are said to, drawn greedily or not; they are never completions.
+    from safetensors.torch import load_file, save_file
+
+    from tasks.engines import Batch, Decoding
+    from tasks.engines.local import transformers
+
+    model = tmp_path / "model"
+    shutil.copytree(trained(Store(known_store)) / "payload", model)
+    weights = {name: tensor * float("nan") for name, tensor in load_file(model / "model.safetensors").items()}
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    prompt = {"prompt_id": "p", "messages": [{"role": "user", "content": "1+1?"}]}
+    with pytest.raises(StageFailed, match="the model's logits are not finite numbers"):
+        list(transformers(model).sample([Batch([prompt], 0, [0])], Decoding(2, temperature, 1.0, 4)))
 
 
 class NoDeployment:

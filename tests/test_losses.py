@@ -16,7 +16,7 @@ from data.campaign import Campaign
 from data.errors import StageFailed
 from data.loss import DPO, KINDS, Loss
 from tasks import losses
-from tasks.rows import of_pairs
+from tasks.rows import of_labelled, of_pairs, of_ranked
 from tasks.train import split, train
 from tests.test_train import finished, read, work_of  # noqa: F401  (finished is a fixture)
 
@@ -115,6 +115,46 @@ def test_soft_labels_reach_the_loss_and_only_sigmoid(finished: Finished, tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("of", "says"),
+    [
+        (of_labelled, "needs a label on every selected completion; use selector = 'labelled'"),
+        (of_ranked, "needs a rank on every selected completion; use selector = 'ranked'"),
+    ],
+)
+def test_losses_on_labels_and_ranks_need_them(of: Any, says: str, finished: Finished, tmp_path: Path) -> None:  # noqa: F811
+    # a selector that gives neither is answered with the one that does
+    from tasks import models
+
+    work = work_of(finished, tmp_path)
+    first = read(work.inputs["completions"] / "completions.parquet", tables.COMPLETIONS)[0]
+    bare = {name: first[name] for name in ("prompt_id", "completion_id")} | {"weight": 1.0, "label": None, "rank": None}
+    tables.write(tables.from_rows([bare], tables.SELECTED), tables.SELECTED, tmp_path / "selected.parquet")
+    with pytest.raises(StageFailed, match=says):
+        of({**work.inputs, "selected": tmp_path}, "rounds", models.load_tokenizer(work.inputs["checkpoint"]))
+
+
+def test_kto_needs_neighbours(finished: Finished, tmp_path: Path) -> None:  # noqa: F811
+    # its KL is estimated inside a micro-batch: one row has no neighbour
+    from tasks.trainers import Setup, build
+
+    work = work_of(finished, tmp_path, batch=4, accumulate=4)
+    setup = Setup(work, Loss(name="kto"), None, None, None, [{"prompt_id": "p"}] * 4, [])
+    with pytest.raises(StageFailed, match=r"KTO estimates its KL inside a micro-batch; expected .* >= 2, found 1"):
+        build(setup)
+
+
+def test_online_rewards_have_no_verdicts() -> None:
+    # a scorer that stands on the verifier's table is refused before anything runs
+    from data.errors import PartError
+    from data.recipe import load
+    from flows.check import bind
+
+    sets = ["loss.name=grpo", "select=false", 'score=[{scorer="exact_match"}, {scorer="kimi_length"}]', "train.replay=false"]
+    with pytest.raises(PartError, match="'kimi_length' asks for verdicts, which grpo has not online"):
+        bind(load("tiny_raft", sets))
+
+
+@pytest.mark.parametrize(
     ("settings", "says"),
     [
         ({"name": "hinge", "weighted": True}, "belong to the sigmoid loss"),
@@ -145,6 +185,8 @@ def test_validation_splits_by_prompt_and_the_best_save_wins(finished: Finished, 
     assert len(fit) + len(aside) == 400
     assert 50 < len(aside) < 150
     assert not {r["prompt_id"] for r in fit} & {r["prompt_id"] for r in aside}
+    with pytest.raises(StageFailed, match=r"train\.validation = 0\.25 leaves 0 rows to train on and 2 to validate on"):
+        split([row for row in aside if row["prompt_id"] == aside[0]["prompt_id"]], 0.25)
     work = work_of(finished, tmp_path, steps=12, save_every=1, learning_rate=0.3, validation=0.3, patience=2)
     train(work)
     facts = json.loads((work.out / "training.json").read_text())

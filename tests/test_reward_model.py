@@ -11,7 +11,7 @@ import pytest
 
 from data import tables
 from data.campaign import Campaign
-from data.errors import ModelError, PartError
+from data.errors import ModelError, PartError, StageFailed
 from tasks import fit_reward, models, parts
 from tasks.fit_reward import Settings
 from tasks.scorers import Score
@@ -77,6 +77,12 @@ def test_the_loss_is_bradley_terry_with_margin_and_centring(finished: Campaign, 
     assert json.loads((work.out / "training.json").read_text())["rows"] == len(pairs)
 
 
+def test_pairs_that_do_not_fit(finished: Campaign, tmp_path: Path) -> None:  # noqa: F811
+    # where max_length leaves no pair the stage says how many there were
+    with pytest.raises(StageFailed, match=r"none of \d+ pairs fits max_length = 4 tokens"):
+        fit_reward.fit_reward(fitting(finished, tmp_path, max_length=4))
+
+
 def test_a_trained_reward_model_ranks_its_pairs(finished: Campaign, tmp_path: Path) -> None:  # noqa: F811
     # the checkpoint opens in the scorer, and chosen completions get more than rejected ones
     work = fitting(finished, tmp_path, steps=60, learning_rate=3e-3)
@@ -126,6 +132,11 @@ def test_ensembles_nest_and_enter_the_key() -> None:
     rows = [{"completion_id": t, "prompt_id": "p", "text": t, "finish_reason": "stop"} for t in ("ab", "ac")]
     assert [score.value for score in made([prompt, prompt], rows)] == [1.0, 0.5]
     assert ensemble.parts({"members": [inner, member(".*")]}) == [("scorers", "ensemble"), *[("scorers", "format")] * 3]
-    for wrong in ([member("a"), {"scorer": "format", "weight": 2}], [member("a"), {"scorer": "reward_model"}]):
-        with pytest.raises(PartError):
-            parts.bind("scorers", "ensemble", {"members": wrong}, workers=1)
+    judge = {"scorer": "mean_logprob"}
+    for wrong, says in (
+        ({"scorer": "format", "weight": 2}, "expected members as { scorer = 'NAME'.*found {'scorer': 'format', 'weight': 2}"),
+        (judge, r"member 'mean_logprob' asks for checkpoint, which only a \[\[score\]\] of its own gets"),
+        ({"scorer": "reward_model"}, "checkpoint"),
+    ):
+        with pytest.raises(PartError, match=says):
+            parts.bind("scorers", "ensemble", {"members": [member("a"), wrong]}, workers=1)

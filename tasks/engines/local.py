@@ -6,8 +6,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from data.errors import StageFailed
 from tasks.engines import Batch, Decoding, Engine, EngineLost, Row, Texts
 from tasks.models import load_model
+
+BLOWN_UP = (
+    "the model's logits are not finite numbers: expected a checkpoint that was trained to the end, found one that blew up; "
+    "lower train.learning_rate, or take another model"
+)
 
 
 def transformers(checkpoint: Path, *, device: str = "cpu", dtype: str = "float32", trust_remote_code: bool = False) -> Engine:
@@ -76,17 +82,20 @@ class _LogprobTap:
     def __init__(self) -> None:
         self.steps: list[Any] = []
         self.logits: Any = None
+        self.norms: Any = None
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        self.logits = scores
+        self.logits = scores.float()
+        self.norms = self.logits.logsumexp(-1)
+        if not self.norms.isfinite().all():  # before a token is drawn: greedy decoding would go on without a word
+            raise StageFailed(BLOWN_UP)
         return scores
 
     def after(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         import torch
 
-        logits = self.logits.float()
-        taken = logits.gather(1, input_ids[:, -1:])[:, 0]
-        self.steps.append(taken - logits.logsumexp(-1))
+        taken = self.logits.gather(1, input_ids[:, -1:])[:, 0]
+        self.steps.append(taken - self.norms)
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
     def rows(self) -> list[list[float]]:
