@@ -88,17 +88,18 @@ class Stand:
 
     # -- as a person ------------------------------------------------------------------------------------------------
     def ask(self, method: str, path: str, **body: Any) -> Any:
-        """One call; a server that is just being restarted is asked again, as a reloaded page would."""
+        """One call; a server that is just being restarted, or says 503 (its database is busy), is asked again."""
         deadline = time.time() + PATIENCE
         while True:
             try:
                 answer = self.api.request(method, path, json=body or None)
-                answer.raise_for_status()
-                return answer.json()
+                if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or time.time() > deadline:
+                    answer.raise_for_status()
+                    return answer.json()
             except httpx.TransportError:
                 if time.time() > deadline:
                     raise
-                time.sleep(0.2)
+            time.sleep(0.2)
 
     def order(self, home: Path, name: str = "k", overrides: list[str] = OVERRIDES) -> str:
         deployment = self.ask("GET", "/deployments/name/campaign/ratchet")["id"]
