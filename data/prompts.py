@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data import addition, countdown, knights_knaves, records, tables
+from data import addition, countdown, knights_knaves, records, sources, tables
 from data.errors import PromptsError
 from data.recipe import Prompts
 
@@ -101,7 +101,7 @@ def distinct(settings: Prompts, path: Path) -> list[Row]:
         PromptsError: a bad row, or a prompt with two answers; the row is named.
     """
     unique: dict[str, Row] = {}
-    for place, record in records.read(path):
+    for place, record in sources.read(path):
         messages, answer = records.messages_of(settings, record, place), records.answer_of(settings, record, place)
         row = _row(messages, answer, path.name, records.stratum_of(settings, record, place))
         known = unique.setdefault(row["prompt_id"], row)

@@ -46,7 +46,7 @@ class Prompts(Strict):
     source: Literal["addition", "countdown", "knights_knaves", "file"] = Field(
         "addition", description="a built-in world (puzzles are made, none is downloaded), or a file of one's own"
     )
-    path: str = Field("", description="JSONL, JSONL.gz or Parquet, for source = 'file'")
+    path: str = Field("", description="source = 'file': a JSONL, JSONL.gz or Parquet file, a folder of them, or hf:name[split]")
     map: Columns = Columns()
     answer_after: str = Field("", description="keep only what follows this marker in the answer, e.g. '####'")
     template: str = Field("{prompt}", description="the user message; {prompt} stands for the row's prompt")
@@ -86,7 +86,7 @@ class Generate(Strict):
         "transformers", description="a name on the engines shelf, package.module:name, or recorded: completions of a file"
     )
     settings: dict[str, Any] = Field(default_factory=dict, description="the engine's own settings, also where it evaluates")
-    path: str = Field("", description="recorded only: the file of completions; empty = prompts.path")
+    path: str = Field("", description="recorded only: the file, folder or hf:name[split] of completions; empty = prompts.path")
     n: int = Field(8, ge=1, description="completions per prompt; recorded: as many as the file has")
     temperature: float = Field(1.0, ge=0, description="0 = greedy")
     top_p: float = Field(1.0, gt=0, le=1)

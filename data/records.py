@@ -5,19 +5,13 @@ A column is a name or a dotted path into nested records (`gpt.solution`). Where 
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data.errors import PromptsError
 from data.recipe import Prompts
+from data.sources import Record
 
 USUAL = {
     "prompt": ("prompt", "question", "problem", "instruction", "query", "input", "messages"),
@@ -28,7 +22,6 @@ USUAL = {
     "rejected": ("rejected",),
 }
 
-Record = Mapping[str, Any]
 Message = dict[str, str]
 
 
@@ -41,37 +34,6 @@ class Recorded:
     given: dict[str, Any]
 
 
-def read(path: Path) -> Iterator[tuple[str, Record]]:
-    """(place, record) of a JSONL, gzipped JSONL or Parquet file; the place names file and row, as an editor counts lines.
-
-    Raises:
-        PromptsError: a file that cannot be read, or a bad row, named.
-    """
-    try:
-        if path.suffix == ".parquet":
-            for number, record in enumerate(pq.read_table(path).to_pylist(), 1):
-                yield f"{path.name}: row {number}", record
-            return
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    place = f"{path.name}: row {number}"
-                    yield place, _parse(line, place)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, pa.ArrowInvalid) as error:
-        raise PromptsError(f"{path}: expected a readable .jsonl, .jsonl.gz or .parquet file: {error}") from error
-
-
-def _parse(line: str, place: str) -> Record:
-    try:
-        record = json.loads(line)
-        json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but not text
-    except (ValueError, RecursionError) as error:
-        raise PromptsError(f"{place}: expected one JSON object per line: {error}") from error
-    if not isinstance(record, dict):
-        raise PromptsError(f"{place}: expected a JSON object, found {type(record).__name__}")
-    return record
-
-
 def column_of(settings: Prompts, role: str, record: Record, place: str) -> str:
     """The column that plays a role in this record: the mapped one, else the first of the usual names, else "".
 
@@ -80,7 +42,8 @@ def column_of(settings: Prompts, role: str, record: Record, place: str) -> str:
     """
     mapped: str = getattr(settings.map, role)
     if not mapped:
-        taken = set(settings.map.model_dump().values())
+        # a column plays one role, but a preferred conversation may hold the prompt as well
+        taken = set() if role in ("chosen", "rejected") else set(settings.map.model_dump().values())
         return next((name for name in USUAL.get(role, ()) if name in record and name not in taken), "")
     if not has(record, mapped):
         raise PromptsError(f"{place}: expected column '{mapped}', found {', '.join(record) or 'none'}; set prompts.map.{role}")
@@ -111,7 +74,7 @@ def messages_of(settings: Prompts, record: Record, place: str) -> list[Message]:
     column = column_of(settings, "prompt", record, place)
     if not column:
         column = column_of(settings, "chosen", record, place)  # a preference file whose prompt is the shared beginning
-        if not column or not _is_talk(record[column]):
+        if not column or not _is_talk(value_of(record, column)):
             names = ", ".join(USUAL["prompt"])
             found = ", ".join(record) or "none"
             raise PromptsError(f"{place}: expected one of the columns {names}, found {found}; set prompts.map.prompt")
@@ -129,6 +92,10 @@ def messages_of(settings: Prompts, record: Record, place: str) -> list[Message]:
         )
     system = column_of(settings, "system", record, place)
     given = value_of(record, system) if system else None
+    if given and messages[0]["role"] == "system":
+        raise PromptsError(
+            f"{place}: expected one system message, found one in '{column}' and one in '{system}'; map one of them"
+        )
     return [{"role": "system", "content": str(given)}, *messages] if given else messages
 
 
@@ -163,16 +130,18 @@ def stratum_of(settings: Prompts, record: Record, place: str) -> str | None:
 def completions_of(settings: Prompts, record: Record, place: str) -> list[Recorded]:
     """The completions of a record: one text, a list of n, a chosen and a rejected one, or the last turn of its messages.
 
-    Beside a list of n, every other list of n holds one value per completion; anything else belongs to all of them.
+    Beside a list of n, every other list of n holds one value per completion; anything else belongs to all of them. A completion
+    may stand at the end of a conversation, which must be the prompt's.
     """
+    prompt = messages_of(settings, record, place)
     asked = column_of(settings, "prompt", record, place)
     column = column_of(settings, "completion", record, place)
     sides = [column_of(settings, side, record, place) for side in ("chosen", "rejected")]
     if not column and all(sides):
         rest = {name: value for name, value in record.items() if name not in (asked, *sides)}
-        texts = [_text(value_of(record, side), place, side) for side in sides]
+        texts = [_text(settings, value_of(record, side), prompt, place, side) for side in sides]
         return [Recorded(text, None, {**rest, "preferred": i == 0}) for i, text in enumerate(texts)]
-    column = column or (asked if asked and _is_talk(record.get(asked)) else "")
+    column = column or (asked if asked and _is_talk(value_of(record, asked)) else "")
     if not column:
         raise PromptsError(
             f"{place}: expected completions in a column 'completion' (or 'chosen' and 'rejected', or messages that end with "
@@ -181,26 +150,37 @@ def completions_of(settings: Prompts, record: Record, place: str) -> list[Record
     value = value_of(record, column)
     rest = {name: value for name, value in record.items() if name not in (asked, column)}
     if not isinstance(value, list) or _is_talk(value):
-        return [_recorded(settings, value, rest, place, column)]
+        return [_recorded(settings, value, rest, prompt, place, column)]
     owned = [{name: _own(other, i, len(value)) for name, other in rest.items()} for i in range(len(value))]
-    return [_recorded(settings, text, own, place, column) for text, own in zip(value, owned, strict=True)]
+    return [_recorded(settings, text, own, prompt, place, column) for text, own in zip(value, owned, strict=True)]
 
 
 def _own(value: Any, index: int, count: int) -> Any:
     return value[index] if isinstance(value, list) and len(value) == count else value
 
 
-def _recorded(settings: Prompts, value: Any, rest: dict[str, Any], place: str, column: str) -> Recorded:
+def _recorded(settings: Prompts, value: Any, rest: dict[str, Any], prompt: list[Message], place: str, column: str) -> Recorded:
     name = column_of(settings, "finish_reason", rest, place)
     reason = value_of(rest, name) if name else None
     if reason is not None and not isinstance(reason, str):
         raise PromptsError(f"{place}: column '{name}': expected a finish reason as text, found {reason!r:.80}")
-    return Recorded(_text(value, place, column), reason, rest)
+    return Recorded(_text(settings, value, prompt, place, column), reason, rest)
 
 
-def _text(value: Any, place: str, column: str) -> str:
+def _text(settings: Prompts, value: Any, prompt: list[Message], place: str, column: str) -> str:
     if isinstance(value, str):
         return value
-    if _is_talk(value) and value[-1]["role"] == "assistant":
-        return str(value[-1]["content"])
-    raise PromptsError(f"{place}: column '{column}': expected a completion as text, found {value!r:.80}")
+    if not _is_talk(value) or value[-1]["role"] != "assistant":
+        raise PromptsError(f"{place}: column '{column}': expected a completion as text, found {value!r:.80}")
+    asked, before = _turns(prompt), _turns(value[:-1])
+    if before and asked not in (before, _turns(value[:-1], settings.template)):
+        raise PromptsError(
+            f"{place}: column '{column}': expected the last turn to answer the prompt, found a conversation that begins "
+            f"otherwise ({before[-1][1]!r:.40}); set prompts.map.prompt to the column of the whole conversation"
+        )
+    return str(value[-1]["content"])
+
+
+def _turns(messages: list[Message], template: str = "{prompt}") -> list[tuple[str, str]]:
+    """Roles and contents without the system's; the template is what the recipe puts around a prompt's text."""
+    return [(m["role"], template.replace("{prompt}", m["content"])) for m in messages if m["role"] != "system"]

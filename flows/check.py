@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from data import prompts, records
+from data import prompts, records, sources
 from data.campaign import free_bytes
 from data.errors import HomeError, PartError, RecipeError
 from data.recipe import Pool, Recipe
@@ -54,7 +54,7 @@ def can_train(recipe: Recipe) -> None:
 
 def read_completions(recipe: Recipe) -> None:
     """Read recorded completions to the end, so that a bad row is found before anything runs."""
-    for place, record in records.read(Path(recipe.generate.path or recipe.prompts.path)):
+    for place, record in sources.read(Path(recipe.generate.path or recipe.prompts.path)):
         records.completions_of(recipe.prompts, record, place)
 
 

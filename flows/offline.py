@@ -11,6 +11,7 @@ import typer
 from pydantic import BaseModel
 
 from data import recipe as recipes
+from data import sources
 from data.campaign import Campaign, Metric
 from data.errors import RecipeError
 from flows import environment
@@ -48,7 +49,7 @@ def data(
     place = environment.home_of(home)
     given = {**overrides(None, prompts, columns), **OFF}
     if completions is not None:
-        given["generate.path"] = str(completions.absolute())
+        given["generate.path"] = sources.absolute(completions)
     recipe = recipes.load(source, sets or [], given).at_round(1)
     if not recipe.samples:
         raise RecipeError(f"{source}: expected a recipe that selects or pairs completions, found one of seed data only")

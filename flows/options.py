@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from data import sources
 from data.errors import RecipeError
 
 out = Console(highlight=False)
@@ -19,7 +20,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Source = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped name (see `recipes`) or a TOML file.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A campaign (see `runs`).")]
 Model = Annotated[Path | None, typer.Option(help="Checkpoint 0: a Hugging Face directory with safetensors.")]
-Prompts = Annotated[Path | None, typer.Option(help="Prompts and answers: .jsonl, .jsonl.gz or .parquet.")]
+Prompts = Annotated[
+    Path | None, typer.Option(help="Prompts and answers: .jsonl, .jsonl.gz, .parquet, a folder, or hf:name[split].")
+]
 Refresh = Annotated[
     list[str] | None, typer.Option(help="Make a stage's artifacts again where its source changed.", metavar="STAGE")
 ]
@@ -41,7 +44,7 @@ def overrides(model: Path | None, prompts: Path | None, columns: str = "") -> di
     if model is not None:
         values["model.path"] = str(model.absolute())
     if prompts is not None:
-        values |= {"prompts.source": "file", "prompts.path": str(prompts.absolute())}
+        values |= {"prompts.source": "file", "prompts.path": sources.absolute(prompts)}
     for item in filter(None, columns.split(",")):
         role, found, column = item.partition("=")
         if not found or not role or not column:

@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from data import tables
+from data import sources, tables
 from data.campaign import Campaign, Metric, Ref
-from data.errors import PromptsError, RecipeError
+from data.errors import RecipeError
 from data.loss import Loss
 from data.recipe import Recipe, Score, Train
 from data.store import Artifact, External, Store, derive_seed, digest_of, sha256_file
@@ -389,9 +389,8 @@ def checkpointing(recipe: Recipe) -> bool:
 
 
 def external_file(path: Path) -> External:
-    if not path.is_file():
-        raise PromptsError(f"expected a prompts file, found nothing at '{path}'")
-    return External(sha256_file(path), path)
+    """A user's file, folder or data set by content."""
+    return External(sources.digest(path), path)
 
 
 def external_model(path: Path) -> External:

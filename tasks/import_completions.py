@@ -7,7 +7,7 @@ from collections import Counter
 
 from pydantic import BaseModel
 
-from data import records, tables
+from data import records, sources, tables
 from data.recipe import Columns, Prompts
 from tasks.work import Work
 
@@ -28,7 +28,7 @@ def import_completions(work: Work) -> None:
     settings = Prompts(map=work.settings.map, template=work.settings.template)
     rows, more = [], []
     samples: Counter[str] = Counter()
-    for place, record in records.read(work.inputs["file"]):
+    for place, record in sources.read(work.inputs["file"]):
         prompt = tables.prompt_id(records.messages_of(settings, record, place))
         for found in records.completions_of(settings, record, place):
             identity = tables.completion_id(work.key, prompt, samples[prompt])

@@ -341,10 +341,10 @@ def test_too_few_prompts_for_the_splits_are_refused(tmp_path: Path) -> None:
     assert len(split(tmp_path / "p.jsonl", held_out=37)["rounds"]) == 1
 
 
-@pytest.mark.parametrize("where", ["absent.jsonl", "."])
-def test_a_path_that_is_no_file_is_named(tmp_path: Path, where: str) -> None:
+def test_a_path_that_is_no_file_is_named(tmp_path: Path) -> None:
     # what can be read is said
-    assert "expected a readable .jsonl, .jsonl.gz or .parquet file" in refusal(tmp_path / where)
+    assert "expected a readable .jsonl, .jsonl.gz or .parquet file" in refusal(tmp_path / "absent.jsonl")
+    assert "expected a folder of Parquet, JSONL or CSV files" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["seed", "ood"])
