@@ -362,6 +362,8 @@ class Recipe(Strict):
             raise ValueError("pool.given = true needs given solutions: set prompts.seed")
         if self.recorded and (self.pool.base or self.pool.contrast):
             raise ValueError("pool.base and pool.contrast sample a checkpoint; generate.engine = 'recorded' samples none")
+        if self.generate.engine == "endpoint" and self.pool.base:
+            raise ValueError("pool.base samples checkpoint 0, which the server of generate.engine = 'endpoint' does not have")
         if self.train.replay and self.loss.name != "nll":
             raise ValueError(
                 "train.replay mixes whole completions in; it works with loss.name = 'nll', not with [pair] or online"

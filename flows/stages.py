@@ -87,7 +87,7 @@ class Stages:
         if self.recipe.recorded:
             return self._do("generate", "recorded", {"split": "rounds"}, {"prompts": prompts, "imported": source})
         label = f"generate/{beside}" if beside else "generate"
-        settings = {**self._decoding(self.recipe), "split": "rounds"}
+        settings = {**self._decoding(self.recipe, self.recipe.generate.engine), "split": "rounds"}
         return self._do(label, "generate", settings, {"prompts": prompts, "checkpoint": source}, self._seed(label))
 
     def pool(self, prompts: Artifact, completions: Artifact, others: Mapping[str, Artifact]) -> Artifact:
@@ -349,9 +349,9 @@ class Stages:
     def _seed(self, stage: str, number: int | None = None) -> int:
         return derive_seed(self.recipe.seed, stage, self.number if number is None else number)
 
-    def _decoding(self, recipe: Recipe) -> dict[str, Any]:
-        """How completions are drawn from a checkpoint."""
-        engine = recipe.evaluation_engine
+    def _decoding(self, recipe: Recipe, engine: str = "") -> dict[str, Any]:
+        """How completions are drawn: by the engine given, or by the one that measures checkpoints."""
+        engine = engine or recipe.evaluation_engine
         how = recipe.generate.model_dump(exclude={"path"})
         return {**how, "engine": engine, "settings": recipe.engine_settings(engine), **self._loading()}
 

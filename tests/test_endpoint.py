@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import tables
-from data.errors import EndpointError, StageFailed
+from data.errors import EndpointError, RecipeError, StageFailed
 from data.recipe import Requests
+from data.store import Artifact
+from flows.stages import Stages
 from tasks import openai_client
 from tasks.openai_client import Ask, Reply, Server, draw
+from tests.micro import micro
 
 QUICK = Requests(concurrency=8, timeout=2, attempts=5, backoff=0.01)
 FAULTS = ("429", "500", "garbage", "half", "never", "drip", "empty", "hang up")
@@ -248,6 +252,28 @@ def test_a_campaign_learns_from_what_a_server_says(server: Unreliable, run_micro
     events = " ".join(json.loads((folder / "log.json").read_text())["events"])
     assert "requests 128, failed attempts 0" in events
     assert "cost 256.0000" in events
+
+
+def test_each_engine_has_its_work(tmp_path: Path) -> None:
+    # the round is drawn by generate.engine; what is measured, probed or frozen is drawn from the checkpoint, by evaluate.engine
+    drawn: dict[str, str] = {}
+
+    def call(label: str, stage: str, settings: Any, inputs: Any, seed: int) -> Artifact:
+        if stage == "generate":
+            drawn[label] = settings.engine
+        return Artifact(label, label, stage, tmp_path)
+
+    engine = ('generate.engine="endpoint"', 'generate.settings={url="http://127.0.0.1:9/v1", model="m"}')
+    stages = Stages(SimpleNamespace(recipe=micro("tiny_raft", *engine)), 1, call)  # type: ignore[arg-type]
+    some = stages.prepare()
+    stages.generate(some, some)
+    stages.evaluate(some, some, {})
+    stages.anchors(some, some)
+    assert drawn.pop("generate") == "endpoint"
+    assert set(drawn) == {"evaluate/greedy", "evaluate/sampled", "anchors/drawn"}
+    assert set(drawn.values()) == {"transformers"}
+    with pytest.raises(RecipeError, match=r"pool\.base samples checkpoint 0"):
+        micro("tiny_raft", *engine, "pool.base=true")
 
 
 def test_a_lost_request_stops_the_stage_and_what_was_answered_is_not_asked_again(server: Unreliable, tmp_path: Path) -> None:
