@@ -8,7 +8,7 @@ from typing import Any
 from data import prompts, records, sources
 from data.campaign import free_bytes
 from data.errors import HomeError, PartError, RecipeError
-from data.recipe import Pool, Recipe
+from data.recipe import Pool, Recipe, Score
 from flows.estimate import seven_b
 from flows.stages import checkpointing, precision
 from tasks import parts
@@ -66,7 +66,7 @@ def bind(recipe: Recipe) -> None:
     for entry in recipe.curate:
         parts.check_settings("curators", entry.curator, entry.settings)
     for score in recipe.score:
-        parts.check_settings("scorers", score.scorer, score.settings)
+        asks_a_model(score)
     verifier = recipe.score[0].scorer
     if "verdicts" in parts.wants("scorers", verifier):
         raise PartError(f"scorers: '{verifier}' needs a verifier's verdicts; put the verifier first in [[score]]")
@@ -92,6 +92,19 @@ def bind(recipe: Recipe) -> None:
     wanted |= parts.wants("pairers", recipe.pair.pairer) if recipe.pair else set()
     if "origins" in wanted and recipe.pool == Pool():
         raise PartError("what tells completions apart by where they come from needs others beside the policy's: set [pool]")
+
+
+def asks_a_model(score: Score) -> None:
+    """A scorer's settings hold, and one that asks a model has one: in a checkpoint, or at an endpoint, not both."""
+    parts.check_settings("scorers", score.scorer, score.settings)
+    standing_on = parts.bound("scorers", score.scorer, score.settings)
+    if "checkpoint" not in parts.wants("scorers", score.scorer):
+        return
+    if ("engines", "endpoint") in standing_on:
+        if score.checkpoint:
+            raise PartError(f"score '{score.label}' asks a server, and its checkpoint is '{score.checkpoint}'; set it to ''")
+    elif not score.checkpoint:
+        raise PartError(f"score '{score.label}' asks a model; set its checkpoint to policy, base or a model's directory")
 
 
 def prompt_counts(recipe: Recipe) -> dict[str, int]:

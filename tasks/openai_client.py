@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 LARGEST = 32 * 2**20  # bytes of a reply; a server that sends more is not sending a completion
 LONGEST_WAIT = 60.0  # seconds between two attempts, unless the server asks for more
+LONGEST_ASKED = 600.0  # what it can ask for; a quota that is back tomorrow is no reason to look busy until then
 AGAIN = (408, 409, 425, 429)  # and every 5xx
 WRONG = (301, 302, 303, 307, 308, 401, 403, 404, 405)  # no request of this kind will ever succeed
 Message = dict[str, str]
@@ -269,7 +270,7 @@ async def _post(client: httpx.AsyncClient, server: Server, body: dict[str, Any],
 def _seconds(header: str | None) -> float:
     """Retry-After in seconds; its other form, a date, is left to the back-off."""
     try:
-        return max(0.0, float(header or 0))
+        return min(max(0.0, float(header or 0)), LONGEST_ASKED)
     except ValueError:
         return 0.0
 
@@ -281,7 +282,7 @@ def _understood(ask: Ask, found: bytes, failures: tuple[str, ...]) -> Reply:
         text, reason = choice["message"]["content"], choice.get("finish_reason")
         asked, answered = (int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens"))
         (text or "").encode()  # half a surrogate pair is JSON, but not text
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise _Trouble(f"no completion in {found[:80]!r}: {type(error).__name__}") from error
     if not isinstance(text, str):
         raise _Refused(f"no text, finish_reason {reason!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,7 @@ import pyarrow as pa
 from pydantic import BaseModel
 
 from data import tables
-from data.errors import ScorerFailed, TableError
+from data.errors import EndpointError, ScorerFailed, StageFailed, TableError
 from tasks import parts as shelves
 from tasks.recorded import as_rows, read_completions
 from tasks.scorers import Score
@@ -48,28 +49,33 @@ def score(work: Work) -> None:
     verdicts = _verdicts(work)
     scorer = None
     made: list[pa.Table] = []
-    for index, rows in enumerate(shards(completions["prompt_id"].to_pylist(), SHARD)):
-        work.tick(rows.start, completions.num_rows)
-        file = work.scratch / f"scores-{index:05d}.parquet"
-        table = tables.read_shard(file, tables.SCORES)
-        if table is None:
-            scorer = scorer or _bind(work)
-            batch = as_rows(completions.slice(rows.start, len(rows)))
-            table = tables.from_rows(_score(s.scorer, scorer, by_id, batch, verdicts), tables.SCORES)
-            tables.write_shard(table, tables.SCORES, file)
-        made.append(table)
+    with contextlib.ExitStack() as closing:
+        for index, rows in enumerate(shards(completions["prompt_id"].to_pylist(), SHARD)):
+            work.tick(rows.start, completions.num_rows)
+            file = work.scratch / f"scores-{index:05d}.parquet"
+            table = tables.read_shard(file, tables.SCORES)
+            if table is None:
+                scorer = scorer or _bind(work, closing)
+                batch = as_rows(completions.slice(rows.start, len(rows)))
+                table = tables.from_rows(_score(s.scorer, scorer, by_id, batch, verdicts), tables.SCORES)
+                tables.write_shard(table, tables.SCORES, file)
+            made.append(table)
     tables.write(pa.concat_tables(made or [tables.SCORES.empty_table()]), tables.SCORES, work.out / "scores.parquet")
     work.tick(completions.num_rows, completions.num_rows)
 
 
-def _bind(work: Work) -> Any:
+def _bind(work: Work, closing: contextlib.ExitStack) -> Any:
+    """The scorer, closed at the end where it has a `close`."""
     s: Settings = work.settings
-    supplied = {"workers": work.hardware.workers, **s.loading}
+    surroundings = {"requests": work.hardware.requests, "scratch": work.scratch, "record": work.record}
+    supplied = {"workers": work.hardware.workers, **surroundings, **s.loading}
     if "checkpoint" in work.inputs:
         supplied |= {"checkpoint": work.inputs["checkpoint"], "device": device_of(work.hardware)}
     if "rollouts" in work.inputs:
         supplied["rollouts"] = work.inputs["rollouts"]
-    return shelves.bind("scorers", s.scorer, s.settings, **supplied)
+    scorer = shelves.bind("scorers", s.scorer, s.settings, **supplied)
+    closing.callback(getattr(scorer, "close", lambda: None))
+    return scorer
 
 
 def shards(prompt_ids: Sequence[str], least: int) -> Iterator[range]:
@@ -126,6 +132,8 @@ def _scored(
 
     try:
         scores = call(0, len(batch))
+    except (EndpointError, StageFailed):
+        raise  # a server's doing: no row is to blame, and looking for one would ask it all over again
     except Exception as error:
         raise ScorerFailed(f"scorer '{name}' failed on {_blame(call, batch)}: {error!r}") from error
     if len(scores) != len(batch) or not all(isinstance(score, Score) for score in scores):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections import Counter
@@ -17,20 +18,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import tables
-from data.errors import EndpointError, RecipeError, StageFailed
-from data.recipe import Requests
-from data.store import Artifact
+from data.errors import EndpointError, PartError, RecipeError, StageFailed
+from data.recipe import Hardware, Recipe, Requests
+from data.store import Artifact, External, Store, digest_of, hash_folder
+from flows.check import bind
 from flows.stages import Stages
-from tasks import openai_client
+from tasks import openai_client, score
+from tasks.engines import Batch, Decoding
+from tasks.engines.endpoint import endpoint
 from tasks.openai_client import Ask, Reply, Server, draw
+from tasks.stage import perform
 from tests.micro import micro
 
 QUICK = Requests(concurrency=8, timeout=2, attempts=5, backoff=0.01)
 FAULTS = ("429", "500", "garbage", "half", "never", "drip", "empty", "hang up")
+FAULT = re.compile(r"(\d{3}|garbage|half|never|drip|empty|hang up) x(\d+)")
 
 
 class Unreliable:
-    """A real HTTP server on loopback. A question "<fault> x<k> ..." has its first k attempts fail that way."""
+    """A real HTTP server on loopback. A question with "<fault> x<k>" in it has its first k attempts fail that way."""
 
     def __init__(self) -> None:
         self.attempts: Counter[str] = Counter()
@@ -72,8 +78,9 @@ class Unreliable:
             self.headers.append(dict(request.headers))
             self.attempts[name] += 1
             attempt = self.attempts[name]
-        fault, _, times = question.split(" #")[0].partition(" x")
-        failing = times != "" and attempt <= int(times) and not self.healed
+        said = FAULT.search(question)
+        fault = said[1] if said else ""
+        failing = said is not None and attempt <= int(said[2]) and not self.healed
         good = {"choices": [{"message": {"content": self.answer(question)}, "finish_reason": "stop"}]}
         whole = json.dumps({**good, "usage": {"prompt_tokens": 3, "completion_tokens": 2}}).encode()
         if not failing:
@@ -213,7 +220,9 @@ def test_whoever_stops_listening_stops_the_asking(server: Unreliable) -> None:
 @given(st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
 def test_any_json_is_a_reply_or_a_known_trouble(found: Any) -> None:
     # a server's answer can be anything; it never becomes another error, nor a text that is not there
-    for body in (found, {"choices": found}, {"choices": [{"message": found}]}, {"choices": [{"message": {"content": found}}]}):
+    counted = {"choices": [{"message": {"content": found}}], "usage": {"prompt_tokens": found, "completion_tokens": 1e999}}
+    bodies = [found, {"choices": found}, {"choices": [{"message": found}]}, {"choices": [{"message": {"content": found}}]}]
+    for body in (*bodies, counted):
         try:
             reply = openai_client._understood(asks("x")[0], json.dumps(body).encode(), ())
             assert reply.text == found
@@ -276,12 +285,100 @@ def test_each_engine_has_its_work(tmp_path: Path) -> None:
         micro("tiny_raft", *engine, "pool.base=true")
 
 
+def test_a_batch_of_nothing_but_refusals_is_no_broken_server(server: Unreliable, tmp_path: Path) -> None:
+    # shard by shard: a prompt that the server will not answer stops nothing where others were answered, before or after
+    def sample(*questions: str) -> list[str]:
+        rows = [{"prompt_id": q, "messages": [{"role": "user", "content": q}]} for q in questions]
+        batches = [Batch([row], i, [7 * len(questions) + i]) for i, row in enumerate(rows)]
+        drawn = dict(engine.sample(batches, Decoding(1, 1.0, 1.0, 8)))
+        return [row["finish_reason"] for index in sorted(drawn) for row in drawn[index]]
+
+    engine = endpoint(tmp_path, url=server.url, model="m", requests=QUICK, scratch=tmp_path, record=lambda event: None)
+    with pytest.raises(StageFailed, match="1 were refused"):
+        sample("400 x9 #1")
+    assert sorted(sample("400 x9 #1", "fine #2")) == ["error", "stop"]
+    assert sample("400 x9 #3") == ["error"]
+
+
+# -- the judge --------------------------------------------------------------------------------------------------------
+
+
+def judging(server: Unreliable, **more: Any) -> dict[str, Any]:
+    return {
+        "template": "additive5",
+        "samples": 2,
+        "engine": "endpoint",
+        "engine_settings": {"url": server.url, "model": "j"},
+    } | more
+
+
+def test_a_server_judges_and_what_it_refuses_is_no_verdict(server: Unreliable, tmp_path: Path) -> None:
+    # every fault is retried and recorded, a refused text has no value, a lost one stops the stage and only it is asked again
+    texts = ["fine", "400 x99", "500 x1", "half x1", "never x1", "500 x99"]
+    prompt = {"prompt_id": "p", "messages": [{"role": "user", "content": "Which?"}], "answer": None, "source": ""}
+    rows = [
+        {"completion_id": f"c{i}", "prompt_id": "p", "sample": i, "text": text, "finish_reason": "stop", "engine": "given"}
+        for i, text in enumerate(texts)
+    ]
+    for name, table, schema in (("rounds", [prompt], tables.PROMPTS), ("completions", rows, tables.COMPLETIONS)):
+        (tmp_path / name).mkdir()
+        tables.write(tables.from_rows(table, schema), schema, tmp_path / name / f"{name}.parquet")
+    inputs = {
+        name: External(digest_of(hash_folder(tmp_path / folder)), tmp_path / folder)
+        for name, folder in (("prompts", "rounds"), ("completions", "completions"))
+    }
+    server.answer = lambda question: "Score: 4"
+    settings = score.Settings(scorer="judge", settings=judging(server), split="rounds", loading={"dtype": "float32"})
+    store = Store(tmp_path / "store")
+    hardware = Hardware(device="cpu", isolation="inline", requests=QUICK.model_copy(update={"completion_price": 1000000.0}))
+    with pytest.raises(StageFailed, match=r"2 of 12 requests got no answer in 5 attempts, 2 were refused"):
+        perform(store, "score", settings, inputs, hardware=hardware)
+    assert set(server.answered.values()) == {1}
+    answered = dict(server.answered)
+    server.attempts.update({name: 99 for name in server.attempts if "500 x99" in name})  # it is well again
+    made = perform(store, "score", settings, inputs, hardware=hardware)
+    assert {name: server.answered[name] for name in answered} == answered
+    found = tables.read(made.file("scores.parquet"), tables.SCORES).to_pylist()
+    assert [(row["value"], row["status"]) for row in found] == [
+        (None, "refused") if text == "400 x99" else (0.8, "ok") for text in texts
+    ]
+    events = " ".join(json.loads((store.folder(made.key) / "log.json").read_text())["events"])
+    assert events.count("failed: no whole answer") == events.count("failed: no completion in") == 2
+    assert "requests 4, failed attempts 2, refused 2, lost 0, prompt tokens 6, completion tokens 4, cost 4.0000" in events
+    assert {(body["model"], body["temperature"], body["top_p"], body["max_tokens"]) for body in server.bodies} == {
+        ("j", 0.7, 0.9, 400)
+    }
+
+
+def test_a_judge_has_one_model_here_or_at_a_server(server: Unreliable, tmp_path: Path) -> None:
+    # none, both, or a wrong setting of the engine is refused before anything runs; the right one has no checkpoint in its key
+    def recipe(checkpoint: str, **settings: Any) -> Recipe:
+        asks = {"scorer": "judge", "checkpoint": checkpoint, "settings": settings}
+        return Recipe.model_validate({**micro("tiny_dpo").model_dump(), "score": [{"scorer": "exact_match"}, asks]})
+
+    with pytest.raises(PartError, match="asks a model; set its checkpoint"):
+        bind(recipe("", template="additive5"))
+    with pytest.raises(PartError, match="asks a server, and its checkpoint is 'policy'"):
+        bind(recipe("policy", **judging(server)))
+    with pytest.raises(PartError, match=r"engines 'endpoint': .*modle"):
+        bind(recipe("", **judging(server, engine_settings={"url": server.url, "modle": "j"})))
+    right = recipe("", **judging(server))
+    bind(right)
+    asked: dict[str, set[str]] = {}
+
+    def call(label: str, stage: str, settings: Any, inputs: Any, seed: int) -> Artifact:
+        asked[label] = set(inputs)
+        return Artifact(label, label, stage, tmp_path)
+
+    stages = Stages(SimpleNamespace(recipe=right), 1, call)  # type: ignore[arg-type]
+    some = stages.prepare()
+    stages.scores(some, some, {"policy": some, "base": some})
+    assert asked["score/judge"] == {"prompts", "completions"}
+
+
 def test_a_lost_request_stops_the_stage_and_what_was_answered_is_not_asked_again(server: Unreliable, tmp_path: Path) -> None:
     # refused rows are rows of no text; a lost one stops the stage; the next attempt pays for that one alone
-    from data.recipe import Hardware
-    from data.store import External, Store, digest_of, hash_folder
     from tasks.generate import Settings
-    from tasks.stage import perform
 
     questions = ["fine #1", "400 x99 #2", "500 x99 #3"]
     prompts = [

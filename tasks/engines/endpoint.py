@@ -46,14 +46,15 @@ class _Endpoint:
         """Each batch as its last reply comes in. A request the server refuses becomes a row of finish_reason "error".
 
         Raises:
-            StageFailed: requests were lost (every attempt failed), or all were refused. What was answered is journalled.
+            StageFailed: requests were lost (every attempt failed), or none was ever answered. What was answered is journalled.
         """
+        journal = self.scratch / "replies.jsonl"
         places = {ask.id: (index, place, ask) for index, batch in enumerate(batches) for place, ask in _asks(batch, decoding.n)}
         asks = [ask for _, _, ask in places.values()]
         rows: dict[int, dict[int, Row]] = {index: {} for index in range(len(batches))}
         failed: list[Reply] = []
         wanted = {"temperature": decoding.temperature, "top_p": decoding.top_p, "max_tokens": decoding.max_tokens}
-        for reply in draw(self.server, asks, wanted, self.requests, self.scratch / "replies.jsonl"):
+        for reply in draw(self.server, asks, wanted, self.requests, journal):
             self._note(reply)
             if reply.status != "ok":
                 failed.append(reply)
@@ -61,10 +62,10 @@ class _Endpoint:
                 continue
             index, place, ask = places[reply.id]
             rows[index][place] = _row(reply, ask.seed)
-            if len(rows[index]) == len(batches[index].prompts) * decoding.n and len(failed) < len(asks):
+            if len(rows[index]) == len(batches[index].prompts) * decoding.n:
                 yield index, [row for _, row in sorted(rows[index].items())]
         lost = sum(reply.status == "lost" for reply in failed)
-        if lost or (failed and len(failed) == len(asks)):
+        if lost or (failed and not journal.exists()):
             raise StageFailed(
                 f"{self.server.url}: {lost} of {len(asks)} requests got no answer in {self.requests.attempts} attempts, "
                 f"{len(failed) - lost} were refused; the last: {failed[-1].failures[-1]}. What was answered is kept: run again"

@@ -16,6 +16,7 @@ agree on what a status says (and `detail` holds what they read, for whoever look
 | gold_parse_failure | None | the gold answer cannot be read; says nothing about the completion |
 | timeout, crashed | None | judging took too long or too much memory; nobody knows whether it was right |
 | parse_failure | None | a judge's answer cannot be read; says nothing about the completion |
+| refused | None | a judge's server refused to answer |
 """
 
 from __future__ import annotations

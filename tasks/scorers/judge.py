@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +14,7 @@ from pydantic import AfterValidator
 
 from data import templates
 from data.errors import PartError, RecipeError
+from data.recipe import Requests
 from data.templates import Template
 from tasks import models
 from tasks import parts as shelves
@@ -23,6 +24,7 @@ from tasks.scorers import Row, Score
 from tasks.work import chunks
 
 NOT_PARTS = ("comparisons",)
+VERSIONS = {"judge": 2}
 LIBRARIES = {"judge": ("torch", "transformers", "tokenizers")}
 
 # What chat formats write around turns. Spelled out in a judged text, a tokenizer would read it as the end of the user's turn.
@@ -39,6 +41,8 @@ def _known(name: str) -> str:
 
 class judge:
     """What a model says a completion is worth, 0 to 1, asked with a template of `data/judges/`; which model: score.checkpoint.
+
+    With `engine` = "endpoint" it is a server's: score.checkpoint = "", and `engine_settings` has url and model.
 
     One verdict per distinct (prompt, text). A template that compares is asked for every two texts of a prompt in both orders,
     each text against the next `opponents` in a circle (0 = all), and the value is the mean share won. An answer that cannot be
@@ -66,6 +70,9 @@ class judge:
         device: str = "cpu",
         dtype: str = "float32",
         trust_remote_code: bool = False,
+        requests: Requests | None = None,
+        scratch: Path | None = None,
+        record: Callable[[str], None] | None = None,
     ) -> None:
         self.template, self.opponents, self.samples, self.batch = templates.load(template), opponents, samples, batch
         self.decoding = Decoding(samples, temperature, top_p, max_tokens)
@@ -82,14 +89,26 @@ class judge:
             self.lead, self.labels = _label_tokens(self.tokenizer, self.template)
             self.ask = self._expected
         else:
-            self.engine = shelves.bind("engines", engine, engine_settings or {}, **loading)(checkpoint)
+            surroundings = {"requests": requests, "scratch": scratch, "record": record}
+            self.engine = shelves.bind("engines", engine, engine_settings or {}, **loading, **surroundings)(checkpoint)
             self.ask = self._sampled
 
     @staticmethod
     def parts(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """What a verdict stands on besides: the template's text, and the engine where answers are sampled."""
-        engine = [("engines", settings["engine"])] if settings["reading"] == "sampled" else []
-        return [("judges", settings["template"]), *engine]
+        """What a verdict stands on besides: the template's text, and the engine where answers are sampled.
+
+        Raises:
+            PartError: a wrong setting of the engine.
+        """
+        if settings["reading"] != "sampled":
+            return [("judges", settings["template"])]
+        shelves.check_settings("engines", settings["engine"], settings["engine_settings"] or {})
+        return [("judges", settings["template"]), ("engines", settings["engine"])]
+
+    def close(self) -> None:
+        """Give the engine's memory back; one that asks a server says what that cost."""
+        if hasattr(self, "engine"):
+            self.engine.close()
 
     def __call__(self, prompts: Sequence[Row], completions: Sequence[Row]) -> list[Score]:
         asked = {prompt["prompt_id"]: self._plain(prompt) for prompt in prompts}
@@ -136,18 +155,26 @@ class judge:
 
     # -- two ways to read an answer ---------------------------------------------------------------------------------------
     def _sampled(self, questions: Sequence[str]) -> list[Score]:
-        rows: list[Row] = [{"prompt_id": _hash(q), "messages": [{"role": "user", "content": q}]} for q in questions]
+        asked = list(dict.fromkeys(questions))  # two texts may fill a template alike, once their control tokens are broken
+        rows: list[Row] = [{"prompt_id": _hash(q), "messages": [{"role": "user", "content": q}]} for q in asked]
         batches = []
         for part in chunks(len(rows), max(1, self.batch // self.samples)):
             seeds = [int(rows[i]["prompt_id"][:12], 16) for i in part]  # of the question alone: asked again, answered the same
             batches.append(Batch([rows[i] for i in part], seeds[0] & 0x7FFFFFFF, seeds))
         answers = dict(self.engine.sample(batches, self.decoding))
         flat = [row for index in range(len(batches)) for row in answers[index]]
-        return [self._read(flat[i * self.samples : (i + 1) * self.samples]) for i in range(len(rows))]
+        said = {q: self._read(flat[i * self.samples : (i + 1) * self.samples]) for i, q in enumerate(asked)}
+        return [said[question] for question in questions]
 
     def _read(self, answers: Sequence[Row]) -> Score:
-        """The mean of the answers that can be read; one that was cut off has not come to its verdict."""
-        values = [None if row["finish_reason"] == "length" else self.template.read(row["text"]) for row in answers]
+        """The mean of the answers that can be read; one that was cut off has not come to its verdict.
+
+        Where the server refused every request (status refused) the judge has said nothing, readable or not.
+        """
+        if all(row["finish_reason"] == "error" for row in answers):
+            return Score(None, "refused")
+        cut = ("length", "error")
+        values = [None if row["finish_reason"] in cut else self.template.read(row["text"]) for row in answers]
         said = {"values": values} if any(v is not None for v in values) else {"answer": ascii(answers[0]["text"][-200:])}
         score = _mean(values)
         return Score(score.value, score.status, json.dumps(said))
