@@ -1,6 +1,6 @@
 """What our generate stage costs beside the bare libraries, and what keeping an engine warm saves.
 
-    ./ratchet bench engines [--pairs 10] [--only vllm|transformers|warm]
+    ./ratchet bench engines [--pairs 10] [--prompts 64] [--only vllm|transformers|warm]
 
 Each side lives in a process of its own and draws in turn, A B, B A, ...: CPU seconds of the drawing process, without imports
 and, but for `warm`, without loading. Ratios of completion tokens per CPU second (warm: of CPU seconds) with a 95% interval.
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).parent.parent
-PROMPTS, N, TOKENS, BATCH, SHARD = 64, 8, 96, 256, 512
+N, TOKENS, BATCH, SHARD = 8, 96, 256, 512
 SIDES: dict[str, dict[str, tuple[str, str]]] = {
     "vllm": {
         "our vllm stage / LLM.generate asked for the same (seeds, log-probabilities)": ("ours_vllm", "bare_vllm"),
@@ -41,6 +41,7 @@ SIDES: dict[str, dict[str, tuple[str, str]]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(prog="ratchet bench engines", description=__doc__.split("\n")[0])
     parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--prompts", type=int, default=64, help="of a draw, 8 samples each")
     parser.add_argument("--only", choices=tuple(SIDES))
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--place", type=Path, help=argparse.SUPPRESS)
@@ -49,14 +50,14 @@ def main() -> int:
         serve(options.side, options.place)
         return 0
     with tempfile.TemporaryDirectory(prefix="ratchet-engines-") as place:
-        prepare(Path(place))
+        prepare(Path(place), options.prompts)
         for group, ratios in SIDES.items():
             if options.only in (None, group):
                 compare(group, ratios, Path(place), options.pairs)
     return 0
 
 
-def prepare(place: Path) -> None:
+def prepare(place: Path, prompts: int) -> None:
     """Two checkpoints of a 3.4M-parameter Qwen3 shape, and prompts of several lengths."""
     from data import tables
     from data.recipe import Hardware
@@ -67,7 +68,7 @@ def prepare(place: Path) -> None:
         (place / name).mkdir()
         tiny_model(Work("key", Settings(hidden=256, layers=4), {}, seed, place / name, place / name, Hardware()))
     rows = []
-    for i in range(PROMPTS):
+    for i in range(prompts):
         messages = [{"role": "user", "content": f"{10 ** (i % 7) + i}+{997 * i}?"}]
         rows.append({"prompt_id": tables.prompt_id(messages), "messages": messages, "answer": "1", "source": "bench"})
     tables.write(tables.from_rows(rows, tables.PROMPTS), tables.PROMPTS, place / "rounds.parquet")
