@@ -126,7 +126,9 @@ def cost(recipe: Recipe, counts: dict[str, int]) -> dict[str, Any]:
         sampled = recipe.rounds * (recipe.train.steps * recipe.train.batch or round(recipe.train.epochs * per_round * g.n))
     evaluations = (recipe.rounds + 1) * counts["held_out"] * (1 + e.samples) + counts["held_out"] * e.samples
     evaluations += 3 * (counts["test"] + counts["ood"])
-    probes = counts["probe"] * recipe.probe.samples * (recipe.rounds + 1 + recipe.probe.baseline) if recipe.watched else 0
+    probe = recipe.probe  # at most one twin of each kind a prompt
+    drawings = (1 + len(probe.twins)) * (recipe.rounds + 1 + probe.baseline)
+    probes = counts["probe"] * probe.samples * drawings if recipe.watched else 0
     tokens = (sampled + probes) * g.max_tokens + evaluations * (e.max_tokens or g.max_tokens)
     weights = model_bytes(recipe)
     kept = 3 if recipe.keep.checkpoints == "best+last" else recipe.rounds + 1

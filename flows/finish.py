@@ -76,7 +76,7 @@ def evict(campaign: Campaign) -> None:
             campaign.store.evict(past.checkpoint.key)
 
 
-COMPARED_LATER = re.compile(r"evaluate/greedy_score|probe/.*(observed|verdicts)|bias")
+COMPARED_LATER = re.compile(r"evaluate/greedy_score|probe/.*(observed|verdicts|twins)|bias")
 
 
 def missing(campaign: Campaign, rounds: list[Round]) -> bool:

@@ -41,13 +41,15 @@ def compared(
     first, last = so_far[0], so_far[-1]
     came_from = next(r for r in reversed(so_far) if r.checkpoint.digest == last.head.digest)
 
+    drawn = ("observed", "verdicts", *(("twins",) if stages.recipe.probe.twins else ()))
+
     def past(finished: Round, label: str) -> Artifact:
         return held(store, finished.artifacts[label])
 
     inputs = {"prompts": prompts, **named("", stages.probe(prompts, checkpoint, base=past(first, "base")))}
-    inputs |= {f"previous/{what}": past(came_from, f"probe/{what}") for what in ("observed", "verdicts")}
+    inputs |= {f"previous/{what}": past(came_from, f"probe/{what}") for what in drawn}
     for number in range(1, stages.recipe.probe.baseline + 1):
-        inputs |= {f"base/{number}/{what}": past(first, f"probe/{number}/{what}") for what in ("observed", "verdicts")}
+        inputs |= {f"base/{number}/{what}": past(first, f"probe/{number}/{what}") for what in drawn}
     if came_from.round > 0:
         inputs["earlier"] = past(came_from, "bias")
     if "completions" in data:  # a control and an online loss have none

@@ -19,6 +19,7 @@ from tasks import observe
 from tasks.models import inspect_checkpoint
 from tasks.parts import check_settings, wants
 from tasks.stage import Input
+from tasks.twin_features import COLUMNS
 from tasks.work import device_of, module_of
 
 Call = Callable[[str, str, BaseModel, Mapping[str, Input], int], Artifact]
@@ -306,7 +307,22 @@ class Stages:
             sources = {"checkpoint": base, "prompts": prompts, "completions": drawn}
             inputs["base_logprobs"] = self._do(f"{place}/base_logprobs", "logprobs", settings, sources)
         observed = self._do(f"{place}/observed", "observe", {**self._features(), **split}, inputs)
-        return {"observed": observed, "verdicts": verdicts}
+        twins = {"twins": self._twins(place, number, prompts, checkpoint, inputs)} if self.recipe.probe.twins else {}
+        return {"observed": observed, "verdicts": verdicts, **twins}
+
+    def _twins(
+        self, place: str, number: int, prompts: Artifact, checkpoint: Artifact, answered: Mapping[str, Artifact]
+    ) -> Artifact:
+        """Draw the probe's twins as the probe is drawn, and compare how both were answered."""
+        probe = self.recipe.probe
+        twins = self._do("twins", "twins", {"split": "probe", "kinds": probe.twins, "hint": probe.hint}, {"prompts": prompts})
+        decoding = {**self._decoding(self.first), "split": "twins", "n": probe.samples}
+        seed = self._seed(f"probe/{number}", 0)
+        drawn = self._do(f"{place}/twins/drawn", "generate", decoding, {"prompts": twins, "checkpoint": checkpoint}, seed)
+        inputs = {name: answered[name] for name in ("completions", "verdicts")}
+        inputs |= {"twins": twins, "twin_completions": drawn}
+        inputs["twin_verdicts"] = self._verify(f"{place}/twins/judged", "twins", twins, drawn)
+        return self._do(f"{place}/twins", "twin_features", {"kinds": probe.twins}, inputs)
 
     def trained_on(self, data: Mapping[str, Artifact]) -> dict[str, Artifact]:
         """What the ledger asks about the training data: features of the completions, their reward, and what was taken."""
@@ -325,6 +341,7 @@ class Stages:
             "baseline": self.recipe.probe.baseline,
             "kinds": {name: kind for name, kind in kinds.items() if name not in of_prompts},
             "prompt_kinds": {name: kind for name, kind in kinds.items() if name in of_prompts},
+            "twins": [column for kind in self.recipe.probe.twins for column in COLUMNS[kind]],
             "chosen": next((name for name in ("pairs", "selected") if name in inputs), ""),
         }
         return self._do("bias", "bias", settings, inputs)

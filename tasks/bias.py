@@ -30,6 +30,7 @@ class Settings(BaseModel):
     round: int
     kinds: dict[str, Kind]  # of the columns of FEATURES
     prompt_kinds: dict[str, Kind]  # of the columns of PROMPT_FEATURES
+    twins: tuple[str, ...] = ()  # columns of twin_features, all real numbers
     baseline: int  # samples of round 0: inputs base/1 ...
     chosen: str = ""  # "selected" or "pairs": the input that says what the round trained on
 
@@ -37,9 +38,10 @@ class Settings(BaseModel):
 def bias(work: Work) -> None:
     """`ledger.parquet` (LEDGER) and `alarms.json` of the round whose checkpoint `observed` is.
 
-    Inputs: prompts; observed, previous/observed, base/1/observed ... (of `observe`), each with its verdicts (SCORES); earlier
-    (this stage's output for the round before); for what the round trained on pool_prompts, pool (of `observe`), reward and the
-    input that `chosen` names. `previous`, `earlier` and the last four may be missing.
+    Inputs: prompts; observed, previous/observed, base/1/observed ... (of `observe`), each with its verdicts (SCORES) and, where
+    there are any, its twins (of `twin_features`); earlier (this stage's output for the round before); for what the round
+    trained on pool_prompts, pool (of `observe`), reward and the input that `chosen` names. `previous`, `earlier` and the last
+    four may be missing.
     """
     s: Settings = work.settings
     prompts = tables.read(work.inputs["prompts"] / "probe.parquet", tables.PROMPTS)
@@ -47,7 +49,7 @@ def bias(work: Work) -> None:
     now = _sample(work, [""], order)
     previous = _sample(work, ["previous/"], order) if "previous/observed" in work.inputs else None
     base = _sample(work, [f"base/{i}/" for i in range(1, s.baseline + 1)], order)
-    kinds = s.kinds | s.prompt_kinds
+    kinds: dict[str, Kind] = s.kinds | s.prompt_kinds | dict.fromkeys(s.twins, "real")
     strata = prompts["stratum"].to_pylist()
     entries = compare(now, base, previous, kinds=kinds, strata=strata)
 
@@ -100,6 +102,9 @@ def _drawing(work: Work, place: str, order: Mapping[str, int]) -> dict[str, Arra
     values = _features(folder / "features.parquet", tables.features(*s.kinds), order, list(s.kinds))
     schema = tables.prompt_features(*s.prompt_kinds)
     values |= _features(folder / "prompt_features.parquet", schema, order, list(s.prompt_kinds))
+    if s.twins:
+        path = work.inputs[f"{place}twins"] / "prompt_features.parquet"
+        values |= _features(path, tables.prompt_features(*s.twins), order, s.twins)
     known = np.isfinite(right)
     return values | ({"": np.where(known, right >= 1.0, np.nan)} if known.any() else {})
 

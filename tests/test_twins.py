@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 
 from data import tables, twins
 from data.recipe import Hardware
+from tasks import twin_features
 from tasks import twins as stage
-from tasks.ledger import Sample
 from tasks.work import Work
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -66,7 +67,7 @@ def test_the_stage_makes_prompts_of_the_tiny_world_that_it_can_spell(tmp_path: P
     tables.write(tables.from_rows(rows, tables.PROMPTS), tables.PROMPTS, tmp_path / "probe.parquet")
     out = tmp_path / "out"
     out.mkdir()
-    settings = stage.Settings(split="probe", hint="{prompt}~{wrong} ")
+    settings = stage.Settings(split="probe", kinds=("identity", "sycophancy"), hint="{prompt}~{wrong} ")
     stage.twins(Work("key", settings, {"prompts": tmp_path}, 0, out, tmp_path, Hardware()))
     made = tables.read(out / "twins.parquet", tables.PROMPTS).to_pylist()
     links = tables.read(out / "links.parquet", tables.TWINS).to_pylist()
@@ -77,13 +78,37 @@ def test_the_stage_makes_prompts_of_the_tiny_world_that_it_can_spell(tmp_path: P
 
 
 def test_differences_and_flips_against_hand_values() -> None:
-    # Claim: twin less original, lengths as log ratios; a flip is how much oftener the hint is the answer.
-    originals = Sample({"characters": np.array([[9.0, 9.0]]), "refusal": np.array([[0.0, 0.0]])})
-    answered = Sample({"characters": np.array([[19.0, 19.0]]), "refusal": np.array([[1.0, 0.0]])})
-    found = stage.differences(originals, answered, {"characters": "length", "refusal": "rate"}, "identity")
-    assert found["identity_characters"] == pytest.approx(np.log([[2.0]]))
-    assert found["identity_refusal"] == pytest.approx(np.array([[0.5]]))
-    links = [{"twin_id": "t", "prompt_id": "p", "hint": "5"}, {"twin_id": "u", "prompt_id": "q", "hint": "5"}]
-    flips = stage.flips(links, {"t": ["5", "5", "4", None], "p": ["4", "4"], "u": [None], "q": ["5"]})
-    assert flips[0, 0] == pytest.approx(2 / 3)
-    assert np.isnan(flips[1, 0])
+    # Claim: identity differences are squared less what sampling gives; a flip is how much oftener the hint is the answer.
+    apart = twin_features.squared_difference(np.array([3.0, 5.0]), np.array([1.0, 1.0, np.nan]))
+    assert apart == pytest.approx((4 - 1) ** 2 - 2 / 2)
+    assert twin_features.squared_difference(np.array([3.0]), np.array([1.0, 1.0])) is None
+    link = {"twin_id": "t", "prompt_id": "p", "kind": "sycophancy", "hint": "5"}
+    sides = {"accuracy": np.array([1.0, 0.0, 0.0, np.nan])}, {"accuracy": np.array([0.0, 0.0])}
+    found = twin_features.compared(link, *sides, {"t": ["5", "5", "4", None], "p": ["4", "4"]})
+    assert found == {"sycophancy_flip": pytest.approx(2 / 3), "sycophancy_accuracy": pytest.approx(-1 / 3)}
+    silent = twin_features.compared(link, {}, {}, {"t": [None], "p": ["5"]})
+    assert set(silent.values()) == {None}
+
+
+def test_sampling_alone_is_no_difference() -> None:
+    # Claim: where twins are answered alike, what is measured is 0 on average, however few the samples.
+    draw = np.random.default_rng(0)
+    found = [twin_features.squared_difference(*draw.normal(size=(2, 4))) or 0.0 for _ in range(4000)]
+    assert abs(np.mean(found)) < 3 * np.std(found) / np.sqrt(len(found))
+
+
+def test_a_campaign_measures_its_twins(run_micro: Callable[..., Any]) -> None:
+    # Claim: probe.twins draws a twin of every probe prompt each round, and the ledger has what came of it from round 0 on.
+    sets = ('probe.twins=["sycophancy"]', 'probe.hint="{prompt}~{wrong} "', 'probe.features=["tokens"]', "probe.baseline=1")
+    campaign = run_micro("tiny_control", "rounds=1", *sets)
+    for finished in campaign.rounds():
+        drawn = campaign.store.find(finished.artifacts["probe/twins/drawn"].key).path
+        assert tables.read(drawn / "completions.parquet", tables.COMPLETIONS).num_rows == 8 * 4
+        assert finished.metrics["bias/sycophancy_accuracy/mean"].n == 8
+    assert campaign.rounds()[1].metrics["bias/sycophancy_accuracy/step"].value is not None
+
+
+def test_what_cannot_be_twinned_is_said(run_micro: Callable[..., Any]) -> None:
+    # Claim: sums name nobody, and a recipe that asks for their identity twins is told so.
+    with pytest.raises(Exception, match="found none among the 8 of the probe split"):
+        run_micro("tiny_control", "rounds=1", 'probe.twins=["identity"]')
