@@ -226,6 +226,27 @@ class Probe(Strict):
         return value
 
 
+class Suite(Strict):
+    """Prompts of a file that every checkpoint answers, beside the campaign's own: what training may cost elsewhere.
+
+    None of them may be trained on. They are copied when the campaign begins, and compared with checkpoint 0.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="in the metrics: suite/<name>/accuracy")
+    path: str = Field(min_length=1, description="JSONL, JSONL.gz or Parquet")
+    map: Columns = Columns()
+    answer_after: str = Field("", description="keep only what follows this marker in the answer")
+    template: str = Field("{prompt}", description="the user message; {prompt} stands for the row's prompt")
+    measure: Literal["accuracy", "logprob"] = Field(
+        "accuracy", description="of the greedy answer; or log-probability per token of the file's completions (map.completion)"
+    )
+    score: Score | None = Field(None, description="who says what is right: a [suites.score] table; none = the first [[score]]")
+
+    def as_prompts(self) -> Prompts:
+        """How its file is read."""
+        return Prompts(path=self.path, map=self.map, answer_after=self.answer_after, template=self.template)
+
+
 Answer = Literal["ignore", "hold", "ask", "roll_back", "stop"]
 
 
@@ -337,6 +358,7 @@ class Recipe(Strict):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     probe: Probe = Probe()
+    suites: tuple[Suite, ...] = Field((), description="further files that every checkpoint is measured on")
     health: Health = Health()
     gate: Gate = Gate()
     keep: Keep = Keep()
@@ -396,6 +418,9 @@ class Recipe(Strict):
         names = [score.label for score in self.score]
         if len(set(names)) != len(names):
             raise ValueError(f"each scorer once, or under a name of its own (score.name): found {names}")
+        suites = [suite.name for suite in self.suites]
+        if len(set(suites)) != len(suites):
+            raise ValueError(f"each suite has a name of its own: found {suites}")
         return self
 
     @property
@@ -449,7 +474,7 @@ def _instead(data: str) -> str:
     }[data]
 
 
-FROZEN_AFTER_START = ("prompts", "model", "probe", "seed", "rounds", "at", "hardware", "keep", "description")
+FROZEN_AFTER_START = ("prompts", "model", "probe", "suites", "seed", "rounds", "at", "hardware", "keep", "description")
 
 
 def build(values: Mapping[str, Any], where: str) -> Recipe:

@@ -30,7 +30,7 @@ def check(recipe: Recipe, home: Path) -> dict[str, Any]:
     for number in range(1, recipe.rounds + 1):
         bind(recipe.at_round(number))
     counts = prompt_counts(recipe)
-    estimate = cost(recipe, counts)
+    estimate = cost(recipe, counts, suite_rows(recipe))
     if estimate["disk_bytes"] > free_bytes(home):
         raise HomeError(
             f"expected room for about {estimate['disk_bytes'] / 1e9:.1f} GB below {home}, found "
@@ -65,7 +65,7 @@ def bind(recipe: Recipe) -> None:
         parts.libraries_of("engines", engine)
     for entry in recipe.curate:
         parts.check_settings("curators", entry.curator, entry.settings)
-    for score in recipe.score:
+    for score in (*recipe.score, *(suite.score for suite in recipe.suites if suite.score)):
         asks_a_model(score)
     verifier = recipe.score[0].scorer
     if "verdicts" in parts.wants("scorers", verifier):
@@ -117,7 +117,21 @@ def prompt_counts(recipe: Recipe) -> dict[str, int]:
     return counts
 
 
-def cost(recipe: Recipe, counts: dict[str, int]) -> dict[str, Any]:
+def suite_rows(recipe: Recipe) -> int:
+    """Prompts of all evaluation suites that are answered; every file is read to the end."""
+    answered = 0
+    for suite in recipe.suites:
+        path, settings = Path(suite.path), suite.as_prompts()
+        rows = prompts.distinct(settings, path)
+        if suite.measure == "accuracy":
+            answered += len(rows)
+            continue
+        for place, record in records.read(path):
+            records.completions_of(settings, record, place)
+    return answered
+
+
+def cost(recipe: Recipe, counts: dict[str, int], in_suites: int) -> dict[str, Any]:
     """Upper bounds: completions to draw, tokens to decode, optimizer steps, bytes on disk."""
     g, e = recipe.generate, recipe.evaluate
     per_round = min(recipe.prompts.per_round or counts["rounds"], counts["rounds"])
@@ -125,7 +139,7 @@ def cost(recipe: Recipe, counts: dict[str, int]) -> dict[str, Any]:
     if recipe.online:
         sampled = recipe.rounds * (recipe.train.steps * recipe.train.batch or round(recipe.train.epochs * per_round * g.n))
     evaluations = (recipe.rounds + 1) * counts["held_out"] * (1 + e.samples) + counts["held_out"] * e.samples
-    evaluations += 3 * (counts["test"] + counts["ood"])
+    evaluations += 3 * (counts["test"] + counts["ood"]) + (recipe.rounds + 1) * in_suites
     probe = recipe.probe  # at most one twin of each kind a prompt
     drawings = (1 + len(probe.twins)) * (recipe.rounds + 1 + probe.baseline)
     probes = counts["probe"] * probe.samples * drawings if recipe.watched else 0

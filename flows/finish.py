@@ -76,14 +76,15 @@ def evict(campaign: Campaign) -> None:
             campaign.store.evict(past.checkpoint.key)
 
 
-COMPARED_LATER = re.compile(r"evaluate/greedy_score|probe/.*(observed|verdicts|twins)|bias")
+COMPARED_LATER = re.compile(r"evaluate/greedy_score|probe/.*(observed|verdicts|twins)|bias|suite/.*/(greedy_score|logprobs)")
+COPIED = re.compile(r"prepare|import_completions|suite/.*/(prompts|completions)")  # in round 0, of files outside the store
 
 
 def missing(campaign: Campaign, rounds: list[Round]) -> bool:
     """Whether a later round would need an artifact whose manifest is gone, so that it can only be made by its own round."""
     last = rounds[-1]
     compared = [ref for r in rounds for label, ref in r.artifacts.items() if COMPARED_LATER.fullmatch(label)]
-    kept = [ref for label, ref in rounds[0].artifacts.items() if label in ("prepare", "import_completions")]
+    kept = [ref for label, ref in rounds[0].artifacts.items() if COPIED.fullmatch(label)]
     needed: list[Ref] = [*kept, rounds[0].checkpoint, last.head, last.champion, *compared]
     return any(lost(campaign, ref) for ref in needed)
 

@@ -13,10 +13,11 @@ from data.store import Artifact, Store
 from flows.judging import judge_metrics
 from flows.probe import baseline, compared, read_alarms, read_bias, said
 from flows.stages import Stages, held, read_audit, read_metrics, ref
+from flows.suites import suite_metrics
 from flows.training_data import take, too_little
 from tasks.alarms import Alarm
 from tasks.gate import decide
-from tasks.trouble import training_alarms
+from tasks.trouble import forgetting, training_alarms
 
 LIBRARIES = ("torch", "transformers", "trl", "tokenizers", "datasets", "pyarrow", "math-verify", "prefect", "mlflow")
 
@@ -29,6 +30,7 @@ def round_zero(stages: Stages) -> Round:
         stages.import_completions()
     base = stages.base(prompts)
     metrics = read_metrics(stages.evaluate(prompts, base, against={}, again=True))
+    metrics |= suite_metrics(stages, prompts, base)
     ledger = baseline(stages, prompts, base)
     start = ref(base)
     verdict = Verdict(decision="start", reason="checkpoint 0, measured before any training")
@@ -58,9 +60,11 @@ def one_round(stages: Stages, store: Store, so_far: list[Round], settle: Callabl
 
     against = {name: greedy_score(store, so_far, standing[key]) for name, key in COMPARED.items()}
     metrics = read_metrics(stages.evaluate(prompts, checkpoint, against))
+    metrics |= suite_metrics(stages, prompts, checkpoint, lambda label: held(store, so_far[0].artifacts[label]))
     metrics |= judge_metrics(stages, store, so_far, prompts, judges)
     ledger = compared(stages, store, so_far, prompts, checkpoint, data)
     troubled = [] if untrained else troubles(stages, so_far, start, checkpoint, metrics)
+    troubled += forgetting(metrics, last.metrics)
     alarms = troubled + read_alarms(ledger)
     verdict = settle(decide(recipe.gate, metrics, untrained, alarms))
 

@@ -13,11 +13,12 @@ from data import sources, tables
 from data.campaign import Campaign, Metric, Ref
 from data.errors import RecipeError
 from data.loss import Loss
-from data.recipe import Recipe, Score, Train
+from data.recipe import Recipe, Score, Suite, Train
 from data.store import Artifact, External, Store, derive_seed, digest_of, sha256_file
 from tasks import observe
 from tasks.models import inspect_checkpoint
 from tasks.parts import check_settings, wants
+from tasks.read_prompts import SPLIT as ALL
 from tasks.stage import Input
 from tasks.twin_features import COLUMNS
 from tasks.work import device_of, module_of
@@ -253,13 +254,15 @@ class Stages:
         against: Mapping[str, Artifact],
         split: str = "held_out",
         again: bool = False,
+        place: str = "",
+        verifier: Score | None = None,
     ) -> Artifact:
         """METRICS of a checkpoint on a split. `against` names greedy score artifacts of other checkpoints.
 
         Seeds do not depend on the round: the same checkpoint is measured once, different ones with common random numbers.
         """
         e = self.recipe.evaluate
-        place = "evaluate" if split == "held_out" else f"evaluate/{split}"
+        place = place or ("evaluate" if split == "held_out" else f"evaluate/{split}")
         common = {
             **self._decoding(self.recipe),
             "split": split,
@@ -278,13 +281,35 @@ class Stages:
             settings = {**common, "n": n, "temperature": temperature}
             sources = {"prompts": prompts, "checkpoint": checkpoint}
             drawn = self._do(f"{place}/{kind}", "generate", settings, sources, self._seed(seed, 0))
-            scored = self._verify(f"{place}/{kind}_score", split, prompts, drawn)
+            scored = self._verify(f"{place}/{kind}_score", split, prompts, drawn, verifier)
             inputs |= {"again": scored} if kind == "again" else {kind: drawn, f"{kind}_score": scored}
         return self._do(f"{place}/metrics", "measure", {"split": split, "against": sorted(against)}, inputs)
 
-    def _verify(self, label: str, split: str, prompts: Artifact, completions: Artifact) -> Artifact:
-        """Score with the verifier: the recipe's first scorer."""
-        verifier = self.recipe.score[0]
+    def suite_file(self, suite: Suite, what: str, prompts: Artifact) -> Artifact:
+        """The prompts of a suite's file, none of which rounds train on; or its completions."""
+        settings, inputs = (
+            {"map": suite.map.model_dump(), "template": suite.template},
+            {"file": external_file(Path(suite.path))},
+        )
+        if what == "completions":
+            return self._do(f"suite/{suite.name}/completions", "import_completions", settings, inputs)
+        settings["answer_after"] = suite.answer_after
+        return self._do(f"suite/{suite.name}/prompts", "read_prompts", settings, {**inputs, "prompts": prompts})
+
+    def likelihood(
+        self, place: str, given: Mapping[str, Artifact], checkpoint: Artifact, against: Mapping[str, Artifact]
+    ) -> Artifact:
+        """METRICS of how likely a checkpoint finds given completions. `against` names the logprobs of other checkpoints."""
+        settings = {"split": ALL, "limit": 0, "trust_remote_code": self.recipe.model.trust_remote_code}
+        found = self._do(f"{place}/logprobs", "logprobs", settings, {**given, "checkpoint": checkpoint})
+        inputs = {"logprobs": found, **{f"logprobs/{name}": other for name, other in against.items()}}
+        return self._do(f"{place}/metrics", "measure_logprob", {"split": ALL, "against": sorted(against)}, inputs)
+
+    def _verify(
+        self, label: str, split: str, prompts: Artifact, completions: Artifact, verifier: Score | None = None
+    ) -> Artifact:
+        """Score with the verifier: the recipe's first scorer where none is named."""
+        verifier = verifier or self.recipe.score[0]
         settings = {"scorer": verifier.scorer, "settings": verifier.settings, "split": split}
         return self._do(label, "score", settings, {"prompts": prompts, "completions": completions})
 

@@ -118,3 +118,36 @@ def _of_finishing(before: Mapping[str, Metric], after: Mapping[str, Metric], lim
         return []
     said = f"completions that end by themselves: {old.value:.0%} -> {new.value:.0%}; the end-of-sequence token lost probability"
     return [Alarm("STOP" if lost > 4 * limits.finished else "ALARM", "finish rate", said)]
+
+
+LOSS = {"accuracy_vs_base": 0.02, "logprob_vs_base": 0.05}  # worth a word: points of accuracy, nats per token
+
+
+def forgetting(now: Mapping[str, Metric], before: Mapping[str, Metric]) -> list[Alarm]:
+    """Alarms about evaluation suites that are surely worse than at checkpoint 0: a watch, and an ALARM from the second round
+    running on. `before`: what the round before measured."""
+    found = []
+    for name in now:
+        suite, _, what = name.removeprefix("suite/").partition("/")
+        if name.startswith("suite/") and what in LOSS and _lost(now[name], LOSS[what]):
+            again = name in before and _lost(before[name], LOSS[what])
+            said = _said_of(what, now[name], now[name.removesuffix("_vs_base")])
+            found.append(
+                Alarm(
+                    "ALARM" if again else "watch",
+                    f"suite {suite}",
+                    f"{said}; acts on it: loss.beta, gate.kl_budget, fewer steps",
+                )
+            )
+    return found
+
+
+def _lost(difference: Metric, least: float) -> bool:
+    return difference.value is not None and difference.high is not None and difference.high < 0 and difference.value <= -least
+
+
+def _said_of(what: str, difference: Metric, level: Metric) -> str:
+    lost, now = difference.value or 0.0, level.value or 0.0
+    if what == "accuracy_vs_base":
+        return f"accuracy {100 * (now - lost):.1f}% -> {100 * now:.1f}% since round 0, on {difference.n} prompts"
+    return f"log-probability per token {now - lost:.2f} -> {now:.2f} since round 0, on {difference.n} prompts"

@@ -1,0 +1,47 @@
+"""Evaluation suites in a round: prompts of other files that every checkpoint answers, for what training may cost elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from data.campaign import Metric
+from data.recipe import Suite
+from data.store import Artifact
+from flows.stages import Stages, read_metrics
+from tasks.read_prompts import SPLIT
+
+Past = Callable[[str], Artifact]  # an artifact of round 0 by its label
+
+
+def suite_metrics(stages: Stages, prompts: Artifact, checkpoint: Artifact, past: Past | None = None) -> dict[str, Metric]:
+    """`suite/<name>/{accuracy,logprob}` of a checkpoint, from round 1 on with `..._vs_base`; empty where there are no suites.
+
+    Args:
+        past: of round 0; None in round 0, which copies the files.
+    """
+    metrics: dict[str, Metric] = {}
+    for suite in stages.recipe.suites:
+        by = _accuracy if suite.measure == "accuracy" else _logprob
+        found = read_metrics(by(stages, suite, prompts, checkpoint, past))
+        metrics |= {f"suite/{suite.name}/{name}": metric for name, metric in found.items()}
+    return metrics
+
+
+def _accuracy(stages: Stages, suite: Suite, prompts: Artifact, checkpoint: Artifact, past: Past | None) -> Artifact:
+    place = f"suite/{suite.name}"
+    asked = _copied(stages, suite, "prompts", prompts, past)
+    return stages.evaluate(asked, checkpoint, _base(f"{place}/greedy_score", past), SPLIT, place=place, verifier=suite.score)
+
+
+def _logprob(stages: Stages, suite: Suite, prompts: Artifact, checkpoint: Artifact, past: Past | None) -> Artifact:
+    place = f"suite/{suite.name}"
+    given = {what: _copied(stages, suite, what, prompts, past) for what in ("prompts", "completions")}
+    return stages.likelihood(place, given, checkpoint, _base(f"{place}/logprobs", past))
+
+
+def _copied(stages: Stages, suite: Suite, what: str, prompts: Artifact, past: Past | None) -> Artifact:
+    return past(f"suite/{suite.name}/{what}") if past else stages.suite_file(suite, what, prompts)
+
+
+def _base(label: str, past: Past | None) -> Mapping[str, Artifact]:
+    return {"base": past(label)} if past else {}
