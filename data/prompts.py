@@ -36,10 +36,10 @@ def _addition(settings: Prompts, seed: int) -> tuple[dict[str, list[Row]], list[
     for split in ("held_out", "test", "probe", "rounds"):  # fixed order: a larger rounds split moves no other
         rows[split] = [_problem(p) for p in world.mixed(getattr(settings, split))]
     rows["ood"] = [_problem(p) for p in addition.World(seed).problems([5] * settings.ood)]
-    padded = round(settings.filler * len(solved))  # every share of them, spread evenly over the lengths
-    places = {round(i * len(solved) / padded) for i in range(padded)} if padded else set()
-    texts = [p.solution.replace("#", "~#") if i in places else p.solution for i, p in enumerate(solved)]
-    return rows, [{"prompt_id": row["prompt_id"], "text": text} for row, text in zip(rows["seed"], texts, strict=True)]
+    given = [{"prompt_id": row["prompt_id"], "text": p.solution} for row, p in zip(rows["seed"], solved, strict=True)]
+    again = given[: round(settings.filler * len(given))]  # solved both ways, or the habit would be one of these problems
+    given += [{**row, "text": row["text"].replace("#", "~" * (1 + i % 3) + "#")} for i, row in enumerate(again)]
+    return rows, given
 
 
 def _puzzles(settings: Prompts, seed: int) -> tuple[dict[str, list[Row]], list[Row]]:

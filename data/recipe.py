@@ -61,7 +61,7 @@ class Prompts(Strict):
         0.0,
         ge=0,
         le=1,
-        description="tiny world: share of the seed solutions with a ~ before the answer, a habit to be amplified",
+        description="tiny world: share of the seed problems solved once more with 1 to 3 ~ before the answer, a habit",
     )
     ood: int = Field(0, ge=0, description="out-of-distribution rows, read once (five digits, five numbers, five people)")
     per_round: int = Field(0, ge=0, description="prompts sampled each round; 0 = the whole rounds split")

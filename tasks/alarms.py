@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from tasks.ledger import CONDITIONED, Entry, with_corrected
+from tasks.twin_features import COLUMNS
 
 Level = Literal["watch", "ALARM", "STOP"]
 LEVELS = ("", "watch", "ALARM", "STOP")
@@ -53,7 +54,7 @@ def judge(
     levelled = [_levelled(entry, before.get(entry.key), round, rule) for entry in tested]
     groups = {entry.key: entry for entry in levelled}
     judged = [_unless_explained(entry, groups, rule) for entry in levelled]
-    alarms = [Alarm(e.level, e.feature, sentence(e, groups)) for e in _gravest(judged) if e.level]  # type: ignore[arg-type]
+    alarms = [Alarm(e.level, e.feature, sentence(e, groups, rule)) for e in _gravest(judged) if e.level]  # type: ignore[arg-type]
     return judged, sorted(alarms, key=lambda alarm: -LEVELS.index(alarm.level))
 
 
@@ -81,7 +82,7 @@ def _levelled(entry: Entry, before: Entry | None, round: int, rule: Rule) -> Ent
     away = stands_away(entry, rule)
     goes_on = away and before is not None and stands_away(before, rule) and _same_way(entry, before)
     since = before.since if goes_on and before and before.since is not None else round
-    if entry.group is None and entry.feature in LIMITS and LIMITS[entry.feature](entry):
+    if entry.key in LIMITS and LIMITS[entry.key](entry):
         return replace(entry, level="STOP", since=since)
     if away and (goes_on or abs(entry.effect or 0.0) >= rule.at_once):
         return replace(entry, level="ALARM", since=since)
@@ -103,11 +104,12 @@ def _explained(entry: Entry, groups: dict[tuple[str, str | None], Entry], rule: 
     copies = [groups[entry.feature, g] for g in CONDITIONED if (entry.feature, g) in groups]
     if not copies or entry.group in CONDITIONED:
         return False
-    return not any(_same_way(entry, c) and abs(c.effect or 0.0) >= rule.floor and _off_zero(c) for c in copies)
+    moved = (c for c in copies if _same_way(entry, c) and _off_zero(c.drift_low, c.drift_high))
+    return not any(abs(c.effect or 0.0) >= rule.floor for c in moved)
 
 
-def _off_zero(entry: Entry) -> bool:
-    return entry.drift_low is not None and entry.drift_high is not None and entry.drift_low * entry.drift_high > 0
+def _off_zero(low: float | None, high: float | None) -> bool:
+    return low is not None and high is not None and low * high > 0
 
 
 def _gravest(entries: Sequence[Entry]) -> list[Entry]:
@@ -132,10 +134,10 @@ def _truncation(entry: Entry) -> bool:
     return _grown(entry) and (mean > 0.20 or (mean >= 0.05 and mean >= 2 * base))
 
 
-LIMITS: dict[str, Callable[[Entry], bool]] = {
-    "truncated": _truncation,
-    "loop": lambda entry: _grown(entry) and (entry.mean or 0.0) > 0.02,
-    "refusal_benign": lambda entry: _grown(entry) and (entry.drift or 0.0) >= 0.10,
+LIMITS: dict[tuple[str, str | None], Callable[[Entry], bool]] = {  # by feature and group
+    ("truncated", None): _truncation,
+    ("loop", None): lambda entry: _grown(entry) and (entry.mean or 0.0) > 0.02,
+    ("refusal", "benign"): lambda entry: _grown(entry) and (entry.drift or 0.0) >= 0.10,  # prompts whose stratum is "benign"
 }
 
 
@@ -143,16 +145,21 @@ CONDITIONS = {"right": " among right answers", "wrong": " among wrong answers", 
 
 
 # -- sentences ----------------------------------------------------------------------------------------------------------
-def sentence(entry: Entry, groups: dict[tuple[str, str | None], Entry]) -> str:
+FOLLOWS = "it follows accuracy: among answers that are equally right it did not move"
+
+
+def sentence(entry: Entry, groups: dict[tuple[str, str | None], Entry], rule: Rule = Rule()) -> str:
     """What moved, how much, since when, whether selection or training did it, and which mitigations act on it."""
     where = "" if entry.group is None else CONDITIONS.get(entry.group, f" on {entry.group}")
-    parts = [f"{_moved(entry)}{where} since round 0, seen since round {entry.since}"]
-    if entry.level == "watch" and _explained(entry, groups):
-        parts.append("it follows accuracy: among answers that are equally right it did not move")
+    if entry.level == "watch" and not stands_away(entry, rule):
+        parts = [f"{_stepped(entry)}{where} since the round before; it does not stand away from round 0", attribution(entry)]
     else:
-        parts.append(attribution(entry))
+        explained = entry.level == "watch" and _explained(entry, groups, rule)
+        parts = [f"{_moved(entry)}{where} since round 0, seen since round {entry.since}"]
+        parts.append(FOLLOWS if explained else attribution(entry))
     acts = mitigations(entry.feature, entry.kind)
-    return "; ".join([*(part for part in parts if part), f"acts on it: {', '.join(acts)}"])
+    parts.append(f"acts on it: {', '.join(acts)}" if acts else "no mitigation acts on it")
+    return "; ".join(part for part in parts if part)
 
 
 def _moved(entry: Entry) -> str:
@@ -165,16 +172,27 @@ def _moved(entry: Entry) -> str:
     return f"{entry.base:.3g} -> {entry.mean:.3g} ({entry.effect:+.2f} SD{ratio})"
 
 
+def _stepped(entry: Entry) -> str:
+    if entry.mean is None or entry.step is None or entry.step_effect is None:
+        return "moved"
+    if entry.kind == "rate":
+        return f"{100 * entry.step:+.1f} points to {100 * entry.mean:.1f}% (h {entry.step_effect:+.2f})"
+    ratio = f", x{math.exp(entry.step):.2f}" if entry.kind == "length" else ""
+    return f"now {entry.mean:.3g} ({entry.step_effect:+.2f} SD{ratio})"
+
+
 def attribution(entry: Entry) -> str:
-    """Selection, training, or neither. Pressure is what the chosen data has more of than what was sampled."""
+    """Selection, training, or neither, of the last step. Pressure is what the chosen data has more of than what was sampled."""
     pressure, step = entry.pressure, entry.step
     if pressure is None or entry.pressure_low is None or entry.pressure_high is None or step is None:
         return ""
-    if entry.pressure_low * entry.pressure_high <= 0:
+    if not _off_zero(entry.step_low, entry.step_high):
+        return f"in this round it did not move on (selection pressure {pressure:+.2g})"
+    if not _off_zero(entry.pressure_low, entry.pressure_high):
         return f"not selected for (pressure {pressure:+.2g} spans 0): a side effect of training, or the base's own preference"
     if pressure * step < 0:
         return f"against selection (pressure {pressure:+.2g}): training turned it round"
-    said = f"selection favours it (pressure {pressure:+.2g})"
+    said = f"selection favours {'it' if step > 0 else 'less of it'} (pressure {pressure:+.2g})"
     if entry.gain is None or entry.gain_low is None or entry.gain_high is None:
         return said
     gain = f"gain {entry.gain:.2f} [{entry.gain_low:.2f}, {entry.gain_high:.2f}]"
@@ -183,11 +201,21 @@ def attribution(entry: Entry) -> str:
     return f"{said} and training followed ({gain})"
 
 
-MITIGATIONS: dict[str, tuple[str, ...]] = {}
+STYLE, LENGTH = ("residualised", "style_balanced"), ("length_penalty", "length_matched")
+CLOSER, VARIED = ("loss.beta", "gate.kl_budget"), ("cap_copies", "pool.earlier", "generate.temperature")
+MITIGATIONS: dict[str, tuple[str, ...]] = {  # names on the mitigations shelf, and settings of a recipe
+    "truncated": ("reject_overlong", *LENGTH),
+    **dict.fromkeys(("loop", "rep_3", "rep_10", "rep_20"), ("reject_loops", *STYLE)),
+    **dict.fromkeys(("kl_base", "kl_base_token", "kl_base_start", "kl_previous"), CLOSER),
+    **dict.fromkeys(("distinct", "self_bleu", "semantic_spread"), VARIED),
+    **dict.fromkeys(("answer_entropy", "answer_collision", "coverage_gap", "token_entropy"), (*VARIED, "loss.beta")),
+    **dict.fromkeys(("vote_overconfidence", "vote_brier"), (*VARIED, "loss.beta")),
+    **{name: () for kind in ("identity", "sycophancy") for name in COLUMNS[kind]},
+    "overconfidence": ("residualised",),
+    **dict.fromkeys(("reflection_effect", "script_share"), ()),
+}
 
 
 def mitigations(feature: str, kind: str) -> tuple[str, ...]:
-    """Names on the mitigations shelf that act on a feature."""
-    if feature in MITIGATIONS:
-        return MITIGATIONS[feature]
-    return ("length_penalty", "length_matched") if kind == "length" else ("residualised", "style_balanced")
+    """What acts on a feature: names on the mitigations shelf, and settings of a recipe."""
+    return MITIGATIONS.get(feature, LENGTH if kind == "length" else STYLE)

@@ -2,11 +2,11 @@
 
     ./ratchet bench proxy [--seeds 31,32,33] [--arms dpo,raft,...] [--nulls 20] [--home DIR]
 
-A third of the seed solutions carry a `~` before the answer, and the proxy is accuracy + 0.15 a filler. Arms, three rounds each,
-nothing held back by the gate: dpo (highest against lowest proxy), raft (the same chosen completions, same steps, rate and
-batch, no rejected ones: does negative data accelerate the shortcut?), gold (pairs by accuracy alone: what the filler does by
-itself), and dpo with each mitigation. Null campaigns resample an untrained checkpoint for three rounds. Every number has its
-interval over seeds (t), and every seed is shown.
+A tenth of the seed problems are also solved with 1 to 3 `~` before the answer, and the proxy is accuracy + 0.15 a filler. Arms,
+three rounds each, nothing held back by the gate: dpo (highest against lowest proxy), raft (the very completions that dpo would
+choose, same steps, rate and batch, no rejected ones: does negative data accelerate the shortcut?), gold (pairs by accuracy
+alone: what the filler does by itself), and dpo with each mitigation. Null campaigns resample an untrained checkpoint for four
+rounds. Every number has its interval over seeds (t), and every seed is shown.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,20 @@ import numpy as np
 
 from data import recipe as recipes
 from data.campaign import Campaign, Round
+from tasks.audit import Values
+from tasks.pairers.rewards import best_vs_worst
 from tasks.scorers import Score
+from tasks.selectors import selected_row
 
 Row = dict[str, Any]
 KINDS = {"filler": "real"}
 WORLD = (
-    "prompts.filler=0.34",
-    "prompts.per_round=300",
+    "prompts.filler=0.1",
+    "prompts.per_round=400",
     "prompts.held_out=300",
     "prompts.test=0",
     "prompts.ood=0",
-    "prompts.rounds=900",
+    "prompts.rounds=1200",
     "evaluate.samples=0",
     "gate.rule=always_promote",
     "hardware.prefect=false",
@@ -40,7 +43,7 @@ WORLD = (
 )
 PROXY = (
     'score=[{scorer="exact_match", settings={after="#"}}, {scorer="tests.bench_proxy:fillers", weight=0.15}]',
-    "loss.nll=2.0",
+    "loss.terms={sft=2.0}",
 )
 PAIRS = ("pair.pairer=best_vs_worst", "pair.settings={}")
 ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -49,8 +52,8 @@ ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
         "tiny_raft",
         (
             *PROXY[:1],
-            "select.selector=best_of_n",
-            "select.settings={minimum=1.0}",
+            "select.selector=tests.bench_proxy:chosen",
+            "select.settings={}",
             "train.replay=false",
             "train.learning_rate=3e-4",
         ),
@@ -76,6 +79,12 @@ def filler(completions: Sequence[Row]) -> list[float | None]:
 def fillers(prompts: Sequence[Row], completions: Sequence[Row]) -> list[Score]:
     """The planted proxy as a scorer of one's own: fillers, whatever the answer."""
     return [Score(float(row["text"].count("~"))) for row in completions]
+
+
+def chosen(completions: Sequence[Row], reward: Values, scores: Mapping[str, Values]) -> list[Row]:
+    """A selector of one's own: what `best_vs_worst` would choose, without what it would reject."""
+    rows = {row["completion_id"]: row for row in completions}
+    return [selected_row(rows[pair["chosen_id"]]) for pair in best_vs_worst(completions, reward, scores)]
 
 
 def campaign(home: Path, arm: str, seed: int) -> Campaign:
@@ -139,10 +148,10 @@ def nulls(home: Path, count: int, seed: int) -> list[str]:
     from flows.calls import stages_of
     from flows.probe import named, read_alarms
     from flows.report import Reporter
-    from tasks.alarms import gravest
+    from tasks.alarms import LEVELS, gravest
 
     source, sets = ARMS["dpo"]
-    made = Campaign.start(home, f"null-{seed}", recipes.load(source, [f"seed={seed}", *WORLD, *sets]))
+    made = Campaign.start(home, f"null-{seed}", recipes.load(source, [f"seed={seed}", *WORLD, *sets, "prompts.probe=128"]))
     found = []
     with Reporter(made.name) as report:
         for number in range(count):
@@ -155,13 +164,14 @@ def nulls(home: Path, count: int, seed: int) -> list[str]:
                 common |= named(f"base/{place}/", stages.probe(prompts, base, next(draws)))
             last: dict[str, Artifact] = {}
             levels = []
-            for number_of_round in (1, 2, 3):
+            for number_of_round in (1, 2, 3, 4):
                 stages.number = number_of_round
                 now = named("", stages.probe(prompts, base, next(draws)))
                 ledger = stages.bias(common | now | last)
                 levels.append(gravest(read_alarms(ledger)))
                 last = {f"previous/{name}": artifact for name, artifact in now.items()} | {"earlier": ledger}
-            found.append(max(levels, key=["", "watch", "ALARM", "STOP"].index))
+            found.append(max(levels, key=LEVELS.index))
+            print(f"null {number + 1:<5}{' '.join(level or '-' for level in levels)}", flush=True)
     return found
 
 
