@@ -99,7 +99,13 @@ def test_sampling_alone_is_no_difference() -> None:
 
 def test_a_campaign_measures_its_twins(run_micro: Callable[..., Any]) -> None:
     # Claim: probe.twins draws a twin of every probe prompt each round, and the ledger has what came of it from round 0 on.
-    sets = ('probe.twins=["sycophancy"]', 'probe.hint="{prompt}~{wrong} "', 'probe.features=["tokens"]', "probe.baseline=1")
+    sets = (
+        "probe.samples=4",
+        'probe.twins=["sycophancy"]',
+        'probe.hint="{prompt}~{wrong} "',
+        'probe.features=["tokens"]',
+        "probe.baseline=1",
+    )
     campaign = run_micro("tiny_control", "rounds=1", *sets)
     for finished in campaign.rounds():
         drawn = campaign.store.find(finished.artifacts["probe/twins/drawn"].key).path
@@ -111,4 +117,4 @@ def test_a_campaign_measures_its_twins(run_micro: Callable[..., Any]) -> None:
 def test_what_cannot_be_twinned_is_said(run_micro: Callable[..., Any]) -> None:
     # Claim: sums name nobody, and a recipe that asks for their identity twins is told so.
     with pytest.raises(Exception, match="found none among the 8 of the probe split"):
-        run_micro("tiny_control", "rounds=1", 'probe.twins=["identity"]')
+        run_micro("tiny_control", "rounds=1", "probe.samples=4", 'probe.twins=["identity"]')
