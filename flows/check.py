@@ -126,7 +126,7 @@ def suite_rows(recipe: Recipe) -> int:
         if suite.measure == "accuracy":
             answered += len(rows)
             continue
-        for place, record in records.read(path):
+        for place, record in sources.read(path):
             records.completions_of(settings, record, place)
     return answered
 
