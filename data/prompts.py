@@ -26,7 +26,8 @@ def splits(settings: Prompts, path: Path | None, seed: int) -> tuple[dict[str, l
     if settings.source in PUZZLES:
         return _puzzles(settings, seed)
     assert path is not None
-    return _file(settings, path), []
+    rows = _file(settings, path)
+    return rows, _given(settings, path, rows["seed"])
 
 
 def _addition(settings: Prompts, seed: int) -> tuple[dict[str, list[Row]], list[Row]]:
@@ -73,25 +74,37 @@ def _row(messages: list[records.Message], answer: str | None, source: str, strat
 
 
 def _file(settings: Prompts, path: Path) -> dict[str, list[Row]]:
-    """Split a user's file by rank of a hash of each prompt, the rounds last.
+    """Split a user's file by rank of a hash of each prompt, what is trained on last.
 
     When the file grows a row may move towards the rounds, never away from them: nothing trained on is ever measured on.
     """
     rows = sorted(distinct(settings, path), key=lambda r: hashlib.sha256(f"split/{r['prompt_id']}".encode()).hexdigest())
     rows = rows[: settings.limit or None]
     wanted = {split: getattr(settings, split) for split in ("held_out", "test", "probe")}
-    if sum(wanted.values()) + max(settings.rounds, 1) > len(rows):
+    wanted |= {"seed": settings.seed} if settings.seed else {}
+    if sum(wanted.values()) + max(settings.rounds, 0 if settings.seed else 1) > len(rows):
         asked = ", ".join(f"prompts.{split} = {count}" for split, count in wanted.items())
         raise PromptsError(
             f"{path.name}: expected more than {sum(wanted.values()) + settings.rounds} distinct prompts ({asked}, "
             f"prompts.rounds = {settings.rounds or 'the rest'}), found {len(rows)}; lower the counts with --set"
         )
-    if settings.seed or settings.ood:
-        raise PromptsError("prompts.seed and prompts.ood belong to the built-in worlds; set them to 0 for a file")
+    if settings.ood:
+        raise PromptsError("prompts.ood belongs to the built-in worlds; set it to 0 for a file")
     stream = iter(rows)
     out = {split: list(itertools.islice(stream, count)) for split, count in wanted.items()}
     rest = list(stream)
-    return out | {"rounds": rest[: settings.rounds or None], "seed": [], "ood": []}
+    return {"seed": [], "ood": []} | out | {"rounds": rest[: settings.rounds or None]}
+
+
+def _given(settings: Prompts, path: Path, seed: list[Row]) -> list[Row]:
+    """The solutions that a user's file gives for the prompts of the seed split, the first where it gives several."""
+    wanted: dict[str, str] = {}
+    ids = {row["prompt_id"] for row in seed}
+    for place, record in records.read(path) if seed else ():
+        name = tables.prompt_id(records.messages_of(settings, record, place))
+        if name in ids and name not in wanted:
+            wanted[name] = records.given_of(settings, record, place)
+    return [{"prompt_id": row["prompt_id"], "text": wanted[row["prompt_id"]]} for row in seed]
 
 
 def distinct(settings: Prompts, path: Path) -> list[Row]:

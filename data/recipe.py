@@ -35,9 +35,9 @@ class Columns(Strict):
     answer: str = Field("", description="empty: answer, gold, solution, final_answer, target, response or output")
     system: str = Field("", description="text that becomes the system message")
     stratum: str = Field("", description="the group a prompt belongs to")
-    completion: str = Field("", description="recorded only: a text, or a list of n; empty: completion or completions")
+    completion: str = Field("", description="recorded or given: a text, or a list of n; empty: completion or completions")
     finish_reason: str = Field("", description="recorded only: 'length' marks a cut completion; empty: finish_reason")
-    chosen: str = Field("", description="recorded only, with rejected: a preferred completion; empty: chosen")
+    chosen: str = Field("", description="recorded or given, with rejected: a preferred completion; empty: chosen")
     rejected: str = Field("", description="recorded only; empty: rejected")
 
 
@@ -52,7 +52,9 @@ class Prompts(Strict):
     answer_after: str = Field("", description="keep only what follows this marker in the answer, e.g. '####'")
     template: str = Field("{prompt}", description="the user message; {prompt} stands for the row's prompt")
     limit: int = Field(0, ge=0, description="use at most this many rows of the file, chosen by hash; 0 = all")
-    seed: int = Field(0, ge=0, description="rows in the seed split (given solutions)")
+    seed: int = Field(
+        0, ge=0, description="rows in the seed split (given solutions; a file's: map.completion, else the whole answer)"
+    )
     rounds: int = Field(0, ge=0, description="rows in the rounds split; 0 = what the other splits leave")
     probe: int = Field(0, ge=0, description="rows in the probe split")
     held_out: int = Field(200, ge=0, description="rows the gate decides on; never trained on")
@@ -127,13 +129,35 @@ class Score(Strict):
     weight: float = Field(1.0, description="0 = only watched: it is no part of the reward")
     checkpoint: str = Field(
         "policy",
-        description="scorers with a model only: policy (the head), base (checkpoint 0), a directory, or empty (an endpoint)",
+        description="scorers with a model only: policy (the head), base (checkpoint 0), trained (reward_model only: see "
+        "fit_reward), a directory, or empty (an endpoint)",
     )
     settings: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def label(self) -> str:
         return self.name or self.scorer
+
+
+class FitReward(Strict):
+    """The reward model of a score with checkpoint = "trained": checkpoint 0 with one output, fitted anew each round, before it
+    scores, on pairs of the round's completions by the verifier (Bradley-Terry; Llama 2 renews its models each round too)."""
+
+    pairer: str = Field("right_vs_wrong", description="which completions are compared; the reward it sees is the verifier's")
+    settings: dict[str, Any] = Field(default_factory=dict)
+    margin: bool = Field(False, description="subtract each pair's reward difference (Llama 2)")
+    center: float = Field(0.01, ge=0, description="weight of (r_chosen + r_rejected)^2 (TRL's documentation advises 0.01)")
+    steps: int = Field(0, ge=0, description="optimizer steps; 0 = by epochs")
+    epochs: float = Field(1.0, gt=0, description="one: more overfits (InstructGPT, Llama 2; recalled)")
+    batch: int = Field(64, ge=1, description="pairs per optimizer step (InstructGPT; recalled)")
+    accumulate: int = Field(1, ge=1)
+    learning_rate: float = Field(1e-5, gt=0, description="Llama 2's up to 34B parameters (recalled)")
+
+    @model_validator(mode="after")
+    def _divides(self) -> FitReward:
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch ({self.batch}) must divide by accumulate ({self.accumulate})")
+        return self
 
 
 class Select(Strict):
@@ -351,6 +375,7 @@ class Recipe(Strict):
     generate: Generate = Generate()
     pool: Pool = Pool()
     score: tuple[Score, ...] = (Score(scorer="exact_match"),)
+    fit_reward: FitReward = FitReward()
     select: Select | None = None
     pair: Pair | None = None
     mitigate: tuple[Mitigate, ...] = ()

@@ -155,6 +155,20 @@ def completions_of(settings: Prompts, record: Record, place: str) -> list[Record
     return [_recorded(settings, text, own, prompt, place, column) for text, own in zip(value, owned, strict=True)]
 
 
+def given_of(settings: Prompts, record: Record, place: str) -> str:
+    """The solution a record gives for its prompt: its first completion (of two, the chosen one), else the whole answer.
+
+    Raises:
+        PromptsError: it gives none.
+    """
+    if any(column_of(settings, role, record, place) for role in ("completion", "chosen")):
+        return completions_of(settings, record, place)[0].text
+    column = column_of(settings, "answer", record, place)
+    if not column or not (text := str(value_of(record, column) or "").strip()):
+        raise PromptsError(f"{place}: expected a given solution, since prompts.seed asks for some; set prompts.map.completion")
+    return text
+
+
 def _own(value: Any, index: int, count: int) -> Any:
     return value[index] if isinstance(value, list) and len(value) == count else value
 

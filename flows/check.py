@@ -9,7 +9,7 @@ from data import prompts, records, sources
 from data.campaign import free_bytes
 from data.errors import HomeError, PartError, RecipeError
 from data.recipe import Pool, Recipe, Score
-from flows.estimate import seven_b
+from flows.estimate import drawn, seven_b
 from flows.stages import checkpointing, precision
 from tasks import parts
 from tasks.models import inspect_checkpoint
@@ -67,6 +67,8 @@ def bind(recipe: Recipe) -> None:
         parts.check_settings("curators", entry.curator, entry.settings)
     for score in (*recipe.score, *(suite.score for suite in recipe.suites if suite.score)):
         asks_a_model(score)
+        if score.checkpoint == "trained":
+            can_fit(recipe, score)
     verifier = recipe.score[0].scorer
     if "verdicts" in parts.wants("scorers", verifier):
         raise PartError(f"scorers: '{verifier}' needs a verifier's verdicts; put the verifier first in [[score]]")
@@ -107,6 +109,17 @@ def asks_a_model(score: Score) -> None:
         raise PartError(f"score '{score.label}' asks a model; set its checkpoint to policy, base or a model's directory")
 
 
+def can_fit(recipe: Recipe, score: Score) -> None:
+    """What a score with checkpoint = 'trained' needs."""
+    if score.scorer != "reward_model" and ":" not in score.scorer:
+        raise PartError(f"scorers: checkpoint = 'trained' is a reward model with one output, which '{score.scorer}' cannot ask")
+    parts.check_settings("pairers", recipe.fit_reward.pairer, recipe.fit_reward.settings)
+    if "origins" in parts.wants("pairers", recipe.fit_reward.pairer):
+        raise PartError(
+            f"fit_reward: '{recipe.fit_reward.pairer}' tells completions apart by origin; take one that goes by reward"
+        )
+
+
 def prompt_counts(recipe: Recipe) -> dict[str, int]:
     """Prompts per split; a user's file is read to the end, so that a bad row is found before anything runs."""
     settings = recipe.prompts
@@ -133,17 +146,19 @@ def suite_rows(recipe: Recipe) -> int:
 
 def cost(recipe: Recipe, counts: dict[str, int], in_suites: int) -> dict[str, Any]:
     """Upper bounds: completions to draw, tokens to decode, optimizer steps, bytes on disk."""
-    g, e = recipe.generate, recipe.evaluate
-    per_round = min(recipe.prompts.per_round or counts["rounds"], counts["rounds"])
-    sampled = recipe.rounds * per_round * g.n if recipe.samples and not recipe.recorded else 0
-    if recipe.online:
-        sampled = recipe.rounds * (recipe.train.steps * recipe.train.batch or round(recipe.train.epochs * per_round * g.n))
+    e, rounds = recipe.evaluate, [recipe.at_round(number) for number in range(recipe.rounds + 1)]
+    pool = counts["seed"] if recipe.pool.given else counts["rounds"]
+    per_round = min(recipe.prompts.per_round or pool, pool)
+    made = [drawn(now, per_round) for now in rounds[1:]]
+    sampled, tokens = sum(count for count, _ in made), sum(count for _, count in made)
+
+    longest = max(now.evaluate.max_tokens or now.generate.max_tokens for now in rounds)
     evaluations = (recipe.rounds + 1) * counts["held_out"] * (1 + e.samples) + counts["held_out"] * e.samples
     evaluations += 3 * (counts["test"] + counts["ood"]) + (recipe.rounds + 1) * in_suites
     probe = recipe.probe  # at most one twin of each kind a prompt
     drawings = (1 + len(probe.twins)) * (recipe.rounds + 1 + probe.baseline)
     probes = counts["probe"] * probe.samples * drawings if recipe.watched else 0
-    tokens = (sampled + probes) * g.max_tokens + evaluations * (e.max_tokens or g.max_tokens)
+    tokens += probes * rounds[0].generate.max_tokens + evaluations * longest
     weights = model_bytes(recipe)
     kept = 3 if recipe.keep.checkpoints == "best+last" else recipe.rounds + 1
     return {

@@ -108,6 +108,8 @@ class Stages:
         made: dict[str, Artifact] = {}
         for score in self.recipe.score:
             verdicts = {"verdicts": next(iter(made.values()))} if made else {}
+            if score.checkpoint == "trained" and standing:
+                self.fit_reward(prompts, completions, verdicts["verdicts"], standing)
             made[f"score/{score.label}"] = self.score(
                 f"score/{score.label}", score, "rounds", prompts, completions, standing, verdicts
             )
@@ -160,20 +162,41 @@ class Stages:
         whole = self._do(f"{place}/continued", "continued", {"split": split}, {"prefixes": starts, "drawn": drawn})
         return self._verify(f"{place}/verdicts", split, starts, whole)
 
+    def fit_reward(
+        self, prompts: Artifact, completions: Artifact, verdicts: Artifact, standing: Mapping[str, Artifact]
+    ) -> None:
+        """The round's reward model, where the verifier's word gives at least train.minimum pairs."""
+        f, verifier = self.recipe.fit_reward, self.recipe.score[0].label
+        how = {"pairer": f.pairer, "settings": f.settings, "scorers": [verifier]}
+        judged = {"completions": completions, "reward": verdicts, f"score/{verifier}": verdicts}
+        pairs = self._do("fit_reward/pairs", "pair", how, judged)
+        if read_audit({"pairs": pairs})["pairs"] < self.recipe.train.minimum:
+            return
+        settings = {
+            **self._train_settings(self.recipe.train, Loss()),
+            **f.model_dump(exclude={"pairer", "settings"}),
+            "schedule": "cosine",
+            "warmup": 0.0,
+        }
+        inputs = {"checkpoint": standing["base"], "prompts": prompts, "completions": completions, "pairs": pairs}
+        self._do("fit_reward", "fit_reward", settings, inputs, self._seed("fit_reward"))
+
     def _judge(self, score: Score, standing: Mapping[str, Artifact]) -> dict[str, Artifact]:
-        """The model a scorer asks: one of the campaign's, a directory's copy, or none (an endpoint holds it).
+        """The model a scorer asks: one of the campaign's, a directory's copy, or none (an endpoint holds it; none was fitted).
 
         Raises:
             RecipeError: it asks the policy or the base, and there is none (`ratchet data`).
         """
         if not score.checkpoint:
             return {}
-        if score.checkpoint in ("policy", "base"):
-            if score.checkpoint not in standing:
+        if score.checkpoint in ("policy", "base", "trained"):
+            if not standing:
                 raise RecipeError(
                     f"score '{score.label}' asks the {score.checkpoint}, and without rounds there is none; "
                     "set its checkpoint to a model's directory"
                 )
+            if score.checkpoint == "trained":
+                return {"checkpoint": self.made["fit_reward"]} if "fit_reward" in self.made else {}
             return {"checkpoint": standing[score.checkpoint]}
         model = external_model(Path(score.checkpoint))
         return {"checkpoint": self._do(f"judge/{score.label}", "import_model", {}, {"model": model})}

@@ -9,7 +9,7 @@ from tasks.work import Work
 
 VERSION = 2
 LIBRARIES = ()
-UNKNOWN = ("timeout", "crashed", "parse_failure")  # the scorer applies, but nobody knows what it would have said
+UNKNOWN = ("timeout", "crashed", "parse_failure", "not_fitted")  # the scorer applies, but nobody knows what it would have said
 
 
 class Settings(BaseModel):

@@ -19,11 +19,13 @@ import numpy as np
 from data import recipe as recipes
 from data.campaign import Campaign
 
-SIZE = ("prompts.per_round=400", "prompts.held_out=500", "train.steps=40", "train.save_every=40")
-OPEN = ("gate.rule=always_promote", "evaluate.samples=0", "prompts.test=0", "prompts.ood=0", "hardware.prefect=false")
+SIZE = ("prompts.per_round=250", "prompts.held_out=500", "train.steps=40", "train.batch=16", "train.minimum=1")
+ALONE = ("prompts.probe=0", "prompts.test=0", "prompts.ood=0", "evaluate.samples=0", "hardware.prefect=false")
+OPEN = ("gate.rule=always_promote", *ALONE)
 DPO = ("tiny_dpo", "loss.terms={}")
 CHOSEN = ("tiny_raft", "train.replay=false", "train.learning_rate=3e-4")  # losses on selected completions, at DPO's rate
 RANKED = (*CHOSEN, "select.selector=ranked", "loss.terms={nll=1.0}", "train.batch=8")
+VOTES = 'score=[{scorer="exact_match", settings={after="#"}, weight=0.0}, {scorer="votes", settings={after="#"}}]'
 METHODS: dict[str, tuple[str, ...]] = {
     "raft": ("tiny_raft",),
     "control": ("tiny_control",),
@@ -31,17 +33,16 @@ METHODS: dict[str, tuple[str, ...]] = {
     "dpo, no NLL": DPO,
     "dpo, beta 0.1, no NLL": (*DPO, "loss.beta=0.1"),
     "irpo": (*DPO, "loss.terms={nll=2.0}"),
-    "rdpo": (*DPO, "loss.terms={nll=2.0}", "loss.length=0.05"),
-    "ipo": (*DPO, "loss.name=ipo", "loss.terms={sft=2.0}"),
     "sppo_hard": (*DPO, "loss.name=sppo_hard", "loss.beta=0.5"),
-    "robust": ("tiny_dpo", "loss.name=robust", "loss.smoothing=0.1"),
+    "scpo": (*DPO, "loss.terms={nll=2.0}", "loss.weighted=true", "pair.pairer=most_vs_least_voted", "pair.settings={}", VOTES),
+    "spin": (*DPO, "loss.terms={nll=2.0}", "pool.given=true", "pair.pairer=given_vs_sample", "pair.settings={}"),
     "simpo": (*DPO, "loss.name=simpo", "loss.beta=2.0", "loss.gamma=1.0"),
-    "cpo": (*DPO, "loss.name=cpo", "loss.terms={sft=1.0}"),
     "orpo": (*DPO, "loss.name=orpo"),
     "kto": (*CHOSEN, "loss.name=kto", "loss.beta=0.5", "select.selector=labelled"),
+    "rso": (*DPO, "loss.name=hinge", "loss.beta=0.5", "pair.pairer=rejection_sampled", "pair.settings={beta=0.5}"),
+    "concise": (*CHOSEN, "select.selector=shortest_correct", "select.settings={cap=1}"),
     "rrhf": (*RANKED, "loss.name=rrhf"),
-    "lipo": (*RANKED, "loss.name=lipo", "loss.beta=0.5"),
-    "grpo": (*CHOSEN, "loss.name=grpo", "loss.beta=0.0", "select=false", "train.batch=256", "train.steps=30"),
+    "grpo": (*CHOSEN, "loss.name=grpo", "loss.beta=0.0", "select=false", "train.batch=128", "train.steps=15"),
 }  # fmt: skip
 
 

@@ -17,9 +17,11 @@ from tasks.pairers.rewards import (
     best_vs_worst,
     longest_shared_prefix,
     most_vs_least_voted,
+    rejection_sampled,
     right_vs_wrong,
 )
 from tasks.parts import check_settings
+from tasks.selectors.best import rejection_sampling
 
 Row = dict[str, Any]
 SAMPLE = st.tuples(
@@ -138,6 +140,20 @@ def test_most_vs_least_voted(groups: list[list[Any]]) -> None:
     for pair in pairs:
         assert pair["weight"] == pair["margin"] > 0
         assert reward[pair["chosen_id"]] >= 0.5
+
+
+@settings(deadline=None)
+@given(GROUPS, st.integers(2, 5), st.sampled_from((0.1, 1.0, 100.0)))
+def test_rejection_sampled_pairs(groups: list[list[Any]], count: int, beta: float) -> None:
+    # Two accepted completions a pair, the better one chosen, none in two pairs; the accepted are those RSO's selector takes.
+    completions, reward, scores = judged(groups)
+    pairs = rejection_sampled(completions, reward, scores, beta=beta, count=count)
+    check_pairs(pairs, completions)
+    sides = [pair[side] for pair in pairs for side in ("chosen_id", "rejected_id")]
+    assert len(set(sides)) == len(sides)
+    assert all(pair["margin"] > 0 for pair in pairs)
+    taken = {row["completion_id"] for row in rejection_sampling(completions, reward, scores, beta=beta, count=count)}
+    assert set(sides) <= taken
 
 
 @settings(deadline=None)

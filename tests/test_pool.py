@@ -51,6 +51,17 @@ def test_given_answers_against_samples(run_micro: Run) -> None:
     assert "train" in campaign.rounds()[1].artifacts
 
 
+def test_given_answers_against_the_samples_of_two_rounds() -> None:
+    # SPIN's iterations: with pool.earlier the last round's sample is rejected too, after the round's own.
+    rows = [
+        {"completion_id": key, "prompt_id": "p", "sample": 0, "text": key, "finish_reason": "stop"} for key in ("a", "b", "c")
+    ]
+    origin = {"a": "earlier", "b": "given", "c": "policy"}
+    for cap, rejected in ((1, ["c"]), (2, ["c", "a"])):
+        pairs = shelf.given_vs_sample(rows, {}, {}, cap=cap, origins=origin)
+        assert [(pair["chosen_id"], pair["rejected_id"]) for pair in pairs] == [("b", key) for key in rejected]
+
+
 def test_a_contrasting_prompt(run_micro: Run) -> None:
     # RLCD: its samples come back under the round's own prompts and are the rejected ones.
     campaign = run_micro("tiny_dpo", "rounds=1", 'pool.contrast="{prompt} a"', pair("prompt_contrast"))

@@ -347,8 +347,29 @@ def test_a_path_that_is_no_file_is_named(tmp_path: Path) -> None:
     assert "expected a folder of Parquet, JSONL or CSV files" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["seed", "ood"])
-def test_the_tiny_worlds_splits_are_not_a_files(tmp_path: Path, name: str) -> None:
-    # a file has no given solutions and no other distribution
-    message = refusal(jsonl(tmp_path / "p.jsonl", NUMBERED), **{name: 3})
-    assert message == "prompts.seed and prompts.ood belong to the built-in worlds; set them to 0 for a file"
+def test_other_distributions_are_the_worlds(tmp_path: Path) -> None:
+    # a file has one distribution
+    assert (
+        refusal(jsonl(tmp_path / "p.jsonl", NUMBERED), ood=3)
+        == "prompts.ood belongs to the built-in worlds; set it to 0 for a file"
+    )
+
+
+@pytest.mark.parametrize("column", ["answer", "completion", "chosen"])
+def test_a_files_seed_split_has_given_solutions(tmp_path: Path, column: str) -> None:
+    # the completion (of two, the chosen one), else the whole answer with its reasoning; no seed prompt is in another split
+    told = {"completion": "so", "chosen": "so"}.get(column)
+    rows = [row | ({column: told, "rejected": "no"} if told else {}) for row in NUMBERED]
+    asked = SMALL.model_copy(update={"seed": 5, "answer_after": "####"})
+    made, solutions = prompts.splits(asked, jsonl(tmp_path / "p.jsonl", rows), 0)
+    assert prompts.disjoint(made)["prompts"]["seed"] == 5
+    for row, solution in zip(made["seed"], solutions, strict=True):
+        assert row["prompt_id"] == solution["prompt_id"]
+        assert solution["text"] == (told or f"It is {row['answer']}. #### {row['answer']}")
+
+
+def test_a_prompt_without_a_given_solution_is_named(tmp_path: Path) -> None:
+    # prompts.seed on a file of bare questions says what is missing, and where
+    rows = [{"question": row["question"]} for row in NUMBERED]
+    message = refusal(jsonl(tmp_path / "p.jsonl", rows), seed=3)
+    assert "expected a given solution, since prompts.seed asks for some; set prompts.map.completion" in message

@@ -111,6 +111,73 @@ def test_a_model_with_several_outputs_is_refused(finished: Campaign, tmp_path: P
         reward_model(checkpoint=work.out)
 
 
+BY_REWARD = (
+    'score=[{scorer="tests.micro:ends_even", weight=0.0}, {scorer="reward_model", checkpoint="trained"}]',
+    "select={selector='best_of_n'}", "train.replay=false", "fit_reward.steps=3", "fit_reward.batch=8", "evaluate.samples=0",
+    "probe.samples=0", "health.samples=1",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_round_fits_its_own_reward_model(run_micro: Any) -> None:
+    # checkpoint = "trained": on the verifier's pairs of this round, from checkpoint 0, anew each round; it chooses what to train on
+    campaign = run_micro("tiny_raft", *BY_REWARD)
+    first, second = campaign.rounds()[1:]
+    assert first.artifacts["fit_reward"] != second.artifacts["fit_reward"]
+    for made in (first, second):
+        inputs = campaign.store.manifest(made.artifacts["fit_reward"].key)["input_keys"]
+        assert inputs["checkpoint"] == campaign.rounds()[0].checkpoint.key
+        assert inputs["completions"] == made.artifacts["generate"].key
+        asked = campaign.store.manifest(made.artifacts["score/reward_model"].key)["input_keys"]["checkpoint"]
+        assert asked == made.artifacts["fit_reward"].key
+        folder = {name: campaign.store.folder(made.artifacts[name].key) / "payload" for name in made.artifacts}
+        value = {r["completion_id"]: r["value"] for r in read(folder["score/reward_model"] / "scores.parquet", tables.SCORES)}
+        verdict = {
+            r["completion_id"]: r["value"]
+            for r in read(folder["score/tests.micro:ends_even"] / "scores.parquet", tables.SCORES)
+        }
+        pairs = read(folder["fit_reward/pairs"] / "pairs.parquet", tables.PAIRS)
+        assert {(verdict[p["chosen_id"]], verdict[p["rejected_id"]]) for p in pairs} == {(1.0, 0.0)}
+        rows = read(folder["generate"] / "completions.parquet", tables.COMPLETIONS)
+        for row in read(folder["select"] / "selected.parquet", tables.SELECTED):
+            rivals = [
+                value[r["completion_id"]] for r in rows if r["prompt_id"] == row["prompt_id"] and r["finish_reason"] == "stop"
+            ]
+            assert value[row["completion_id"]] == max(rivals)
+    assert any(name.startswith("judge/reward_model/") for name in first.metrics)  # its health is watched as any judge's
+
+
+def test_too_few_pairs_for_a_reward_model_hold_the_round(run_micro: Any) -> None:
+    # nobody's guess takes its place: the scores say not_fitted, nothing has a reward, the head stays
+    campaign = run_micro("tiny_raft", *BY_REWARD, "train.minimum=500", "rounds=1")
+    made = campaign.rounds()[1]
+    assert "fit_reward" not in made.artifacts
+    folder = campaign.store.folder(made.artifacts["score/reward_model"].key) / "payload"
+    assert {r["status"] for r in read(folder / "scores.parquet", tables.SCORES)} == {"not_fitted"}
+    assert made.verdict.decision == "hold"
+    assert made.verdict.reason.startswith("nothing was trained, so the head stays: 0 selected completions")
+
+
+@pytest.mark.parametrize(
+    ("sets", "says"),
+    [
+        (
+            ("score.1.scorer=judge", "score.1.settings={template='additive5'}"),
+            "a reward model with one output, which 'judge' cannot ask",
+        ),
+        (("fit_reward.pairer=given_vs_sample",), "tells completions apart by origin; take one that goes by reward"),
+        (("score.1.checkpoint=",), "asks a model; set its checkpoint to"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused(sets: tuple[str, ...], says: str) -> None:
+    # before anything runs
+    from flows.check import bind
+    from tests.micro import micro
+
+    with pytest.raises(PartError, match=says):
+        bind(micro("tiny_raft", *BY_REWARD, *sets))
+
+
 def test_ensembles_by_hand() -> None:
     # 1, 2, 6: mean 3, median 2, min 1, sample sd sqrt(7)
     values = [1.0, 2.0, 6.0]

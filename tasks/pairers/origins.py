@@ -13,6 +13,8 @@ from annotated_types import Ge
 from tasks.audit import Row, Values, by_prompt, finished, unique_texts, verifier
 from tasks.pairers import pair_row
 
+VERSIONS = {"given_vs_sample": 2}
+
 Origins = Mapping[str, str]
 
 
@@ -26,9 +28,10 @@ def given_vs_sample(
 ) -> list[Row]:
     """The given answer against the policy's own samples, right or not, each text once, up to `cap` a prompt (0 = no cap).
 
-    SPIN, https://arxiv.org/abs/2401.01335 (one sample per prompt). Needs pool.given.
+    SPIN, https://arxiv.org/abs/2401.01335 (one sample per prompt). Needs pool.given; with pool.earlier the samples of earlier
+    rounds come after the round's own, as its iterations train on two of them.
     """
-    return _across(completions, reward, origins, "given", "policy", cap)
+    return _across(completions, reward, origins, ("given",), ("policy", "earlier"), cap)
 
 
 def prompt_contrast(
@@ -47,7 +50,7 @@ def prompt_contrast(
     """
     verdict = verifier(scores)
     wrong = {key for key, value in verdict.items() if value == 0.0 and not allow_wrong_chosen}
-    return _across(completions, reward, origins, "policy", "contrast", cap, wrong)
+    return _across(completions, reward, origins, ("policy",), ("contrast",), cap, wrong)
 
 
 def best_vs_base(
@@ -81,17 +84,19 @@ def _across(
     completions: Sequence[Row],
     reward: Values,
     origins: Origins,
-    chosen: str,
-    rejected: str,
+    chosen: Sequence[str],
+    rejected: Sequence[str],
     cap: int,
     never_chosen: frozenset[str] | set[str] = frozenset(),
 ) -> list[Row]:
-    """Pairs of one origin against another, both sides in sample order, the shorter one starting again when it runs out."""
+    """Pairs of origins against origins, each side by origin, then in sample order, the shorter one again when it runs out."""
     pairs = []
     for rows in by_prompt(completions).values():
-        of = {name: [row for row in rows if origins[row["completion_id"]] == name] for name in (chosen, rejected)}
-        high = unique_texts(row for row in of[chosen] if finished(row) and row["completion_id"] not in never_chosen)
-        low = unique_texts(of[rejected], besides=high)
+        high, low = (
+            [row for name in side for row in rows if origins[row["completion_id"]] == name] for side in (chosen, rejected)
+        )
+        high = unique_texts(row for row in high if finished(row) and row["completion_id"] not in never_chosen)
+        low = unique_texts(low, besides=high)
         count = max(len(high), len(low)) if high and low else 0
         pairs += [pair_row(high[i % len(high)], low[i % len(low)], reward) for i in range(min(count, cap or count))]
     return pairs

@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Le, MinLen
 
 from tasks.audit import Row, Values, by_prompt, finished, unique_texts, verifier
 from tasks.pairers import pair_row
+from tasks.selectors.best import accepted
 
 
 def right_vs_wrong(
@@ -101,6 +102,28 @@ def most_vs_least_voted(
         least = min(known, key=lambda pair: pair[0], default=None)
         if most and least and most[0] >= minimum_votes and most[0] > least[0] and most[1]["text"] != least[1]["text"]:
             pairs.append(pair_row(most[1], least[1], reward, weight=most[0] - least[0]))
+    return pairs
+
+
+def rejection_sampled(
+    completions: Sequence[Row],
+    reward: Values,
+    scores: Mapping[str, Values],
+    *,
+    beta: Annotated[float, Gt(0)],
+    count: Annotated[int, Ge(2)] = 8,
+) -> list[Row]:
+    """Neighbours among the completions that rejection sampling accepts, the one with the higher reward chosen; ties give none.
+
+    RSO, https://arxiv.org/abs/2309.06657: pairs that follow the policy tilted by exp(reward / beta) rather than the sampler,
+    ranked in one round (there 8 accepted of 64). The verdicts are not looked at; the audit counts chosen ones that are wrong.
+    """
+    pairs = []
+    for rows in accepted(completions, reward, beta, count).values():
+        for one, other in zip(rows[::2], rows[1::2], strict=False):
+            better, worse = sorted((one, other), key=lambda row: -(reward[row["completion_id"]] or 0.0))
+            pair = pair_row(better, worse, reward)
+            pairs += [pair] if pair["margin"] > 0 and better["text"] != worse["text"] else []
     return pairs
 
 

@@ -20,13 +20,14 @@ class reward_model:
     """The output of a sequence-classification model on prompt and completion, unbounded; which one: score.checkpoint.
 
     Bradley-Terry reward models, https://arxiv.org/abs/2203.02155. Texts are tokenised by the model's own tokenizer; what was
-    cut gets no end-of-sequence token. A sequence over `max_length` tokens has status too_long and no value.
+    cut gets no end-of-sequence token. A sequence over `max_length` tokens has status too_long and no value. Where none could
+    be fitted (checkpoint = "trained", too few pairs) the status is not_fitted, and the round has no reward.
     """
 
     def __init__(
         self,
         *,
-        checkpoint: Path,
+        checkpoint: Path | None = None,
         device: str = "cpu",
         dtype: str = "float32",
         trust_remote_code: bool = False,
@@ -36,7 +37,9 @@ class reward_model:
         import torch
         from transformers import AutoModelForSequenceClassification
 
-        self.batch, self.max_length = batch, max_length
+        self.batch, self.max_length, self.fitted = batch, max_length, checkpoint is not None
+        if checkpoint is None:
+            return
         self.tokenizer = models.load_tokenizer(checkpoint, trust_remote_code)
         self.model = AutoModelForSequenceClassification.from_pretrained(
             checkpoint,
@@ -51,6 +54,8 @@ class reward_model:
         self.model.to(device).eval()
 
     def __call__(self, prompts: Sequence[Row], completions: Sequence[Row]) -> list[Score]:
+        if not self.fitted:
+            return [Score(None, "not_fitted")] * len(completions)
         sequences = [
             models.render(self.tokenizer, prompt["messages"])
             + models.completion_ids(self.tokenizer, completion | {"token_ids": None})

@@ -12,6 +12,8 @@ from annotated_types import Ge, Gt, Le
 from tasks.audit import Row, Values, by_prompt, finished, unique_texts, verifier
 from tasks.selectors import selected_row
 
+NOT_PARTS = ("accepted",)
+
 
 def all_correct(
     completions: Sequence[Row],
@@ -88,18 +90,23 @@ def rejection_sampling(
     Statistical rejection sampling (RSO), https://arxiv.org/abs/2309.06657: accept with probability exp((r - r_max) / beta),
     r_max being the highest reward still in the pool (there 8 of 64). The draw depends on the completions alone.
     """
-    kept = []
+    return [selected_row(row) for rows in accepted(completions, reward, beta, count).values() for row in rows]
+
+
+def accepted(completions: Sequence[Row], reward: Values, beta: float, count: int) -> dict[str, list[Row]]:
+    """Each prompt's completions in the order in which rejection sampling accepts them, at most `count`."""
+    kept = {}
     for prompt, rows in by_prompt(completions).items():
         pool = [(value, row) for row in rows if finished(row) and (value := reward.get(row["completion_id"])) is not None]
         draw = random.Random(f"rejection_sampling/{prompt}/{'/'.join(row['completion_id'] for _, row in pool)}")
-        accepted: list[Row] = []
-        while pool and len(accepted) < count:
+        taken: list[Row] = []
+        while pool and len(taken) < count:
             highest = max(value for value, _ in pool)
             passed = [draw.random() < math.exp((value - highest) / beta) for value, _ in pool]
-            accepted += [row for (_, row), ok in zip(pool, passed, strict=True) if ok]
+            taken += [row for (_, row), ok in zip(pool, passed, strict=True) if ok]
             pool = [pair for pair, ok in zip(pool, passed, strict=True) if not ok]
-        kept += accepted[:count]
-    return [selected_row(row) for row in kept]
+        kept[prompt] = taken[:count]
+    return kept
 
 
 def diverse_correct(
