@@ -120,7 +120,7 @@ BY_REWARD = (
 
 @pytest.mark.slow
 def test_a_round_fits_its_own_reward_model(run_micro: Any) -> None:
-    # checkpoint = "trained": on the verifier's pairs of this round, from checkpoint 0, anew each round; it chooses what to train on
+    # checkpoint = "trained": on the verifier's pairs of this round, from checkpoint 0, anew each round; it then chooses
     campaign = run_micro("tiny_raft", *BY_REWARD)
     first, second = campaign.rounds()[1:]
     assert first.artifacts["fit_reward"] != second.artifacts["fit_reward"]
