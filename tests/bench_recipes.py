@@ -19,28 +19,27 @@ import numpy as np
 from data import recipe as recipes
 from data.campaign import Campaign
 
-SIZE = ("prompts.per_round=250", "prompts.held_out=500", "train.steps=40", "train.batch=16", "train.minimum=1")
+SIZE = ("prompts.per_round=160", "prompts.held_out=400", "train.steps=30", "train.batch=16", "train.minimum=1")
 ALONE = ("prompts.probe=0", "prompts.test=0", "prompts.ood=0", "evaluate.samples=0", "hardware.prefect=false")
 OPEN = ("gate.rule=always_promote", *ALONE)
 DPO = ("tiny_dpo", "loss.terms={}")
 CHOSEN = ("tiny_raft", "train.replay=false", "train.learning_rate=3e-4")  # losses on selected completions, at DPO's rate
-RANKED = (*CHOSEN, "select.selector=ranked", "loss.terms={nll=1.0}", "train.batch=8")
+RANKED = (*CHOSEN, "select.selector=ranked", "loss.terms={nll=1.0}", "train.batch=4")
 VOTES = 'score=[{scorer="exact_match", settings={after="#"}, weight=0.0}, {scorer="votes", settings={after="#"}}]'
 METHODS: dict[str, tuple[str, ...]] = {
-    "raft": ("tiny_raft",),
     "control": ("tiny_control",),
+    "raft": ("tiny_raft",),
     "dpo": ("tiny_dpo",),  # beta 0.5, 2.0 * sft
-    "dpo, no NLL": DPO,
     "dpo, beta 0.1, no NLL": (*DPO, "loss.beta=0.1"),
+    "dpo, no NLL": DPO,
     "irpo": (*DPO, "loss.terms={nll=2.0}"),
-    "sppo_hard": (*DPO, "loss.name=sppo_hard", "loss.beta=0.5"),
+    "kto": (*CHOSEN, "loss.name=kto", "loss.beta=0.5", "select.selector=labelled"),
     "scpo": (*DPO, "loss.terms={nll=2.0}", "loss.weighted=true", "pair.pairer=most_vs_least_voted", "pair.settings={}", VOTES),
     "spin": (*DPO, "loss.terms={nll=2.0}", "pool.given=true", "pair.pairer=given_vs_sample", "pair.settings={}"),
     "simpo": (*DPO, "loss.name=simpo", "loss.beta=2.0", "loss.gamma=1.0"),
     "orpo": (*DPO, "loss.name=orpo"),
-    "kto": (*CHOSEN, "loss.name=kto", "loss.beta=0.5", "select.selector=labelled"),
+    "sppo_hard": (*DPO, "loss.name=sppo_hard", "loss.beta=0.5"),
     "rso": (*DPO, "loss.name=hinge", "loss.beta=0.5", "pair.pairer=rejection_sampled", "pair.settings={beta=0.5}"),
-    "concise": (*CHOSEN, "select.selector=shortest_correct", "select.settings={cap=1}"),
     "rrhf": (*RANKED, "loss.name=rrhf"),
     "grpo": (*CHOSEN, "loss.name=grpo", "loss.beta=0.0", "select=false", "train.batch=128", "train.steps=15"),
 }  # fmt: skip

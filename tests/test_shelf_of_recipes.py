@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 
 from data import recipe as recipes
-from flows import check
+from data import tables
+from data.campaign import Campaign
+from flows import check, environment
 from flows.check import bind
 from flows.estimate import drawn, rows_per_prompt, seven_b
+from tests.micro import SETS
 from tests.test_recipe import load_shipped
 
 SOURCED = ("n", "temperature", "top_p", "beta", "gamma", "length", "learning_rate", "epochs", "steps", "batch", "max_tokens")
@@ -81,3 +87,46 @@ def test_the_cost_on_7b_is_its_formula() -> None:
     assert "does not fit" in cost.lines()[1]
     lora = seven_b(load_shipped("iterative_dpo", *sets, "train.lora={rank=16}"), 1000, 1)
     assert lora.memory_gb == pytest.approx(4 * 7.6)
+
+
+# Each recipe as it is, but in the micro world, with its verifier, steps and sample counts.
+WORLD = (
+    "prompts.source=addition", "prompts.answer_after=", "score.0.scorer=tests.micro:ends_even", "score.0.settings={}",
+    "train.accumulate=1", "probe.samples=0", "evaluate.samples=0", "health.samples=0", "hardware.prefect=false",
+)  # fmt: skip
+INSTEAD: dict[str, tuple[str, ...]] = {
+    "scpo": ("score.1.settings={after='#'}", "pair.settings={minimum_votes=0.2}", "generate.n=8"),
+    "self_rewarding": ("score.1.settings={template='tiny_verdict', reading='expected'}",),
+    "spin": ("prompts.per_round=0",),
+    **dict.fromkeys(
+        ("llama2_rejection_sampling", "rlhf_workflow"),
+        ("fit_reward.steps=2", "fit_reward.batch=8", "fit_reward.accumulate=1"),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def one_home(known_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home for all of them: what their first rounds share is made once."""
+    home = tmp_path_factory.mktemp("shelf")
+    shutil.copytree(known_store, home / "store")
+    return home
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in recipes.shipped() if not re.match(OF_OUR_OWN, n)])
+def test_every_published_recipe_trains_two_rounds(one_home: Path, name: str) -> None:
+    # with its own curating, pool, scores, choice, loss and rates: each round makes a new checkpoint and leaves its log
+    environment.prepare(one_home)
+    from flows.improve import improve
+
+    sizes = [entry for entry in SETS if not entry.startswith("score=")]
+    campaign = Campaign.start(one_home, name, recipes.load(name, [*sizes, *WORLD, *INSTEAD.get(name, ())]))
+    improve.fn(name, str(one_home))
+    rounds = campaign.rounds()
+    assert len({r.checkpoint.digest for r in rounds}) == 3, [r.verdict.reason for r in rounds]
+    for made in rounds[1:]:
+        log = campaign.store.folder(made.checkpoint.key) / "payload" / "training.parquet"
+        losses = [row["value"] for row in tables.read(log, tables.TRAINING).to_pylist() if row["metric"] == "loss"]
+        assert len(losses) == 6
+        assert all(math.isfinite(value) for value in losses)
