@@ -100,7 +100,7 @@ def _given(settings: Prompts, path: Path, seed: list[Row]) -> list[Row]:
     """The solutions that a user's file gives for the prompts of the seed split, the first where it gives several."""
     wanted: dict[str, str] = {}
     ids = {row["prompt_id"] for row in seed}
-    for place, record in records.read(path) if seed else ():
+    for place, record in sources.read(path) if seed else ():
         name = tables.prompt_id(records.messages_of(settings, record, place))
         if name in ids and name not in wanted:
             wanted[name] = records.given_of(settings, record, place)
