@@ -84,6 +84,14 @@ class Model(Strict):
     )
 
 
+class Lengthen(Strict):
+    """More room for rounds to come when answers are cut (DeepScaleR's 8K, 16K, 24K, which it switched by hand)."""
+
+    above: float = Field(0.1, ge=0, lt=1, description="after each round with a larger share of its samples cut at the limit")
+    factor: float = Field(2.0, gt=1, description="times as many tokens")
+    limit: int = Field(ge=1, description="tokens at most; train.max_length should hold them")
+
+
 class Generate(Strict):
     engine: str = Field(
         "transformers", description="a name on the engines shelf, package.module:name, or recorded: completions of a file"
@@ -94,8 +102,23 @@ class Generate(Strict):
     temperature: float = Field(1.0, ge=0, description="0 = greedy")
     top_p: float = Field(1.0, gt=0, le=1)
     max_tokens: int = Field(1024, ge=1)
+    lengthen: Lengthen | None = Field(
+        None,
+        description="rounds' samples only, evaluation keeps its window: lengthen = { above = 0.1, factor = 2.0, limit = 4096 }",
+    )
     batch: int = Field(64, ge=1, description="sequences decoded together; shapes the draw, so it is part of the key")
     shard: int = Field(512, ge=1, description="completions committed together; what a crash can lose")
+
+    @model_validator(mode="after")
+    def _room(self) -> Generate:
+        if self.lengthen and self.lengthen.limit < self.max_tokens:
+            raise ValueError(f"lengthen.limit ({self.lengthen.limit}) is below max_tokens ({self.max_tokens})")
+        return self
+
+    @property
+    def longest(self) -> int:
+        """Tokens a round's completion may ever have."""
+        return self.lengthen.limit if self.lengthen else self.max_tokens
 
 
 class Curate(Strict):
@@ -420,6 +443,10 @@ class Recipe(Strict):
             raise ValueError("[[curate]] works on the rounds split, pool.given = true draws from the seed split: not both")
         if self.pool.given and not self.prompts.seed:
             raise ValueError("pool.given = true needs given solutions: set prompts.seed")
+        if self.generate.lengthen and (self.recorded or data == "online"):
+            raise ValueError(
+                "generate.lengthen gives a round's samples more room; a file of completions and an online loss take none"
+            )
         if self.recorded and (self.pool.base or self.pool.contrast):
             raise ValueError("pool.base and pool.contrast sample a checkpoint; generate.engine = 'recorded' samples none")
         if self.generate.engine == "endpoint" and self.pool.base:

@@ -46,7 +46,17 @@ def drawn(recipe: Recipe, per_round: int) -> tuple[int, int]:
         return 0, 0
     own = per_round * g.n * (1 + recipe.pool.base + bool(recipe.pool.contrast))
     count = 0 if recipe.recorded else own
-    return count, count * g.max_tokens + per_round * sum(judged(score, own // max(per_round, 1)) for score in recipe.score)
+    each = own // max(per_round, 1)
+    asked = sum(judged(score, each) + continued(score, each) * g.longest for score in recipe.score)
+    return count, count * g.longest + per_round * asked
+
+
+def continued(score: Score, n: int) -> int:
+    """Continuations that a process score samples at most from the steps of `n` completions."""
+    if score.scorer != "step_rollouts":
+        return 0
+    s = parts.check_settings("scorers", score.scorer, score.settings)
+    return int(n * (s["steps"] - 1) * s["samples"])
 
 
 def judged(score: Score, n: int) -> int:

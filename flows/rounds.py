@@ -14,7 +14,7 @@ from flows.judging import judge_metrics
 from flows.probe import baseline, compared, read_alarms, read_bias, said
 from flows.stages import Stages, held, read_audit, read_metrics, ref
 from flows.suites import suite_metrics
-from flows.training_data import take, too_little
+from flows.training_data import take, too_little, truncated
 from tasks.alarms import Alarm
 from tasks.gate import decide
 from tasks.trouble import forgetting, training_alarms
@@ -72,6 +72,8 @@ def one_round(stages: Stages, store: Store, so_far: list[Round], settle: Callabl
     head = last.champion if verdict.decision in ("roll_back", "stop") else k
     champion = k if verdict.decision == "promote" else last.champion
     facts = read_audit(data)
+    if "completions" in data:
+        metrics["truncated"] = truncated(stages.made["generate"])
     if facts.get("length_gap") is not None:
         metrics["length_gap"] = Metric(value=facts["length_gap"], n=facts.get("pairs", facts.get("rows", 0)), split="rounds")
     facts |= said(ledger)

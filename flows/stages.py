@@ -82,14 +82,15 @@ class Stages:
         settings = {"curate": [entry.model_dump() for entry in self.recipe.curate]}
         return self._do("curate", "curate", settings, {"prompts": prompts, **history})
 
-    def generate(self, prompts: Artifact, source: Artifact, beside: str = "") -> Artifact:
+    def generate(self, prompts: Artifact, source: Artifact, max_tokens: int = 0, beside: str = "") -> Artifact:
         """COMPLETIONS drawn from a checkpoint, or those of imported completions that answer the prompts.
 
-        `beside` names those that only stand beside the round's own."""
+        `beside` names those that only stand beside the round's own; 0 tokens are as many as [generate] says."""
         if self.recipe.recorded:
             return self._do("generate", "recorded", {"split": "rounds"}, {"prompts": prompts, "imported": source})
         label = f"generate/{beside}" if beside else "generate"
-        settings = {**self._decoding(self.recipe, self.recipe.generate.engine), "split": "rounds"}
+        limit = max_tokens or self.recipe.generate.max_tokens
+        settings = {**self._decoding(self.recipe, self.recipe.generate.engine), "max_tokens": limit, "split": "rounds"}
         return self._do(label, "generate", settings, {"prompts": prompts, "checkpoint": source}, self._seed(label))
 
     def pool(self, prompts: Artifact, completions: Artifact, others: Mapping[str, Artifact]) -> Artifact:
@@ -155,7 +156,12 @@ class Stages:
         starts = self._do(
             f"{place}/prefixes", "prefixes", {"split": split, **{k: how[k] for k in ("separator", "steps")}}, sources
         )
-        decoding = {**self._decoding(self.recipe), "n": how["samples"], "split": split}
+        decoding = {
+            **self._decoding(self.recipe),
+            "n": how["samples"],
+            "max_tokens": self.recipe.generate.longest,
+            "split": split,
+        }
         drawn = self._do(
             f"{place}/drawn", "generate", decoding, {"prompts": starts, "checkpoint": model}, self._seed(f"{place}/drawn")
         )

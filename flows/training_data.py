@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from data.campaign import Round
+from data import tables
+from data.campaign import Metric, Round
+from data.recipe import Generate
 from data.store import Artifact, Store
 from flows.stages import Stages, held, read_audit
 
@@ -28,11 +30,28 @@ def sample(
 ) -> dict[str, Artifact]:
     """Draw prompts, take completions of the source, score, and choose what to train on."""
     asked = drawn(stages, store, so_far, prompts)
-    completions = stages.generate(asked, source(stages, store, so_far))
-    completions = stages.pool(asked, completions, beside(stages, store, so_far, prompts, asked))
+    tokens = room(stages.recipe.generate, so_far)
+    completions = stages.generate(asked, source(stages, store, so_far), tokens)
+    completions = stages.pool(asked, completions, beside(stages, store, so_far, prompts, asked, tokens))
     scores = stages.scores(asked, completions, judges)
     reward = stages.reward(scores)
     return {"prompts": asked, "completions": completions, **stages.choose(completions, reward, scores)}
+
+
+def room(generate: Generate, so_far: list[Round]) -> int:
+    """Tokens a completion may have: more after each round that was cut too often."""
+    if not generate.lengthen:
+        return generate.max_tokens
+    rates = [finished.metrics["truncated"].value or 0.0 for finished in so_far if "truncated" in finished.metrics]
+    longer = generate.lengthen.factor ** sum(rate > generate.lengthen.above for rate in rates)
+    return min(generate.lengthen.limit, int(generate.max_tokens * longer))
+
+
+def truncated(completions: Artifact) -> Metric:
+    """Share of a round's own samples that were cut at the token limit; null where no finish is known."""
+    table = tables.read(completions.file("completions.parquet"), tables.COMPLETIONS)
+    known = [reason == "length" for reason in table["finish_reason"].to_pylist() if reason is not None]
+    return Metric(value=sum(known) / len(known) if known else None, n=len(known), split="rounds")
 
 
 def source(stages: Stages, store: Store, so_far: list[Round]) -> Artifact:
@@ -53,15 +72,17 @@ def sampled_before(stages: Stages, store: Store, so_far: list[Round]) -> dict[st
     return found
 
 
-def beside(stages: Stages, store: Store, so_far: list[Round], prompts: Artifact, asked: Artifact) -> dict[str, Artifact]:
+def beside(
+    stages: Stages, store: Store, so_far: list[Round], prompts: Artifact, asked: Artifact, tokens: int
+) -> dict[str, Artifact]:
     """What the recipe's [pool] puts beside the round's own samples."""
     pool, found = stages.recipe.pool, {}
     if pool.given:
         found["given"] = prompts
     if pool.base:
-        found["base"] = stages.generate(asked, held(store, so_far[0].checkpoint), "base")
+        found["base"] = stages.generate(asked, held(store, so_far[0].checkpoint), tokens, "base")
     if pool.contrast:
-        found["contrast"] = stages.generate(stages.contrast(asked), held(store, so_far[-1].head), "contrast")
+        found["contrast"] = stages.generate(stages.contrast(asked), held(store, so_far[-1].head), tokens, "contrast")
     sampled = [finished.artifacts["generate"] for finished in so_far if "generate" in finished.artifacts]
     earlier = sampled[-pool.earlier :] if pool.earlier else []
     return found | {f"earlier/{number}": held(store, known) for number, known in enumerate(earlier)}
