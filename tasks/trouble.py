@@ -18,7 +18,8 @@ class Limits:
     """What counts as trouble. The tiny world's healthy and collapsing runs lie on either side of each (see the README)."""
 
     tail: float = 0.2  # share of the steps that "at the end" means
-    margin: float = 0.02  # |reward margin| below which nothing was learned
+    margin: float = 0.02  # |reward margin| below which nothing was learned,
+    still: float = 0.5  # unless it is this many nats all the same, with the small beta of SPPO
     displaced: float = 3.0  # nats a chosen completion may lose against the reference
     exploded: float = 20.0  # reward margin: sigmoid(20) is 1 to 9 digits
     ranking: float = 0.05  # share of pairs that may lose their order
@@ -55,7 +56,7 @@ def end(log: Sequence[Row], metric: str, tail: float) -> float | None:
 def _of_pairs(log: Sequence[Row], loss: Loss, kl_budget: float, limits: Limits) -> list[Alarm]:
     margin, chosen, rejected = (end(log, f"rewards/{name}", limits.tail) for name in ("margins", "chosen", "rejected"))
     found = []
-    if margin is not None and abs(margin) < limits.margin:
+    if margin is not None and abs(margin) < limits.margin and abs(margin) / loss.beta < limits.still:
         found.append(
             Alarm(
                 "watch",
@@ -82,8 +83,7 @@ def _of_pairs(log: Sequence[Row], loss: Loss, kl_budget: float, limits: Limits) 
                 f"down (arXiv 2410.08847); likely loss.beta = {loss.beta:g} is too small, or terms = {{ nll = 1.0 }} missing",
             )
         )
-    first = next((row["value"] for row in log if row["metric"] == "ranking_accuracy"), None)
-    last = end(log, "ranking_accuracy", limits.tail)
+    first, last = (end(rows, "ranking_accuracy", limits.tail) for rows in (log[::-1], log))  # not of one step: a few pairs
     if first is not None and last is not None and last < first - limits.ranking:
         found.append(
             Alarm(

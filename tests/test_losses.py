@@ -196,32 +196,39 @@ def test_validation_splits_by_prompt_and_the_best_save_wins(finished: Finished, 
     assert facts["best_step"] == 1 + evaluations.index(min(evaluations))
 
 
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home for all losses: the samples of their first rounds are drawn once."""
+    return tmp_path_factory.mktemp("losses") / "home"
+
+
 ON_PAIRS = [name for name, kind in KINDS.items() if kind.data == "pairs"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ON_PAIRS)
-def test_every_pair_loss_trains_two_rounds(run_micro: Any, name: str) -> None:
+def test_every_pair_loss_trains_two_rounds(run_micro: Any, shelf: Path, name: str) -> None:
     # by its TRL name in the recipe, in a campaign: the weights move and every step's loss is a number
     extra = ["loss.smoothing=0.001"] if name == "exo_pair" else []
-    check_trained(run_micro("tiny_dpo", f"loss.name={name}", "loss.terms={}", *extra), name in DPO)
+    sets = ("evaluate.samples=0", f"loss.name={name}", "loss.terms={}", *extra)
+    check_trained(run_micro("tiny_dpo", *sets, name=name, place=shelf), name in DPO)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["kto", "apo_zero_unpaired", "rrhf", "pro", "lipo"])
-def test_every_loss_on_labels_and_ranks_trains_two_rounds(run_micro: Any, name: str) -> None:
+def test_every_loss_on_labels_and_ranks_trains_two_rounds(run_micro: Any, shelf: Path, name: str) -> None:
     # as above, for losses that read SELECTED's label and rank columns
     selector = "labelled" if KINDS[name].data == "labelled" else "ranked"
-    check_trained(
-        run_micro("tiny_raft", f"loss.name={name}", f"select.selector={selector}", "train.replay=false"), KINDS[name].reference
-    )
+    sets = ("evaluate.samples=0", f"loss.name={name}", f"select.selector={selector}", "train.replay=false")
+    check_trained(run_micro("tiny_raft", *sets, name=name, place=shelf), KINDS[name].reference)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("terms", ["{sigmoid=0.8, bco_pair=0.2, sft=1.0}", "{nll=1.0}"])
-def test_mixed_losses_train(run_micro: Any, terms: str) -> None:
+def test_mixed_losses_train(run_micro: Any, shelf: Path, terms: str) -> None:
     # TRL's combinations by name and weight; our per-completion NLL
-    check_trained(run_micro("tiny_dpo", f"loss.terms={terms}", "rounds=1"), True)
+    name = "mixed" if "sft" in terms else "irpo"
+    check_trained(run_micro("tiny_dpo", "evaluate.samples=0", f"loss.terms={terms}", name=name, place=shelf), True)
 
 
 def check_trained(campaign: Campaign, reference: bool) -> None:
@@ -255,12 +262,12 @@ def test_lora_trains_against_the_named_reference(finished: Finished, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "rloo"])
-def test_online_losses_train_two_rounds(run_micro: Any, name: str) -> None:
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.data == "online"])
+def test_online_losses_train_two_rounds(run_micro: Any, shelf: Path, name: str) -> None:
     # a round may be an online phase: the recipe's scorer is the reward function, the named reference is the trainer's
     beta = 0.0 if name == "dapo" else 0.05
-    sets = (f"loss.name={name}", f"loss.beta={beta}", "select=false", "train.replay=false", "train.batch=16", "train.steps=3")
-    campaign = run_micro("tiny_raft", *sets)
+    few = ("train.replay=false", "train.batch=16", "train.steps=3", "evaluate.samples=0")
+    campaign = run_micro("tiny_raft", f"loss.name={name}", f"loss.beta={beta}", "select=false", *few, name=name, place=shelf)
     rounds = campaign.rounds()
     assert len({r.checkpoint.digest for r in rounds}) == 3
     assert all((r.reference is not None) == (beta > 0) for r in rounds[1:])

@@ -141,3 +141,20 @@ def test_a_recipe_names_its_mitigations(run_micro: Callable[..., Any]) -> None:
     free = run_micro("tiny_dpo", "rounds=1", name="free").rounds()[1].facts
     assert matched["pairs"] < free["pairs"]
     assert abs(matched["length_gap"] or 0.0) <= 0.05 * 48
+
+
+def test_two_judges_agreement_is_a_pairs_label() -> None:
+    # CREAM: rankings alike give 1, one swap of three 2/3, turned round 0, a judge that ties everything 0.5; nothing is dropped
+    rankings = {"alike": (1, 2, 3), "swapped": (2, 1, 3), "round": (3, 2, 1), "tied": (1, 1, 1), "silent": (None, None, 1)}
+    completions = [{"completion_id": f"{p}{i}", "prompt_id": p, "sample": i} for p in rankings for i in range(3)]
+    scores = {
+        "policy": {row["completion_id"]: float(row["sample"]) for row in completions},
+        "base": {f"{p}{i}": value for p, values in rankings.items() for i, value in enumerate(values)},
+    }
+    pairs = [{"prompt_id": p, "chosen_id": f"{p}2", "rejected_id": f"{p}0"} for p in rankings]
+    made = chosen.agreed(pairs, completions, scores, one="policy", other="base")
+    assert {pair["prompt_id"]: round(pair["label"], 6) for pair in made} == {
+        "alike": 1.0, "swapped": 0.666667, "round": 0.0, "tied": 0.5, "silent": 0.5,
+    }  # fmt: skip
+    with pytest.raises(PartError, match=r"expected names of \[\[score\]\], found mine; known: policy, base"):
+        chosen.agreed(pairs, completions, scores, one="policy", other="mine")

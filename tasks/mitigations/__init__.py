@@ -1,8 +1,8 @@
 """The shelf of mitigations: `(reward or rows, completions, scores, *, settings) -> the same kind`, against amplification.
 
 Those in a module named rewards change the reward (by completion_id; None = unknown, which keeps a completion off both sides)
-before anything is chosen; those in one named chosen drop rows of PAIRS or SELECTED after. `scores` is in recipe order, the
-verifier first. Fixing one style can feed another: look at the whole ledger again after each.
+before anything is chosen; those in one named chosen drop rows of PAIRS or SELECTED after, or soften the labels of pairs.
+`scores` is in recipe order, the verifier first. Fixing one style can feed another: look at the whole ledger again after each.
 """
 
 from __future__ import annotations

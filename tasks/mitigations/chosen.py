@@ -1,4 +1,4 @@
-"""Mitigations that drop rows of what was chosen: PAIRS, or SELECTED where they say so."""
+"""Mitigations that drop rows of what was chosen, PAIRS, or SELECTED where they say so; or say how sure a pair is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt
 
-from tasks.audit import Row, Values
+from data.errors import PartError
+from tasks.audit import Row, Values, by_prompt
 from tasks.mitigations import feature_values
 
 
@@ -56,6 +57,28 @@ def cap_copies(
         if seen[taught] <= copies:
             kept.append(row)
     return kept
+
+
+def agreed(rows: Sequence[Row], completions: Sequence[Row], scores: Mapping[str, Values], *, one: str, other: str) -> list[Row]:
+    """Pairs with a soft label: (tau + 1) / 2, Kendall's tau-b of how two scorers (by name) rank the prompt's completions.
+
+    CREAM, https://arxiv.org/abs/2410.12735 (there the policy and its predecessor as judges): the sigmoid loss then counts a
+    pair as it stands to that share, turned round to the rest. 0.5 where either ties all of a prompt.
+
+    Raises:
+        PartError: the recipe has no such scorer.
+    """
+    from scipy.stats import kendalltau
+
+    if unknown := sorted({one, other} - scores.keys()):
+        raise PartError(f"mitigations 'agreed': expected names of [[score]], found {unknown[0]}; known: {', '.join(scores)}")
+    label = {}
+    for prompt, group in by_prompt(completions).items():
+        values = [(scores[one].get(row["completion_id"]), scores[other].get(row["completion_id"])) for row in group]
+        known = [pair for pair in values if None not in pair]
+        told = all(len(set(side)) > 1 for side in zip(*known, strict=True)) if known else False
+        label[prompt] = (float(kendalltau(*zip(*known, strict=True)).statistic) + 1) / 2 if told else 0.5
+    return [row | {"label": label[row["prompt_id"]]} for row in rows]
 
 
 def _sign(value: float) -> int:
