@@ -166,12 +166,24 @@ class Campaign:
     def running(self) -> Iterator[None]:
         """Only one process runs a campaign; the kernel frees the lock when that process dies."""
         try:
-            with locked(self.folder / "lock", wait=False):
+            with locked(self.folder / "lock", wait=False), self.store.in_use():
                 yield
         except BlockingIOError as error:
             raise CampaignError(
                 f"campaign '{self.name}' is already running in another process; wait for it or stop it"
             ) from error
+
+    @staticmethod
+    def runs(home: Path, name: str) -> bool:
+        """Whether a process runs it, whatever became of its recipe."""
+        folder = home / "campaigns" / name
+        if not folder.exists():
+            return False
+        try:
+            with locked(folder / "lock", wait=False):
+                return False
+        except BlockingIOError:
+            return True
 
     # -- rounds -----------------------------------------------------------------------------------------------------
     def rounds(self) -> list[Round]:

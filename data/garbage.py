@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.campaign import Campaign, names
-from data.errors import DamagedArtifact
+from data.errors import CampaignError, DamagedArtifact
 from data.store import Store
 
 
@@ -28,16 +28,17 @@ class Garbage:
 
 @contextlib.contextmanager
 def at_rest(home: Path) -> Iterator[list[Campaign]]:
-    """All campaigns of a home, none of them running while this is held.
+    """All campaigns of a home, and nobody uses its store while this is held: neither they, nor one that begins now.
 
     Raises:
-        CampaignError: one is running.
+        CampaignError: a campaign is running.
+        HomeError: something else uses the store.
     """
-    campaigns = [Campaign.open(home, name) for name in names(home)]
-    with contextlib.ExitStack() as stack:
-        for campaign in campaigns:
-            stack.enter_context(campaign.running())
-        yield campaigns
+    for name in names(home):
+        if Campaign.runs(home, name):
+            raise CampaignError(f"campaign '{name}' is already running in another process; wait for it or stop it")
+    with Store(home / "store").in_use(alone=True):
+        yield [Campaign.open(home, name) for name in names(home)]
 
 
 def live(store: Store, campaigns: list[Campaign]) -> set[str]:

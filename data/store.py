@@ -210,6 +210,20 @@ class Store:
         with contextlib.suppress(FileNotFoundError):  # another process set it aside first
             damaged.rename(place / damaged.name)
 
+    @contextlib.contextmanager
+    def in_use(self, alone: bool = False) -> Iterator[None]:
+        """Held by whoever looks for artifacts to stand on, so that nobody deletes them meanwhile; `alone` by who deletes.
+
+        Raises:
+            HomeError: somebody deletes, or with `alone` somebody uses it.
+        """
+        who = "`ratchet gc` runs" if not alone else "something else runs"
+        try:
+            with locked(self.root / "in_use.lock", wait=False, shared=not alone):
+                yield
+        except BlockingIOError as error:
+            raise HomeError(f"{who} on {self.root}; expected it to be through, do this again then") from error
+
     # -- writing ----------------------------------------------------------------------------------------------------
     @contextlib.contextmanager
     def attempt(self, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[Path]:
@@ -293,20 +307,21 @@ def fsync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, waiting: Callable[[], None] = lambda: None, wait: bool = True) -> Iterator[None]:
-    """Hold an exclusive flock. The kernel frees it when the process dies, so nothing is ever left locked.
+def locked(path: Path, waiting: Callable[[], None] = lambda: None, wait: bool = True, shared: bool = False) -> Iterator[None]:
+    """Hold a flock, exclusive or `shared`. The kernel frees it when the process dies, so nothing is ever left locked.
 
     `waiting` is called once if somebody else holds it. With `wait=False` a held lock raises BlockingIOError.
     """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             if not wait:
                 raise
             waiting()
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            fcntl.flock(handle, kind)
         yield
     finally:
         os.close(handle)

@@ -92,7 +92,7 @@ def run(place: Path, sources: Sequence[Path], asked: _Asked, name: str) -> dict[
     from tasks.work import module_of
 
     store, hardware = Store(place / "store"), Hardware()
-    with Reporter("audit") as report:
+    with store.in_use(), Reporter("audit") as report:
         observed: list[_Observed] = []
         for number, source in enumerate(sources):
 

@@ -66,7 +66,7 @@ def run(home: Path, recipe: recipes.Recipe) -> dict[str, Artifact]:
     from tasks.stage import perform
 
     campaign = Campaign(home, "data", recipe)  # never written: there are no rounds to record
-    with Reporter("data") as report:
+    with campaign.store.in_use(), Reporter("data") as report:
 
         def call(label: str, stage: str, settings: BaseModel, inputs: Mapping[str, Input], seed: int) -> Artifact:
             with report.stage(1, label, lambda key: None) as notes:

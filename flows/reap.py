@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from data.campaign import Campaign
-from data.errors import CampaignError
 from flows import environment
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def bury_predecessors(campaign: Campaign) -> None:
         return
     with get_client(sync_client=True) as client:
         for run in _running(client):
-            if campaign_of(run.parameters) == (campaign.home, campaign.name):
+            if campaign_of(run) == (campaign.home, campaign.name):
                 _crash(client, run, stages_only=run.id == UUID(flow_run.id))
 
 
@@ -45,25 +44,19 @@ def reap() -> list[str]:
     dead = []
     with get_client(sync_client=True) as client:
         for run in _running(client):
-            home, name = campaign_of(run.parameters)
-            if not _alive(home, name):
+            found = campaign_of(run)
+            if found and not Campaign.runs(*found):
                 _crash(client, run)
-                dead.append(name)
+                dead.append(found[1])
     return dead
 
 
-def campaign_of(parameters: dict[str, Any]) -> tuple[Path, str]:
-    """Home and name of the campaign that a run with these parameters runs."""
-    order = parameters.get("order", parameters)
+def campaign_of(run: FlowRun) -> tuple[Path, str] | None:
+    """Home and name of the campaign that a run runs; None for a flow of somebody else's that bears the same name."""
+    order: Any = run.parameters.get("order", run.parameters)
+    if not isinstance(order, dict) or not isinstance(order.get("name"), str):
+        return None
     return environment.home_of(Path(order["home"]) if order.get("home") else None), order["name"]
-
-
-def _alive(home: Path, name: str) -> bool:
-    try:
-        with Campaign.open(home, name).running():
-            return False
-    except CampaignError:  # somebody holds it, or the run ended before there was one
-        return (home / "campaigns" / name).exists()
 
 
 def _running(client: SyncPrefectClient) -> Iterator[FlowRun]:

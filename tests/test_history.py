@@ -11,7 +11,7 @@ import pytest
 
 from data import garbage
 from data.campaign import Campaign
-from data.errors import CampaignError
+from data.errors import CampaignError, HomeError
 from data.lineage import lineage, resolve
 
 Run = Callable[..., Campaign]
@@ -116,3 +116,16 @@ def test_gc_waits_for_nobody(run_micro: Run, ratchet: Call, home: Path, capsys: 
     with campaign.running():
         assert ratchet("gc", "--yes", "--home", home) == 2
     assert "'one' is already running" in capsys.readouterr().err
+    with campaign.store.in_use():  # `ratchet data`, say, or a campaign that begins now
+        assert ratchet("gc", "--yes", "--home", home) == 2
+    assert "something else runs on" in capsys.readouterr().err
+
+
+def test_nothing_begins_while_gc_deletes(run_micro: Run, home: Path) -> None:
+    # Claim: what a new campaign would find might be gone the next moment, so it is told to come again.
+    campaign = run_micro("tiny_control", *QUICK, name="one")
+    with garbage.at_rest(home), pytest.raises(HomeError, match=r"`ratchet gc` runs on .*do this again then"):
+        run_micro("tiny_control", *QUICK, name="two")
+    with campaign.running(), campaign.store.in_use():  # any number of others at once
+        assert Campaign.runs(home, "one")
+    assert not Campaign.runs(home, "one")

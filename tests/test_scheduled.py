@@ -91,8 +91,13 @@ def test_a_run_whose_process_is_gone_is_marked_crashed(home: Path) -> None:
     campaign = Campaign.start(home, "k", micro())
     run = dead_run({"order": {"name": "k", "home": str(home), "recipe": "tiny_raft"}})
     unborn = dead_run({"order": {"name": "unborn", "home": str(home), "recipe": "tiny_raft"}})
+    (home / "campaigns" / "k" / "recipe.json").write_text(
+        "{}"
+    )  # of another version, say: that it cannot be read does not matter
+    foreign = dead_run({"name": 7})
     with campaign.running():
         assert reap() == ["unborn"]  # it died before it had a campaign; the other one's lock is held: it lives
+    assert state_of(foreign) == "Running"  # a flow of somebody else's that happens to be called improve
     assert (state_of(run), state_of(unborn)) == ("Running", "Crashed")
     assert reap() == ["k"]
     assert state_of(run) == "Crashed"

@@ -7,14 +7,17 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
 import pytest
 
+from data.campaign import Campaign
+from tasks.scorers import Score
 from tests.bench_kill import left_over
 from tests.bench_kills_prefect import OVERRIDES, ROOT, Calm, Stand, digests, metrics, moments, scenario, until
+from tests.micro import Row, ends_even
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -76,6 +79,32 @@ def test_what_is_killed_goes_on(victim: str, stage: str, retries: int, stand: St
     outcome = scenario(stand, calm, victim, stage, random.Random(0))
     assert outcome.good, outcome
     assert outcome.retries <= retries, outcome
+
+
+def fragile(prompts: Sequence[Row], completions: Sequence[Row], *, flag: str) -> list[Score]:
+    """A scorer that cannot work while a file is there."""
+    if Path(flag).exists():
+        raise RuntimeError("the flag is up")
+    return ends_even(prompts, completions)
+
+
+def test_a_failed_run_can_be_retried(stand: Stand, calm: Calm, tmp_path: Path) -> None:
+    # Claim: a stage that raises ends its run as Failed, with the cause; a retry goes on from what was finished before it.
+    calm.prepare(tmp_path, "sync")
+    flag = tmp_path / "flag"
+    flag.touch()
+    score = f'score=[{{scorer="tests.test_serve:fragile", settings={{flag="{flag}"}}}}]'
+    run = stand.order(tmp_path, overrides=[*OVERRIDES, score])
+    assert stand.ended(run) == "FAILED"
+    assert "the flag is up" in stand.state(run)["message"]
+    flag.unlink()
+    stand.retry(run)
+    until(lambda: stand.state(run)["type"] != "FAILED", "the retry to count")
+    assert stand.ended(run) == "COMPLETED"
+    assert stand.ask("GET", f"/flow_runs/{run}")["run_count"] == 2
+    (finished,) = Campaign.open(tmp_path, "k").rounds()[1:]
+    assert finished.artifacts["generate"] == calm.round.artifacts["generate"]
+    assert set(metrics(tmp_path).values()) == {1}
 
 
 def test_a_cancelled_run_frees_its_locks_and_can_be_retried(stand: Stand, calm: Calm, tmp_path: Path) -> None:
