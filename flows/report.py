@@ -33,14 +33,18 @@ class Reporter:
 
     def __enter__(self) -> Reporter:
         self.progress.start()
-        self.say(f"[bold]{self.name}[/bold]")
+        self._print(f"[bold]{self.name}[/bold]")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.progress.stop()
 
     def say(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True)
+        """A line as it stands: it may quote a path or an error, and [brackets] in it are no markup."""
+        self.console.print(text, soft_wrap=True, markup=False)
+
+    def _print(self, markup: str) -> None:
+        self.console.print(markup, soft_wrap=True)
 
     @contextlib.contextmanager
     def stage(self, number: int, label: str, use: Callable[[str], None]) -> Iterator[Notes]:
@@ -52,23 +56,23 @@ class Reporter:
             self.progress.update(bar, completed=done, total=total)
 
         try:
-            yield Notes(tick, lambda text: self.say(f"  [yellow]{text}[/yellow]"), use, self.refresh)
+            yield Notes(tick, lambda text: self._print(f"  [yellow]{escape(text)}[/yellow]"), use, self.refresh)
         finally:
             self.progress.remove_task(bar)
 
     def done(self, number: int, label: str, artifact: Artifact) -> None:
         how = "reused" if artifact.reused else f"{time.time() - self.began:.1f} s"
-        self.say(f"  [dim]round {number}  {label:<24} {how}[/dim]")
+        self._print(f"  [dim]round {number}  {label:<24} {how}[/dim]")
 
     def round(self, finished: Round) -> None:
         style = MARKS.get(finished.verdict.decision, "")
         accuracy = percent(finished.metrics.get("accuracy"))
-        self.say(
+        self._print(
             f"  round {finished.round}: held-out accuracy {accuracy}  "
             f"[{style}]{finished.verdict.decision}[/{style}]: {escape(finished.verdict.reason)}"
         )
         for alarm in alarm_lines(finished):
-            self.say(f"    {alarm}")
+            self._print(f"    {alarm}")
 
 
 def alarm_lines(finished: Round) -> list[str]:

@@ -177,3 +177,14 @@ def test_help_is_quick_and_has_examples() -> None:
     assert "ratchet run tiny_raft" in done.stdout
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert not imported & {"torch", "prefect", "mlflow", "transformers", "trl", "vllm"}
+
+
+def test_what_a_line_of_progress_quotes_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    # an error or a path with [brackets] is shown as it is, and does not end the run that reports it
+    from flows.report import Reporter
+
+    quoted = "lost: [/tmp/x] of folder[train] [bold]"
+    with Reporter("quoting") as report, report.stage(1, "generate", lambda key: None) as notes:
+        notes.warn(quoted)
+        report.say(quoted)
+    assert capsys.readouterr().err.count(quoted) == 2
