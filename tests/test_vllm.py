@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
+import tenacity
 
 from data import tables
 from data.campaign import Campaign
-from data.recipe import Hardware
+from data.recipe import Hardware, Requests
 from tasks import models, warm
-from tasks.engines import Row, WarmEngine
+from tasks.engines import Row, WarmEngine, vllm_engine
 from tasks.generate import Settings, generate
+from tasks.scorers.judge import judge
 from tasks.work import Work
 
 pytestmark = [
@@ -77,7 +83,7 @@ def work(tmp_path: Path, prompts: Path) -> Callable[..., Work]:
             (tmp_path / name / folder).mkdir(parents=True, exist_ok=True)
         inputs = {"prompts": prompts, "checkpoint": checkpoint}
         place = tmp_path / name
-        settings = Settings(engine="vllm", split="rounds", **values)
+        settings = Settings(**{"engine": "vllm", "split": "rounds"} | values)
         return Work("key", settings, inputs, 5, place / "out", place / "scratch", Hardware(device="cpu"))
 
     return call
@@ -186,6 +192,52 @@ def test_a_stale_reload_is_caught_and_healed(work: Callable[..., Work], old: Pat
     fresh = work(new, "fresh")
     drawn(fresh)
     assert bytes_of(healed) == bytes_of(fresh)
+
+
+@pytest.fixture
+def served(old: Path, tmp_path: Path) -> Iterator[str]:
+    """The address of vLLM's own OpenAI server on a checkpoint."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(old), "--served-model-name", "m"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
+    with (tmp_path / "server.log").open("w") as log:
+        surroundings = {**vllm_engine.DEFAULTS, **vllm_engine.ON_CPU, **os.environ}
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=surroundings)
+        try:
+            retry = tenacity.Retrying(
+                wait=tenacity.wait_fixed(0.5), retry=tenacity.retry_if_exception_type(httpx.TransportError)
+            )
+            for attempt in retry:
+                with attempt:
+                    assert server.poll() is None, (tmp_path / "server.log").read_text()[-2000:]
+                    httpx.get(f"http://127.0.0.1:{port}/health").raise_for_status()
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def test_a_real_server_draws_and_judges(work: Callable[..., Work], old: Path, served: str) -> None:
+    # Claim: asked over HTTP, vLLM's OpenAI server says what transformers says of the same checkpoint: its greedy texts are the
+    # same for 9 of 10 prompts, every token is counted, and a judge there gives each text a verdict or says why not.
+    here = drawn(work(old, "here", engine="transformers", temperature=0.0, n=1))
+    there = work(old, "there", engine="endpoint", settings={"url": served, "model": "m"}, temperature=0.0, n=1)
+    rows = drawn(there)
+    same = [a["text"] == b["text"] and a["finish_reason"] == b["finish_reason"] for a, b in zip(here, rows, strict=True)]
+    assert sum(same) >= 0.9 * len(same)
+    assert any("requests 24, failed attempts 0, refused 0, lost 0" in event for event in there.events())
+    sampled = drawn(work(old, "sampled", engine="endpoint", settings={"url": served, "model": "m"}))
+    assert len({row["text"] for row in sampled}) > 0.9 * len(sampled)
+    asked: dict[str, Any] = {"template": "tiny_verdict", "samples": 2, "max_tokens": 8, "engine": "endpoint"}
+    scorer = judge(
+        **asked, engine_settings={"url": served, "model": "m"}, requests=Requests(), scratch=there.scratch, record=there.record
+    )
+    prompts = [{"prompt_id": row["prompt_id"], "messages": [{"role": "user", "content": "1+2?"}]} for row in rows]
+    scores = scorer(prompts, rows)
+    assert {score.status for score in scores} <= {"ok", "parse_failure"}
+    assert len(scores) == len(rows)
 
 
 def test_two_rounds_on_vllm(run_micro: Callable[..., Campaign], home: Path) -> None:
