@@ -14,17 +14,24 @@ from data.campaign import Campaign
 from data.store import Artifact
 from flows.report import Reporter
 from flows.stages import Stages
-from tasks.stage import Input, perform
+from tasks.stage import Around, Input, perform
 
 
 def stages_of(campaign: Campaign, number: int, report: Reporter) -> Stages:
     """The stages of one round of a campaign, each a task named after its round and label."""
 
-    def call(label: str, stage: str, settings: BaseModel, inputs: Mapping[str, Input], seed: int) -> Artifact:
+    def call(label: str, stage: str, settings: BaseModel, inputs: Mapping[str, Input], seed: int, around: Around) -> Artifact:
         def run() -> Artifact:
             with report.stage(number, label, campaign.use) as notes:
                 artifact = perform(
-                    campaign.store, stage, settings, inputs, seed=seed, hardware=campaign.recipe.hardware, notes=notes
+                    campaign.store,
+                    stage,
+                    settings,
+                    inputs,
+                    seed=seed,
+                    hardware=campaign.recipe.hardware,
+                    notes=notes,
+                    around=around,
                 )
                 report.done(number, label, artifact)
                 return artifact

@@ -19,7 +19,7 @@ from flows.options import Columns, Home, Json, Sets, Source, out, overrides
 
 if TYPE_CHECKING:
     from data.store import Artifact
-    from tasks.stage import Input
+    from tasks.stage import Around, Input
 
 OFF = {"generate.engine": "recorded", "prompts.held_out": 0, "prompts.test": 0, "prompts.probe": 0}  # nothing is held back
 
@@ -68,9 +68,13 @@ def run(home: Path, recipe: recipes.Recipe) -> dict[str, Artifact]:
     campaign = Campaign(home, "data", recipe)  # never written: there are no rounds to record
     with campaign.store.in_use(), Reporter("data") as report:
 
-        def call(label: str, stage: str, settings: BaseModel, inputs: Mapping[str, Input], seed: int) -> Artifact:
+        def call(
+            label: str, stage: str, settings: BaseModel, inputs: Mapping[str, Input], seed: int, around: Around
+        ) -> Artifact:
             with report.stage(1, label, lambda key: None) as notes:
-                artifact = perform(campaign.store, stage, settings, inputs, seed=seed, hardware=recipe.hardware, notes=notes)
+                artifact = perform(
+                    campaign.store, stage, settings, inputs, seed=seed, hardware=recipe.hardware, notes=notes, around=around
+                )
                 report.done(1, label, artifact)
                 return artifact
 

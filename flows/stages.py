@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +14,32 @@ from data import sources, tables
 from data.campaign import Campaign, Metric, Ref
 from data.errors import RecipeError
 from data.loss import Loss
-from data.recipe import Recipe, Score, Suite, Train
+from data.recipe import Pool, Recipe, Score, Suite, Train
 from data.store import Artifact, External, Store, derive_seed, digest_of, sha256_file
 from tasks import observe
+from tasks.ahead import Ahead
 from tasks.models import inspect_checkpoint
 from tasks.parts import check_settings, wants
 from tasks.read_prompts import SPLIT as ALL
-from tasks.stage import Input
+from tasks.score import Settings as Scoring
+from tasks.stage import Around, Input
 from tasks.twin_features import COLUMNS
 from tasks.work import device_of, module_of
 
-Call = Callable[[str, str, BaseModel, Mapping[str, Input], int], Artifact]
+Call = Callable[[str, str, BaseModel, Mapping[str, Input], int, Around], Artifact]
 REFERENCE_ROWS = 64  # completions on which the reference is proved
 
 
 class Stages:
-    """One method per stage. `call(label, stage, settings, inputs, seed)` runs it, under Prefect or without."""
+    """One method per stage. `call(label, stage, settings, inputs, seed, around)` runs it, under Prefect or without."""
 
     def __init__(self, campaign: Campaign, number: int, call: Call) -> None:
         self.number, self.call = number, call
         self.recipe: Recipe = campaign.recipe.at_round(number)
         self.first: Recipe = campaign.recipe.at_round(0)  # the probe is decoded in every round as in round 0
         self.made: dict[str, Artifact] = {}
+        scoring = [Scoring(scorer=s.scorer, settings=s.settings, split="rounds") for s in self.recipe.score]
+        self.ahead = Ahead(scoring, self.recipe.hardware.workers)
 
     # -- what every round stands on ---------------------------------------------------------------------------------
     def prepare(self) -> Artifact:
@@ -91,7 +96,9 @@ class Stages:
         label = f"generate/{beside}" if beside else "generate"
         limit = max_tokens or self.recipe.generate.max_tokens
         settings = {**self._decoding(self.recipe, self.recipe.generate.engine), "max_tokens": limit, "split": "rounds"}
-        return self._do(label, "generate", settings, {"prompts": prompts, "checkpoint": source}, self._seed(label))
+        inputs = {"prompts": prompts, "checkpoint": source}
+        around = nullcontext if beside or self.recipe.pool != Pool() else self.ahead.drawing
+        return self._do(label, "generate", settings, inputs, self._seed(label), around)
 
     def pool(self, prompts: Artifact, completions: Artifact, others: Mapping[str, Artifact]) -> Artifact:
         """The round's completions with those of `others` on the same prompts; themselves where there are none."""
@@ -135,7 +142,7 @@ class Stages:
         if "rollouts" in asked:
             available = {**available, "rollouts": self.rollouts(score, split, prompts, completions, standing)}
         inputs = {"prompts": prompts, "completions": completions, **supply("scorers", score.scorer, available)}
-        return self._do(label, "score", settings, inputs)
+        return self._do(label, "score", settings, inputs, around=self.ahead.scoring)
 
     def rollouts(
         self, score: Score, split: str, prompts: Artifact, completions: Artifact, standing: Mapping[str, Artifact]
@@ -412,8 +419,16 @@ class Stages:
         return found
 
     # -- how --------------------------------------------------------------------------------------------------------
-    def _do(self, label: str, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, Input], seed: int = 0) -> Artifact:
-        artifact = self.call(label, stage, module_of(stage).Settings.model_validate(settings), inputs, seed)
+    def _do(
+        self,
+        label: str,
+        stage: str,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, Input],
+        seed: int = 0,
+        around: Around = nullcontext,
+    ) -> Artifact:
+        artifact = self.call(label, stage, module_of(stage).Settings.model_validate(settings), inputs, seed, around)
         self.made[label] = artifact
         return artifact
 

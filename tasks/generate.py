@@ -21,6 +21,7 @@ from tasks.work import Work, chunks
 VERSION = 4
 LIBRARIES = ("torch", "transformers", "tokenizers")  # the engine's own come with it
 ATTEMPTS = 4  # each with batches of half the size
+SHARDS = "completions-*.parquet"  # in scratch
 
 
 class Settings(BaseModel):
@@ -65,7 +66,7 @@ def generate(work: Work) -> None:
 
 
 def _file(work: Work, index: int) -> Path:
-    return work.scratch / f"completions-{index:05d}.parquet"
+    return work.scratch / SHARDS.replace("*", f"{index:05d}")
 
 
 def _draw_missing(work: Work, prompts: list[Row], shards: Mapping[int, range], made: dict[int, pa.Table | None]) -> None:

@@ -20,6 +20,7 @@ from tasks.work import Work, device_of
 
 VERSION = 2
 LIBRARIES = ("math-verify", "latex2sympy2_extended", "sympy", "regex")
+AHEAD = "ahead.parquet"  # in scratch: SCORES of some prompts, made while the others were still being drawn (tasks/ahead.py)
 SHARD = 2048  # completions at least; small enough to lose, large enough to keep a process pool busy
 
 Row = dict[str, Any]
@@ -47,6 +48,7 @@ def score(work: Work) -> None:
     by_id = {row["prompt_id"]: row for row in prompts}
     completions = read_completions(work.inputs["completions"])
     verdicts = _verdicts(work)
+    known = _ahead(work, completions)
     scorer = None
     made: list[pa.Table] = []
     with contextlib.ExitStack() as closing:
@@ -55,13 +57,27 @@ def score(work: Work) -> None:
             file = work.scratch / f"scores-{index:05d}.parquet"
             table = tables.read_shard(file, tables.SCORES)
             if table is None:
-                scorer = scorer or _bind(work, closing)
                 batch = as_rows(completions.slice(rows.start, len(rows)))
-                table = tables.from_rows(_score(s.scorer, scorer, by_id, batch, verdicts), tables.SCORES)
+                rest = [row for row in batch if row["completion_id"] not in known]
+                if rest:
+                    scorer = scorer or _bind(work, closing)
+                fresh = iter(scored(s.scorer, scorer, by_id, rest, verdicts))
+                table = tables.from_rows([known.get(row["completion_id"]) or next(fresh) for row in batch], tables.SCORES)
                 tables.write_shard(table, tables.SCORES, file)
             made.append(table)
     tables.write(pa.concat_tables(made or [tables.SCORES.empty_table()]), tables.SCORES, work.out / "scores.parquet")
     work.tick(completions.num_rows, completions.num_rows)
+
+
+def _ahead(work: Work, completions: pa.Table) -> dict[str, Row]:
+    """SCORES rows made ahead, by completion; only of prompts all of whose completions here have one."""
+    table = tables.read_shard(work.scratch / AHEAD, tables.SCORES)
+    if table is None:
+        return {}
+    made = {row["completion_id"]: row for row in table.to_pylist()}
+    pairs = list(zip(completions["completion_id"].to_pylist(), completions["prompt_id"].to_pylist(), strict=True))
+    open_prompts = {prompt for completion, prompt in pairs if completion not in made}
+    return {completion: made[completion] for completion, prompt in pairs if prompt not in open_prompts}
 
 
 def _bind(work: Work, closing: contextlib.ExitStack) -> Any:
@@ -105,13 +121,13 @@ def _verdicts(work: Work) -> dict[str, float | None] | None:
     return dict(zip(table["completion_id"].to_pylist(), table["value"].to_pylist(), strict=True))
 
 
-def _score(
+def scored(
     name: str, scorer: Any, prompts: dict[str, Row], rows: Sequence[Row], verdicts: dict[str, float | None] | None
 ) -> list[Row]:
     """SCORES rows. A completion that never came (an engine's request failed) has no score: it is not a wrong answer."""
     batch = [row for row in rows if row["finish_reason"] != "error"]
-    scored = iter(_scored(name, scorer, prompts, batch, verdicts) if batch else [])
-    return [_plain(row, Score(None, "no_completion") if row["finish_reason"] == "error" else next(scored)) for row in rows]
+    found = iter(_called(name, scorer, prompts, batch, verdicts) if batch else [])
+    return [_plain(row, Score(None, "no_completion") if row["finish_reason"] == "error" else next(found)) for row in rows]
 
 
 def _plain(row: Row, score: Score) -> Row:
@@ -119,7 +135,7 @@ def _plain(row: Row, score: Score) -> Row:
     return {"completion_id": row["completion_id"], "prompt_id": row["prompt_id"], **known}
 
 
-def _scored(
+def _called(
     name: str, scorer: Any, prompts: dict[str, Row], batch: Sequence[Row], verdicts: dict[str, float | None] | None
 ) -> list[Score]:
     aligned = [prompts[row["prompt_id"]] for row in batch]
@@ -127,8 +143,8 @@ def _scored(
     def call(first: int, last: int) -> list[Score]:
         rows = batch[first:last]
         more = {} if verdicts is None else {"verdicts": [verdicts[row["completion_id"]] for row in rows]}
-        scored: list[Score] = scorer(aligned[first:last], rows, **more)
-        return scored
+        said: list[Score] = scorer(aligned[first:last], rows, **more)
+        return said
 
     try:
         scores = call(0, len(batch))

@@ -19,6 +19,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from data.store import Artifact, External, Job, Store, locked
 from tasks.work import Tick, Work, device_of, gpus, module_of, silent
 
 Input = Artifact | External
+Around = Callable[[Work], AbstractContextManager[Work]]
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,10 @@ def perform(
     seed: int = 0,
     hardware: Hardware,
     notes: Notes = Notes(),
+    around: Around = contextlib.nullcontext,
 ) -> Artifact:
-    """Return the stage's artifact, computing it only where no whole one exists.
+    """Return the stage's artifact, computing it only where no whole one exists. Where it is computed, `around` is entered with
+    the work, and gives the work to be done.
 
     Raises:
         StageFailed: the stage could not finish; whatever it had committed to scratch is kept for the next attempt.
@@ -87,7 +91,7 @@ def perform(
         if found is not None:  # somebody else made it while we waited
             return found
         paths = {name: _present(store, artifact, hardware, notes) for name, artifact in inputs.items()}
-        return _make(store, job, settings, inputs, paths, hardware, notes)
+        return _make(store, job, settings, inputs, paths, hardware, notes, around)
 
 
 def _find(store: Store, job: Job, notes: Notes) -> Artifact | None:
@@ -116,18 +120,19 @@ def _make(
     paths: Mapping[str, Path],
     hardware: Hardware,
     notes: Notes,
+    around: Around = contextlib.nullcontext,
 ) -> Artifact:
     partial = store.root / "partial" / job.key
     work = Work(job.key, settings, paths, job.seed, partial / "payload", partial / "scratch", hardware, notes.tick)
     began, found = time.time(), sorted(path.name for path in work.scratch.iterdir())
     try:
-        with turn_on_gpu(job, hardware, notes):
+        with around(work) as watched, turn_on_gpu(job, hardware, notes):
             if own_process(hardware) or launched(job.stage, hardware):
                 from tasks.worker import run_apart
 
-                run_apart(job.stage, work)
+                run_apart(job.stage, watched)
             else:
-                getattr(module_of(job.stage), job.stage)(work)
+                getattr(module_of(job.stage), job.stage)(watched)
         events = work.events()
         for event in events:
             notes.warn(f"{job.stage}: {event}")

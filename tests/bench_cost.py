@@ -156,7 +156,7 @@ def child_loop(home: Path, method: str, rounds: int) -> None:
     campaign = Campaign(home, "bench", recipe)
     bare = home / "bare"
 
-    def call(label: str, stage: str, settings: Any, inputs: Any, seed: int) -> Artifact:
+    def call(label: str, stage: str, settings: Any, inputs: Any, seed: int, around: Any) -> Artifact:
         known = [m for k in campaign.store.keys() if (m := campaign.store.manifest(k))["job"]["stage"] == stage]
         if label in ("prepare", "tiny_model", "base"):
             artifact = campaign.store.find(known[-1]["key"])

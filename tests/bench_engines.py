@@ -1,10 +1,11 @@
-"""What our generate stage costs beside the bare libraries, and what keeping an engine warm saves.
+"""What our generate stage costs beside the bare libraries, and what keeping an engine warm and scoring ahead save.
 
-    ./ratchet bench engines [--pairs 10] [--prompts 64] [--only vllm|transformers|warm]
+    ./ratchet bench engines [--pairs 10] [--prompts 64] [--only vllm|transformers|warm|ahead]
 
 Each side lives in a process of its own and draws in turn, A B, B A, ...: CPU seconds of the drawing process, without imports
 and, but for `warm`, without loading. Ratios of completion tokens per CPU second (warm: of CPU seconds) with a 95% interval.
 The bare sides get the same checkpoint, prompts, lengths and temperature, keep what they return in memory, and write nothing.
+`ahead` compares seconds on the clock: an engine that sleeps stands for the GPU or server that draws elsewhere.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,7 +37,9 @@ SIDES: dict[str, dict[str, tuple[str, str]]] = {
         "our vllm stage / model.generate": ("ours_vllm", "bare_transformers"),
     },
     "warm": {"a round's draw with a warm engine / built anew": ("warm", "cold")},
+    "ahead": {"drawing and math_equivalence, scored ahead / in sequence": ("ahead", "sequence")},
 }
+COST: dict[str, Callable[[dict[str, float]], float]] = {"warm": lambda d: d["cpu"], "ahead": lambda d: d["seconds"]}
 
 
 def main() -> int:
@@ -79,15 +83,18 @@ def serve(side: str, place: Path) -> None:
     draw = make(side, place)
     draw(0)  # what is done once in a process (kernels, caches) is no part of a draw
     for line in sys.stdin:
-        before = time.process_time()
+        before, began = time.process_time(), time.perf_counter()
         tokens = draw(int(line))
-        print(json.dumps({"cpu": time.process_time() - before, "tokens": tokens}), flush=True)
+        cpu, seconds = time.process_time() - before, time.perf_counter() - began
+        print(json.dumps({"cpu": cpu, "seconds": seconds, "tokens": tokens}), flush=True)
 
 
 def make(side: str, place: Path) -> Callable[[int], int]:
     """A function from the number of a draw (1, 2, ...) to the completion tokens it drew."""
     if side in ("warm", "cold"):
         return lambda number: stage("vllm", place, ("one", "two")[number % 2], number, warm=side == "warm")
+    if side in ("ahead", "sequence"):
+        return lambda number: draw_and_score(place, number, ahead=side == "ahead")
     kind, _, library = side.partition("_")
     if kind == "ours":
         return lambda number: stage(library, place, "one", number, warm=True)
@@ -107,6 +114,46 @@ def stage(engine: str, place: Path, checkpoint: str, seed: int, warm: bool) -> i
         generate(Work("key", settings, inputs, seed, Path(folder), Path(folder), Hardware(device="cpu", warm=warm)))
         table = tables.read(Path(folder) / "completions.parquet", tables.COMPLETIONS)
         return sum(len(ids) for ids in table["token_ids"].to_pylist())
+
+
+def draw_and_score(place: Path, seed: int, ahead: bool) -> int:
+    """Both stages through a store of their own; shards of 64 completions, math-verify in one worker process."""
+    from contextlib import nullcontext
+
+    from data.recipe import Hardware
+    from data.store import External, Store, digest_of, hash_folder
+    from tasks import generate, score
+    from tasks.ahead import Ahead
+    from tasks.stage import perform
+
+    drawing = generate.Settings(
+        engine="tests.bench_engines:elsewhere", split="rounds", n=N, temperature=1.0, top_p=1.0, max_tokens=TOKENS,
+        batch=64, shard=64, dtype="float32",
+    )  # fmt: skip
+    scoring = score.Settings(scorer="math_equivalence", settings={}, split="rounds")
+    beside = Ahead([scoring] if ahead else [], workers=1)
+    given = {"prompts": External(digest_of(hash_folder(place)), place), "checkpoint": External("one", place / "one")}
+    hardware = Hardware(device="cpu", isolation="inline", workers=1)
+    with tempfile.TemporaryDirectory(dir=place.parent) as folder:
+        store = Store(Path(folder))
+        drawn = perform(store, "generate", drawing, given, seed=seed << 16, hardware=hardware, around=beside.drawing)
+        inputs = {"prompts": given["prompts"], "completions": drawn}
+        perform(store, "score", scoring, inputs, hardware=hardware, around=beside.scoring if ahead else nullcontext)
+    return 0
+
+
+def elsewhere(checkpoint: Path) -> Any:
+    """An engine whose completions take 5 ms each and no CPU, every one another expression to compare."""
+
+    def sample(batches: Any, decoding: Any) -> Any:
+        for index, batch in enumerate(batches):
+            seeds = [seed + j for seed in batch.seeds for j in range(decoding.n)]
+            time.sleep(0.005 * len(seeds))
+            texts = [rf"so \boxed{{\frac{{{s}}}{{{s}+1}}+\sqrt{{{s}}}}}" for s in seeds]
+            known = {"token_ids": None, "logprobs": None, "finish_reason": "stop"}
+            yield index, [{"text": text, "seed": s, **known} for text, s in zip(texts, seeds, strict=True)]
+
+    return SimpleNamespace(sample=sample, length=lambda prompt: 1, close=lambda: None)
 
 
 def bare_vllm(place: Path, kind: str) -> Callable[[int], int]:
@@ -184,9 +231,10 @@ def compare(group: str, ratios: dict[str, tuple[str, str]], place: Path, pairs: 
                 child.wait()
     for name, draws in found.items():
         cpu, tokens = np.median([d["cpu"] for d in draws]), np.median([d["tokens"] / d["cpu"] for d in draws])
-        print(f"{name:<20}{cpu:>8.2f} CPU s a draw{tokens:>10.0f} tokens a CPU second", flush=True)
+        seconds = np.median([d["seconds"] for d in draws])
+        print(f"{name:<20}{cpu:>8.2f} CPU s{seconds:>8.2f} s a draw{tokens:>10.0f} tokens a CPU second", flush=True)
     for title, (ours, theirs) in ratios.items():
-        key = (lambda d: d["cpu"]) if group == "warm" else (lambda d: d["tokens"] / d["cpu"])
+        key = COST.get(group, lambda d: d["tokens"] / d["cpu"])
         low, middle, high = interval([key(a) / key(b) for a, b in zip(found[ours], found[theirs], strict=True)])
         print(f"{title}: {middle:.3f}, 95% interval {low:.3f} to {high:.3f}, {pairs} pairs", flush=True)
 

@@ -267,7 +267,7 @@ def test_each_engine_has_its_work(tmp_path: Path) -> None:
     # the round is drawn by generate.engine; what is measured, probed or frozen is drawn from the checkpoint, by evaluate.engine
     drawn: dict[str, str] = {}
 
-    def call(label: str, stage: str, settings: Any, inputs: Any, seed: int) -> Artifact:
+    def call(label: str, stage: str, settings: Any, inputs: Any, seed: int, around: Any) -> Artifact:
         if stage == "generate":
             drawn[label] = settings.engine
         return Artifact(label, label, stage, tmp_path)
@@ -366,7 +366,7 @@ def test_a_judge_has_one_model_here_or_at_a_server(server: Unreliable, tmp_path:
     bind(right)
     asked: dict[str, set[str]] = {}
 
-    def call(label: str, stage: str, settings: Any, inputs: Any, seed: int) -> Artifact:
+    def call(label: str, stage: str, settings: Any, inputs: Any, seed: int, around: Any) -> Artifact:
         asked[label] = set(inputs)
         return Artifact(label, label, stage, tmp_path)
 

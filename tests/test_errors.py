@@ -34,7 +34,7 @@ from data.store import Store
 from data.sweep import parse_over
 from tasks import parts
 from tasks.observe import _values
-from tasks.score import _score
+from tasks.score import scored
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("data", "tasks", "registry", "flows")
@@ -184,7 +184,7 @@ def test_scorers_that_break_the_rules(gives: list[object] | None, says: str) -> 
 
     row = {"prompt_id": "p", "completion_id": "c", "text": "t", "finish_reason": "stop"}
     with pytest.raises(ScorerFailed, match=says):
-        _score("mine", mine, {"p": {}}, [row], None)
+        scored("mine", mine, {"p": {}}, [row], None)
 
 
 def test_features_that_break_the_rules() -> None:

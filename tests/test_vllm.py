@@ -241,7 +241,7 @@ def test_a_real_server_draws_and_judges(work: Callable[..., Work], old: Path, se
 
 
 def test_two_rounds_on_vllm(run_micro: Callable[..., Campaign], home: Path) -> None:
-    # Claim: a campaign draws with vLLM throughout, warm over its rounds, and a second one with a process per stage ends equal.
+    # Claim: a campaign draws with vLLM throughout, warm over its rounds, and one that loads it for every stage goes the same way.
     sets = ("generate.engine=vllm", "rounds=2", "prompts.test=0", "prompts.ood=0")
     campaign = run_micro("tiny_raft", *sets)
     rounds = campaign.rounds()
@@ -253,5 +253,5 @@ def test_two_rounds_on_vllm(run_micro: Callable[..., Campaign], home: Path) -> N
         assert json.loads((folder / "log.json").read_text())["events"] == []
         libraries = campaign.store.manifest(finished.artifacts["generate"].key)["job"]["libraries"]
         assert any(name.startswith("vllm") for name in libraries)
-    apart = run_micro("tiny_raft", *sets, "hardware.warm=false", place=home.with_name("apart"))
-    assert [r.checkpoint.digest for r in apart.rounds()] == [r.checkpoint.digest for r in rounds]
+    apart = run_micro("tiny_raft", *sets, "rounds=1", "hardware.warm=false", place=home.with_name("apart"))
+    assert [r.checkpoint.digest for r in apart.rounds()] == [r.checkpoint.digest for r in rounds[:2]]
