@@ -39,7 +39,7 @@ SIDES: dict[str, dict[str, tuple[str, str]]] = {
     "warm": {"a round's draw with a warm engine / built anew": ("warm", "cold")},
     "ahead": {"drawing and math_equivalence, scored ahead / in sequence": ("ahead", "sequence")},
 }
-COST: dict[str, Callable[[dict[str, float]], float]] = {"warm": lambda d: d["cpu"], "ahead": lambda d: d["seconds"]}
+COST = {"warm": "cpu", "ahead": "seconds"}  # elsewhere the tokens of a CPU second
 
 
 def main() -> int:
@@ -124,7 +124,7 @@ def draw_and_score(place: Path, seed: int, ahead: bool) -> int:
     from data.store import External, Store, digest_of, hash_folder
     from tasks import generate, score
     from tasks.ahead import Ahead
-    from tasks.stage import perform
+    from tasks.stage import Input, perform
 
     drawing = generate.Settings(
         engine="tests.bench_engines:elsewhere", split="rounds", n=N, temperature=1.0, top_p=1.0, max_tokens=TOKENS,
@@ -132,12 +132,15 @@ def draw_and_score(place: Path, seed: int, ahead: bool) -> int:
     )  # fmt: skip
     scoring = score.Settings(scorer="math_equivalence", settings={}, split="rounds")
     beside = Ahead([scoring] if ahead else [], workers=1)
-    given = {"prompts": External(digest_of(hash_folder(place)), place), "checkpoint": External("one", place / "one")}
+    given: dict[str, Input] = {
+        "prompts": External(digest_of(hash_folder(place)), place),
+        "checkpoint": External("one", place / "one"),
+    }
     hardware = Hardware(device="cpu", isolation="inline", workers=1)
     with tempfile.TemporaryDirectory(dir=place.parent) as folder:
         store = Store(Path(folder))
         drawn = perform(store, "generate", drawing, given, seed=seed << 16, hardware=hardware, around=beside.drawing)
-        inputs = {"prompts": given["prompts"], "completions": drawn}
+        inputs: dict[str, Input] = {"prompts": given["prompts"], "completions": drawn}
         perform(store, "score", scoring, inputs, hardware=hardware, around=beside.scoring if ahead else nullcontext)
     return 0
 
@@ -234,7 +237,7 @@ def compare(group: str, ratios: dict[str, tuple[str, str]], place: Path, pairs: 
         seconds = np.median([d["seconds"] for d in draws])
         print(f"{name:<20}{cpu:>8.2f} CPU s{seconds:>8.2f} s a draw{tokens:>10.0f} tokens a CPU second", flush=True)
     for title, (ours, theirs) in ratios.items():
-        key = COST.get(group, lambda d: d["tokens"] / d["cpu"])
+        key = (lambda d: d[COST[group]]) if group in COST else (lambda d: d["tokens"] / d["cpu"])
         low, middle, high = interval([key(a) / key(b) for a, b in zip(found[ours], found[theirs], strict=True)])
         print(f"{title}: {middle:.3f}, 95% interval {low:.3f} to {high:.3f}, {pairs} pairs", flush=True)
 

@@ -241,7 +241,7 @@ def test_a_real_server_draws_and_judges(work: Callable[..., Work], old: Path, se
 
 
 def test_two_rounds_on_vllm(run_micro: Callable[..., Campaign], home: Path) -> None:
-    # Claim: a campaign draws with vLLM throughout, warm over its rounds, and one that loads it for every stage goes the same way.
+    # Claim: a campaign draws with vLLM throughout, warm over its rounds; one that loads it for every stage goes the same way.
     sets = ("generate.engine=vllm", "rounds=2", "prompts.test=0", "prompts.ood=0")
     campaign = run_micro("tiny_raft", *sets)
     rounds = campaign.rounds()
