@@ -91,6 +91,12 @@ def test_no_near_duplicates(contents: list[str], likeness: float) -> None:
             assert any(alike(runs, other) for p, other in stay.items() if int(p[1:]) < number)
 
 
+def test_a_sign_makes_another_problem() -> None:
+    # What differs in + and - alone is no duplicate; what differs in commas is.
+    rows = prompts("What is 7 - 3 ?", "What is 7 + 3 ?", "What, is 7 + 3")
+    assert ids(texts.no_near_duplicates(rows, [], likeness=1.0)) == ["p0", "p1"]
+
+
 def test_decontamination() -> None:
     # Eight words in a row of a held-out prompt, whatever the case and punctuation; a template they all share does not count.
     template = "Please solve the following problem and give the final answer: "

@@ -28,7 +28,10 @@ def text_of(prompt: Row) -> str:
     return "\n".join(message["content"] for message in prompt["messages"] if message["role"] == "user")
 
 
-def word_runs(text: str, n: int) -> set[tuple[str, ...]]:
-    """Every run of `n` words, in lower case without punctuation; a shorter text is one run of all its words."""
-    words = regex.findall(r"\w+", text.casefold())
+def word_runs(text: str, n: int, signs: bool = False) -> set[tuple[str, ...]]:
+    """Every run of `n` words, in lower case without punctuation; a shorter text is one run of all its words.
+
+    With `signs` those of mathematics are words too: 7-3 is not 7+3.
+    """
+    words = regex.findall(r"\w+|[-+*/^=<>%×÷·]" if signs else r"\w+", text.casefold())
     return {tuple(words[i : i + n]) for i in range(max(1, len(words) - n + 1))}

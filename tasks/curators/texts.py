@@ -12,6 +12,8 @@ from annotated_types import Ge, Gt, Le
 from tasks.audit import Row
 from tasks.curators import History, text_of, word_runs
 
+VERSIONS = {"no_near_duplicates": 2}
+
 _GUESSED = regex.compile(r"\(?[A-J]\)?\.?|true|false|yes|no", regex.IGNORECASE)
 _PROOF = regex.compile(r"\b(?:prove|show)\s+that\b", regex.IGNORECASE)
 
@@ -33,7 +35,7 @@ def no_near_duplicates(
     sizes: list[int] = []
     holders: dict[tuple[str, ...], list[int]] = defaultdict(list)  # run of words -> which of the kept have it
     for prompt in prompts:
-        runs = word_runs(text_of(prompt), n)
+        runs = word_runs(text_of(prompt), n, signs=True)
         shared = Counter(place for run in runs for place in holders[run])
         if any(count >= likeness * (sizes[place] + len(runs) - count) for place, count in shared.items()):
             continue
