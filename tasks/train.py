@@ -25,7 +25,7 @@ from tasks.rows import Row
 from tasks.saves import newest_save, save_callback
 from tasks.work import Work, device_of
 
-VERSION = 2
+VERSION = 3
 LIBRARIES = ("torch", "transformers", "tokenizers", "trl", "accelerate")
 LAUNCHED = True  # under `accelerate launch` where hardware.accelerate names a configuration
 REFERENCE_TOLERANCE = {

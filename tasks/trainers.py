@@ -51,9 +51,11 @@ def arguments(work: Work, rows: int, validates: bool) -> dict[str, Any]:
     micro, rest = divmod(s.batch, s.accumulate * ranks)
     if rest:
         raise StageFailed(f"train.batch = {s.batch} must divide by train.accumulate ({s.accumulate}) times {ranks} processes")
+    every = min(s.save_every, steps) if validates else s.save_every  # a short training is validated once, at its end
     early = {
         "eval_strategy": "steps",
-        "eval_steps": s.save_every,
+        "eval_steps": every,
+        "restore_callback_states_from_checkpoint": True,  # or patience would begin anew after a crash
         "per_device_eval_batch_size": micro,
         "load_best_model_at_end": True,
         "metric_for_best_model": "eval_loss",
@@ -74,7 +76,7 @@ def arguments(work: Work, rows: int, validates: bool) -> dict[str, Any]:
         "seed": work.seed,
         "data_seed": work.seed,
         "save_strategy": "steps",
-        "save_steps": s.save_every,
+        "save_steps": every,
         "save_total_limit": 2,
         "logging_steps": 1,  # alarms look at single steps, and a resumed training logs the same
         "logging_nan_inf_filter": False,  # or a loss that is not a number would be logged as 0

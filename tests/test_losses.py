@@ -15,6 +15,7 @@ from data import tables
 from data.campaign import Campaign
 from data.errors import StageFailed
 from data.loss import DPO, KINDS, Loss
+from data.store import hash_folder
 from tasks import losses
 from tasks.rows import of_labelled, of_pairs, of_ranked
 from tasks.train import split, train
@@ -194,6 +195,32 @@ def test_validation_splits_by_prompt_and_the_best_save_wins(finished: Finished, 
     assert facts["validation"] > 0
     assert facts["steps"] < 12
     assert facts["best_step"] == 1 + evaluations.index(min(evaluations))
+
+
+def test_patience_survives_a_crash(finished: Finished, tmp_path: Path) -> None:  # noqa: F811
+    # evaluations without a better one are counted on after a resume: the same early stop, the same bytes
+    changes: dict[str, Any] = {"steps": 12, "save_every": 1, "learning_rate": 0.3, "validation": 0.3, "patience": 3}
+    whole = work_of(finished, tmp_path / "whole", **changes)
+    train(whole)
+    stopped = json.loads((whole.out / "training.json").read_text())
+    assert stopped["steps"] - stopped["best_step"] == 3
+
+    def crash(done: int, total: int) -> None:
+        if done == stopped["best_step"] + 2:
+            raise KeyboardInterrupt
+
+    cut = work_of(finished, tmp_path / "cut", **changes)
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(cut, tick=crash))
+    train(cut)
+    assert hash_folder(cut.out) == hash_folder(whole.out)
+
+
+def test_a_training_shorter_than_a_save_is_validated(finished: Finished, tmp_path: Path) -> None:  # noqa: F811
+    # validation never does nothing: where save_every is more than all steps, the last step is evaluated
+    work = work_of(finished, tmp_path, steps=2, save_every=50, validation=0.3)
+    train(work)
+    assert "eval_loss" in {row["metric"] for row in read(work.out / "training.parquet", tables.TRAINING)}
 
 
 @pytest.fixture(scope="module")
