@@ -218,7 +218,11 @@ class Train(Strict):
     steps: int = Field(0, ge=0, description="optimizer steps; 0 = by epochs")
     epochs: float = Field(1.0, gt=0, description="used where steps = 0")
     batch: int = Field(32, ge=1, description="examples (or pairs) per optimizer step")
-    accumulate: int = Field(1, ge=1, description="micro-batches per optimizer step; batch must divide by it")
+    accumulate: int = Field(
+        0,
+        ge=0,
+        description="micro-batches per optimizer step; 0 = 1 on a CPU, on a GPU as many as keep each within 16,384 tokens",
+    )
     learning_rate: float = Field(5e-7, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps")
@@ -238,7 +242,7 @@ class Train(Strict):
 
     @model_validator(mode="after")
     def _divides(self) -> Train:
-        if self.batch % self.accumulate:
+        if self.accumulate and self.batch % self.accumulate:
             raise ValueError(f"batch ({self.batch}) must divide by accumulate ({self.accumulate})")
         return self
 

@@ -10,7 +10,7 @@ from data.campaign import free_bytes
 from data.errors import HomeError, PartError, RecipeError
 from data.recipe import Pool, Recipe, Score
 from flows.estimate import drawn, seven_b
-from flows.stages import checkpointing, precision
+from flows.stages import accumulation, checkpointing, precision
 from tasks import parts
 from tasks.models import inspect_checkpoint
 
@@ -171,7 +171,7 @@ def cost(recipe: Recipe, counts: dict[str, int], in_suites: int) -> dict[str, An
         "model_bytes": weights,
         "precision": precision(recipe),
         "checkpointing": checkpointing(recipe),
-        "micro_batch": recipe.train.batch // recipe.train.accumulate,
+        "micro_batch": recipe.train.batch // accumulation(recipe, recipe.train, recipe.loss),
         "seven_b": seven_b(recipe, per_round, tokens),
         # two trainer saves hold weights and two optimizer moments in float32 while a round trains
         "disk_bytes": weights * (kept + 2 * 3) + tokens * BYTES_PER_TOKEN,

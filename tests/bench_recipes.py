@@ -19,7 +19,7 @@ import numpy as np
 from data import recipe as recipes
 from data.campaign import Campaign
 
-SIZE = ("prompts.per_round=160", "prompts.held_out=400", "train.steps=30", "train.batch=16", "train.minimum=1")
+SIZE = ("prompts.per_round=200", "generate.n=4", "prompts.held_out=300", "train.steps=30", "train.batch=16", "train.minimum=1")
 ALONE = ("prompts.probe=0", "prompts.test=0", "prompts.ood=0", "evaluate.samples=0", "hardware.prefect=false")
 OPEN = ("gate.rule=always_promote", *ALONE)
 DPO = ("tiny_dpo", "loss.terms={}")
@@ -41,7 +41,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "sppo_hard": (*DPO, "loss.name=sppo_hard", "loss.beta=0.5"),
     "rso": (*DPO, "loss.name=hinge", "loss.beta=0.5", "pair.pairer=rejection_sampled", "pair.settings={beta=0.5}"),
     "rrhf": (*RANKED, "loss.name=rrhf"),
-    "grpo": (*CHOSEN, "loss.name=grpo", "loss.beta=0.0", "select=false", "train.batch=128", "train.steps=15"),
+    "grpo": (*CHOSEN, "loss.name=grpo", "loss.beta=0.0", "select=false", "train.batch=64", "train.steps=15"),
 }  # fmt: skip
 
 
@@ -55,8 +55,8 @@ def main() -> int:
     home = options.home or Path(tempfile.mkdtemp(prefix="ratchet-recipes-"))
     wanted = [name.strip() for name in options.methods.split(";")] if options.methods else list(METHODS)
     curves: dict[str, list[list[float]]] = defaultdict(list)
-    for seed in (int(s) for s in options.seeds.split(",")):
-        for name in wanted:
+    for name in wanted:  # so that what is cut short is whole for the methods it has
+        for seed in map(int, options.seeds.split(",")):
             curve = run(home, name, seed, options.rounds)
             curves[name].append(curve)
             print(f"seed {seed}  {name:<24}" + "".join(f"{100 * value:>8.1f}" for value in curve), flush=True)

@@ -15,6 +15,7 @@ from data.campaign import Campaign
 from flows import check, environment
 from flows.check import bind
 from flows.estimate import drawn, rows_per_prompt, seven_b
+from flows.stages import accumulation
 from tests.micro import SETS
 from tests.test_recipe import load_shipped
 
@@ -74,6 +75,25 @@ def test_the_cost_follows_what_changes_between_rounds_and_who_else_writes() -> N
     assert at == [80 * 8192, 80 * 16384, 80 * 24576]
     most = {"iterative_dpo": 1, "irpo": 10, "kto": 8, "rso": 8, "self_rewarding": 1, "raft": 4, "grpo": 64}
     assert {name: rows_per_prompt(load_shipped(name)) for name in most} == most
+
+
+@pytest.mark.parametrize(
+    ("name", "sets", "micro"),
+    [
+        ("iterative_dpo", ("train.batch=32", "train.max_length=2048"), 4),  # 4 pairs of 2 x 2,048 tokens
+        ("raft", ("train.batch=36", "train.max_length=4096"), 4),  # 9 times 4: the fewest that divide
+        ("raft", ("train.batch=8", "train.max_length=100000"), 1),
+        ("kto", ("train.batch=8", "train.max_length=100000"), 2),
+    ],
+)
+def test_micro_batches_follow_the_device(name: str, sets: tuple[str, ...], micro: int) -> None:
+    # 0 = chosen: whole batches on a CPU, within 16,384 tokens on a GPU; a number of one's own stands
+    for device in ("cuda", "cpu"):
+        recipe = load_shipped(name, *sets, "train.accumulate=0", f"hardware.device={device}")
+        found = recipe.train.batch // accumulation(recipe, recipe.train, recipe.loss)
+        assert found == (micro if device == "cuda" else recipe.train.batch)
+    fixed = load_shipped(name, *sets, "train.accumulate=4", "hardware.device=cuda")
+    assert accumulation(fixed, fixed.train, fixed.loss) == 4
 
 
 def test_the_cost_on_7b_is_its_formula() -> None:
