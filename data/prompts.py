@@ -38,7 +38,8 @@ def _addition(settings: Prompts, seed: int) -> tuple[dict[str, list[Row]], list[
         rows[split] = [_problem(p) for p in world.mixed(getattr(settings, split))]
     rows["ood"] = [_problem(p) for p in addition.World(seed).problems([5] * settings.ood)]
     given = [{"prompt_id": row["prompt_id"], "text": p.solution} for row, p in zip(rows["seed"], solved, strict=True)]
-    again = given[: round(settings.filler * len(given))]  # solved both ways, or the habit would be one of these problems
+    padded = round(settings.filler * len(given))  # spread over the lengths, and solved both ways: a habit of no problem's own
+    again = [given[i * len(given) // padded] for i in range(padded)]
     given += [{**row, "text": row["text"].replace("#", "~" * (1 + i % 3) + "#")} for i, row in enumerate(again)]
     return rows, given
 

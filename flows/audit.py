@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ def _mapping(columns: str) -> dict[str, str]:
 
 
 def _label(source: Path) -> str:
-    return source.name.split(".")[0] if source.is_file() else source.name
+    return re.sub(r"(\.jsonl?|\.parquet)?(\.gz)?$", "", source.name) if source.is_file() else source.name
 
 
 # -- the artifacts ------------------------------------------------------------------------------------------------------

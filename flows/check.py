@@ -12,6 +12,7 @@ from data.recipe import Pool, Recipe, Score
 from flows.estimate import drawn, seven_b
 from flows.stages import accumulation, checkpointing, precision
 from tasks import parts
+from tasks.mitigations import bound
 from tasks.models import inspect_checkpoint
 
 TINY_MODEL_BYTES = 500_000  # weights, tokenizer and configuration of the built-in model
@@ -87,6 +88,11 @@ def bind(recipe: Recipe) -> None:
         parts.check_settings("selectors", recipe.select.selector, recipe.select.settings)
     for change in recipe.mitigate:
         parts.check_settings("mitigations", change.mitigation, change.settings)
+    for family, name in bound([change.model_dump() for change in recipe.mitigate]):
+        parts.find(family, name)
+    for name in recipe.probe.features if recipe.watched else ():
+        if name != "*" and name not in parts.public("prompt_features"):
+            parts.find("features", name)
     if recipe.pair:
         parts.check_settings("pairers", recipe.pair.pairer, recipe.pair.settings)
 

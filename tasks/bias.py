@@ -13,14 +13,15 @@ import numpy as np
 from pydantic import BaseModel
 
 from data import tables
-from tasks.alarms import Alarm, gravest, judge
-from tasks.effects import Array, Kind, scaled
+from tasks.alarms import Alarm, gravest, judge, mitigations
+from tasks.effects import Array, Kind, prompt_means, scaled
 from tasks.ledger import Entry, Sample, compare
-from tasks.pressure import Selection, surface_auc, with_selection
+from tasks.pressure import Selection, contrast, estimate, surface_auc, with_selection
 from tasks.work import Work
 
-VERSION = 1
+VERSION = 2  # 2: labels and ranks say what is trained towards; twins
 LIBRARIES = ("numpy", "scipy", "scikit-learn")
+NARROW = 0.7  # share of the entropy of answers at round 0 below which they have collapsed, if less is solved
 SHORTCUT = 0.7  # AUC from which the pairs can be told apart by their surface alone
 
 Columns = Mapping[str, Array]
@@ -60,8 +61,33 @@ def bias(work: Work) -> None:
         facts["surface_auc"] = _surface_auc(work, chosen) if s.chosen == "pairs" else None
     earlier = read_ledger(work.inputs["earlier"]) if "earlier" in work.inputs else []
     entries, alarms = judge(entries, earlier, round=s.round)
-    alarms += _shortcut(facts.get("surface_auc"))
+    alarms = answer_collapse(entries, now, base) + alarms + _shortcut(facts.get("surface_auc"))
     write_ledger(work.out, entries, alarms, facts)
+
+
+def answer_collapse(entries: Sequence[Entry], now: Sample, base: Sample) -> list[Alarm]:
+    """A STOP where the answers of a prompt have lost a third of their entropy and fewer prompts are solved in K samples: what
+    narrows as it gets better (fewer different wrong answers) solves as many or more."""
+    entropy = next((e for e in entries if e.key == ("answer_entropy", None)), None)
+    if entropy is None or now.right is None or base.right is None or not entropy.base or entropy.drift_high is None:
+        return []
+    k = now.right.shape[1]
+    ours, theirs = (prompt_means(_solved(sample.right, k)) for sample in (now, base))
+    lost, ratio = estimate(ours - theirs), (entropy.mean or 0.0) / entropy.base
+    if not (entropy.base > 0 and ratio <= NARROW and entropy.drift_high < 0 and lost.high < 0):
+        return []
+    said = (
+        f"answers of a prompt: entropy {entropy.base:.2f} -> {entropy.mean:.2f} ({ratio - 1:+.0%}) since round 0, while "
+        f"prompts solved in {k} samples fell by {-100 * lost.value:.1f} points [{-100 * lost.high:.1f}, {-100 * lost.low:.1f}]"
+    )
+    return [Alarm("STOP", "answer collapse", f"{said}; acts on it: {', '.join(mitigations('answer_entropy', 'real'))}")]
+
+
+def _solved(right: Array | None, k: int) -> Array:
+    """Whether any of k samples is right: prompts x drawings of k; NaN where none was judged."""
+    assert right is not None
+    drawn = right.reshape(len(right), -1, k)
+    return np.where(np.isnan(drawn).all(-1), np.nan, (drawn == 1.0).any(-1))
 
 
 def _shortcut(auc: float | None) -> list[Alarm]:
@@ -124,14 +150,7 @@ def _selection(work: Work) -> Selection:
     prompts = tables.read(work.inputs["pool_prompts"] / "rounds.parquet", tables.PROMPTS)
     order = {prompt: i for i, prompt in enumerate(prompts["prompt_id"].to_pylist())}
     table = tables.read(work.inputs["pool"] / "features.parquet", tables.features(*s.kinds))
-    counts: dict[str, Counter[str]] = {"chosen": Counter(), "rejected": Counter()}
-    if s.chosen == "pairs":
-        pairs = tables.read(work.inputs["pairs"] / "pairs.parquet", tables.PAIRS)
-        for side, counter in counts.items():
-            counter.update(pairs[f"{side}_id"].to_pylist())
-    else:
-        selected = tables.read(work.inputs["selected"] / "selected.parquet", tables.SELECTED)
-        counts["chosen"].update(selected["completion_id"].to_pylist())
+    counts = _counts(work)
     rewards = tables.read(work.inputs["reward"] / "scores.parquet", tables.SCORES)
     reward = dict(zip(rewards["completion_id"].to_pylist(), _numbers(rewards, "value"), strict=True))
     ids = table["completion_id"].to_pylist()
@@ -143,16 +162,27 @@ def _selection(work: Work) -> Selection:
     return Selection(
         values={name: placed[name] for name in s.kinds},
         chosen=weights["chosen"],
-        rejected=weights["rejected"] if s.chosen == "pairs" else None,
+        rejected=weights["rejected"] if counts["rejected"] else None,
         reward=placed["#reward"],
         strata=prompts["stratum"].to_pylist(),
     )
 
 
+def _counts(work: Work) -> dict[str, Counter[str]]:
+    """How often each completion is trained towards, and how often away from: a label of false (KTO), a rank below its
+    prompt's best (listwise losses) and the rejected of a pair are."""
+    if work.settings.chosen == "pairs":
+        pairs = tables.read(work.inputs["pairs"] / "pairs.parquet", tables.PAIRS)
+        return {side: Counter(pairs[f"{side}_id"].to_pylist()) for side in ("chosen", "rejected")}
+    sides: dict[str, Counter[str]] = {"chosen": Counter(), "rejected": Counter()}
+    for row in tables.read(work.inputs["selected"] / "selected.parquet", tables.SELECTED).to_pylist():
+        towards = row["label"] is not False and not row["rank"]
+        sides["chosen" if towards else "rejected"][row["completion_id"]] += 1
+    return sides
+
+
 def _surface_auc(work: Work, chosen: Selection) -> float | None:
     """Over one pair a prompt: the mean of its chosen less the mean of its rejected."""
-    from tasks.pressure import contrast
-
     assert chosen.rejected is not None
     kinds: dict[str, Kind] = work.settings.kinds
     sides = [contrast(scaled(chosen.values[name], kinds[name]), chosen.chosen, chosen.rejected) for name in kinds]

@@ -100,13 +100,11 @@ def resampled_means(values: Array, counts: Array) -> Array:
 
 def interval(draws: Array) -> tuple[Array, Array]:
     """The percentile interval over the last axis; NaN where nothing is known."""
-    if np.isnan(draws).all():
-        return np.full(draws.shape[:-1], np.nan), np.full(draws.shape[:-1], np.nan)
-    with np.errstate(invalid="ignore"):
-        tails = [50 * (1 - LEVEL), 50 * (1 + LEVEL)]
-        low, high = np.percentile(np.where(np.isnan(draws), np.nanmean(draws), draws), tails, axis=-1)
-    empty = np.isnan(draws).all(-1)
-    return np.where(empty, np.nan, low), np.where(empty, np.nan, high)
+    tails = [50 * (1 - LEVEL), 50 * (1 + LEVEL)]
+    ends = np.percentile(draws, tails, axis=-1)
+    for row in np.argwhere(np.isnan(draws).any(-1) & ~np.isnan(draws).all(-1)):  # so few known prompts that a resample has none
+        ends[(slice(None), *row)] = np.nanpercentile(draws[tuple(row)], tails)
+    return ends[0], ends[1]
 
 
 def changes(now: Sequence[Array], then: Sequence[Array], kinds: Sequence[Kind], yardsticks: Sequence[float]) -> Change:

@@ -7,13 +7,16 @@ import math
 import numpy as np
 import pytest
 
-from tasks import pressure
-from tasks.alarms import Alarm, gravest, judge
+from data import recipe as recipes
+from tasks import observe, parts, pressure
+from tasks.alarms import Alarm, gravest, judge, mitigations, sentence
+from tasks.bias import answer_collapse
 from tasks.effects import changes, cohens_h
 from tasks.ledger import Entry, Kind, Sample, compare
 
 pytestmark = pytest.mark.filterwarnings("error")
 
+KNOWN = observe.kinds(observe.Settings(**observe.everything()))
 KINDS: dict[str, Kind] = {"tone": "real", "list": "rate", "words": "length"}
 
 
@@ -92,6 +95,65 @@ def test_hard_stops_have_absolute_floors(now: float, level: str) -> None:
     assert gravest(alarms) == level
 
 
+def test_over_refusal_of_harmless_prompts_is_a_stop() -> None:
+    # refusals of the stratum "benign" rise by 15 points: STOP; on any other stratum they are a style like any other
+    draw = np.random.default_rng(12)
+    then, now = ((draw.random((200, k)) < rate).astype(float) for k, rate in ((16, 0.02), (4, 0.17)))
+    for stratum, level in (("benign", "STOP"), ("harmful", "ALARM")):
+        strata = [stratum] * 100 + ["maths"] * 100
+        entries = compare(Sample({"refusal": now}), Sample({"refusal": then}), None, kinds={"refusal": "rate"}, strata=strata)
+        judged, _ = judge(entries, round=1)
+        assert found(judged, "refusal", stratum).level == level
+
+
+@pytest.mark.parametrize(("solved", "stops"), [(0.3, True), (0.6, False)])
+def test_answers_that_narrow_while_less_is_solved_are_a_stop(solved: float, stops: bool) -> None:
+    # entropy down by a half: with fewer prompts solved a STOP, with more solved the policy has only become surer
+    draw = np.random.default_rng(13)
+
+    def at(entropy: float, rate: float, drawings: int) -> Sample:
+        values = {"answer_entropy": draw.normal(entropy, 0.1, (200, drawings))}
+        return Sample(values, right=np.repeat(draw.random((200, drawings)) < rate, 4, axis=1).astype(float))
+
+    base, now = at(0.8, 0.45, 4), at(0.4, solved, 1)
+    said = answer_collapse(compare(now, base, None, kinds={"answer_entropy": "real"}), now, base)
+    assert [alarm.level for alarm in said] == ["STOP"] * stops
+    assert all("entropy 0.80 -> 0." in alarm.sentence for alarm in said)
+
+
+@pytest.mark.parametrize(("step", "low", "high", "says"), [
+    (0.3, 0.2, 0.4, "selection favours it (pressure +0.4) and training followed (gain 0.75 [0.50, 0.90])"),
+    (0.01, -0.1, 0.1, "in this round it did not move on"),
+    (-0.3, -0.4, -0.2, "against selection (pressure +0.4): training turned it round"),
+])  # fmt: skip
+def test_a_sentence_blames_what_moved_the_last_step(step: float, low: float, high: float, says: str) -> None:
+    # a step that may be nothing is put down to nobody, whatever was selected
+    told = {"pressure": 0.4, "pressure_low": 0.3, "pressure_high": 0.5, "gain": 0.75, "gain_low": 0.5, "gain_high": 0.9}
+    numbers = {"mean": 1.0, "base": 0.5, "drift": 0.5, "drift_low": 0.4, "drift_high": 0.6, "effect": 0.5, "p": 0.0}
+    numbers |= {"effect_low": 0.4, "effect_high": 0.6, "p_by": 0.0, "step_p": 0.5, "step_p_by": 0.5}
+    stepped = {"step": step, "step_low": low, "step_high": high, "step_effect": step}
+    entry = Entry("tone", None, "real", 200, level="ALARM", since=1, **numbers, **stepped, **told)  # type: ignore[arg-type]
+    assert says in sentence(entry, {})
+
+
+def test_a_step_back_is_told_as_a_step() -> None:
+    # a watch for the step alone does not claim that the feature stands away from round 0
+    base, up = sample(2, k=16), sample(3, tone=0.5)
+    first, _ = judge(compare(up, base, base, kinds=KINDS), round=1)
+    _, alarms = judge(compare(sample(4), base, up, kinds=KINDS), first, round=2)
+    assert [(a.level, a.feature) for a in alarms] == [("watch", "tone")]
+    assert "SD) since the round before; it does not stand away from round 0" in alarms[0].sentence
+
+
+def test_what_acts_on_a_feature_is_there() -> None:
+    # every feature of the shelves is told something that exists: a mitigation, or a place in the recipe
+    known, shelf = recipes.load("tiny_dpo").plain(), parts.public("mitigations")
+    for feature, kind in KNOWN.items():
+        for name in mitigations(feature, kind):
+            section, _, key = name.partition(".")
+            assert name in shelf or key in known[section]
+
+
 def test_pressure_is_what_the_simulation_oracle_says() -> None:
     # oracle 3: a Gaussian feature judged by q + 0.25 f, best of 8, is selected by 0.344 SD a round, as predicted
     draw = np.random.default_rng(7)
@@ -105,7 +167,13 @@ def test_pressure_is_what_the_simulation_oracle_says() -> None:
     assert pressure.expected_maximum(4) == pytest.approx(1.029, abs=1e-3)
 
 
-@pytest.mark.parametrize(("k", "bonus", "expected"), [(4, 0.25, 0.47), (8, 0.25, 0.59), (4, 0.5, 0.76), (8, 1.0, 1.00)])
+KNOWN_RATES = {4: (0.29, 0.47, 0.76, 0.98), 8: (0.34, 0.59, 0.90, 1.00)}  # by judge bonus 0.1, 0.25, 0.5, 1
+
+
+@pytest.mark.parametrize(
+    ("k", "bonus", "expected"),
+    [(k, *cell) for k, row in KNOWN_RATES.items() for cell in zip((0.1, 0.25, 0.5, 1.0), row, strict=True)],
+)
 def test_a_perfect_imitator_follows_the_known_trajectories(k: int, bonus: float, expected: float) -> None:
     # oracle 3: a style at 20% with a judge bonus, best of K, imitated perfectly for five rounds
     draw, rate = np.random.default_rng(8), 0.2

@@ -154,7 +154,8 @@ def test_preferences_are_pairs_as_they_are(data: Callable[..., Made], tmp_path: 
 def test_a_campaign_trains_on_recorded_completions(
     ratchet: Callable[..., int], home: Path, tmp_path: Path, known_store: Path
 ) -> None:
-    # the same engine in a campaign: what was recorded is paired and trained on, the checkpoint is measured by sampling it
+    # the same engine in a campaign: what was recorded is paired and trained on, the checkpoint is measured by sampling it; a
+    # judge, a mitigation and the bias ledger go with it, whose probe is sampled too
     import shutil
 
     from tests.micro import SETS
@@ -170,14 +171,22 @@ def test_a_campaign_trains_on_recorded_completions(
         "hardware.prefect=false",
         "generate.engine=recorded",
         "generate.path=" + str(jsonl(tmp_path / "c.jsonl", rows)),
+        'score=[{scorer="exact_match", settings={after="#"}}, {scorer="mean_logprob", weight=0.1}]',
+        'mitigate=[{mitigation="cap_copies"}]',
+        "probe.samples=4",
+        "probe.baseline=1",
+        'probe.features=["tokens", "kl_base"]',
     ]
-    sets = [item for item in sets if not item.startswith("score=")]
+    sets = [item for item in sets if not item.startswith('score=[{scorer="tests.micro')]
     given = [part for item in sets for part in ("--set", item)]
     assert ratchet("run", "tiny_dpo", "--name", "offline", "--home", home, *given) == 0
     first, last = Campaign.open(home, "offline").rounds()
     assert last.facts["pairs"] == last.facts["prompts"] == 32
     assert last.checkpoint != first.checkpoint
     assert last.metrics["accuracy"].n == 40
+    assert last.metrics["judge/mean_logprob/auroc"].n == 64
+    assert last.metrics["bias/tokens/pressure"].value is None  # nobody knows the tokens of what was recorded
+    assert last.metrics["bias/tokens/step"].n == 8  # and everybody those of the probe
     (tmp_path / "c.jsonl").unlink()  # it was copied when the campaign began
     assert ratchet("run", "tiny_dpo", "--name", "offline", "--home", home, *given) == 0
 
