@@ -50,7 +50,7 @@ def generate(work: Work) -> None:
     table is in the prompts' own order.
 
     Raises:
-        StageFailed: the engine ran out of memory or died, with smaller batches too.
+        StageFailed: the engine ran out of memory or died, with smaller batches too, or returned too few rows.
     """
     s: Settings = work.settings
     given = tables.read(work.inputs["prompts"] / f"{s.split}.parquet", tables.PROMPTS).to_pylist()
@@ -114,7 +114,10 @@ def _shard(work: Work, engine: Engine, index: int, prompts: list[Row], rows: ran
     drawn: dict[int, list[Row]] = {}
     for number, finished in engine.sample(batches, Decoding(s.n, s.temperature, s.top_p, s.max_tokens)):
         if len(finished) != len(places[number]) * s.n:
-            raise RuntimeError(f"engine '{s.engine}' returned {len(finished)} rows for {len(places[number])} prompts x {s.n}")
+            raise StageFailed(
+                f"engine '{s.engine}': expected {len(places[number])} prompts x {s.n} rows, found {len(finished)}; "
+                "see tasks/engines"
+            )
         drawn |= {place: finished[i * s.n : (i + 1) * s.n] for i, place in enumerate(places[number])}
     return [
         {

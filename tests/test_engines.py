@@ -157,6 +157,25 @@ def test_an_engine_that_is_always_lost_is_reported(run_micro: Callable[..., Camp
         run_micro("tiny_raft", "rounds=1", "generate.engine=tests.test_engines:frail", "generate.n=10", "generate.batch=80")
 
 
+class Short(Frail):
+    """An engine that forgets a row."""
+
+    def sample(self, batches: Sequence[Batch], decoding: Decoding) -> Iterator[tuple[int, list[Row]]]:
+        for index, rows in self.engine.sample(batches, decoding):
+            yield index, rows[1:]
+
+
+def short(checkpoint: Path) -> Short:
+    """Likewise."""
+    return Short(checkpoint)
+
+
+def test_an_engine_that_returns_too_few_rows_is_named(run_micro: Callable[..., Campaign]) -> None:
+    # Claim: rows are never paired with the wrong prompt: counts that do not fit end the stage.
+    with pytest.raises(StageFailed, match=r"test_engines:short': expected 8 prompts x 4 rows, found 31; see tasks/engines"):
+        run_micro("tiny_raft", "rounds=1", "generate.engine=tests.test_engines:short", "evaluate.engine=transformers")
+
+
 def test_more_replicas_than_gpus_are_refused(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Claim: before a process is started or a model loaded, both counts are named.
     from tasks.engines.replicas import Replicas

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from data.errors import StageFailed
 from tasks.audit import Row, Values, by_prompt, finished
 from tasks.pairers import pair_row
 
@@ -14,11 +15,12 @@ def as_recorded(completions: Sequence[Row], reward: Values, scores: Mapping[str,
     Pairs of equal texts, and those whose chosen side is known to be cut, are left out.
 
     Raises:
-        ValueError: the completions do not come from such a file.
+        StageFailed: the completions do not come from such a file.
     """
     if not all("preferred" in row.get("record", {}) for row in completions):
-        raise ValueError(
-            "as_recorded expects recorded completions from columns 'chosen' and 'rejected' (prompts.map names them)"
+        raise StageFailed(
+            "as_recorded: expected preferences, found completions without; set generate.engine = 'recorded' and, to a file's "
+            "columns, prompts.map.chosen and rejected, or take another pairer"
         )
     pairs = []
     for rows in by_prompt(completions).values():
