@@ -106,6 +106,8 @@ def asks_a_model(score: Score) -> None:
     """A scorer's settings hold, and one that asks a model has one: in a checkpoint, or at an endpoint, not both."""
     parts.check_settings("scorers", score.scorer, score.settings)
     standing_on = parts.bound("scorers", score.scorer, score.settings)
+    for part in standing_on:
+        parts.libraries_of(*part)
     if "checkpoint" not in parts.wants("scorers", score.scorer):
         return
     if ("engines", "endpoint") in standing_on:

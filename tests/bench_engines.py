@@ -29,7 +29,6 @@ N, TOKENS, BATCH, SHARD = 8, 96, 256, 512
 SIDES: dict[str, dict[str, tuple[str, str]]] = {
     "vllm": {
         "our vllm stage / LLM.generate asked for the same (seeds, log-probabilities)": ("ours_vllm", "bare_vllm"),
-        "our vllm stage / the same on our kernels (no oneDNN)": ("ours_vllm", "kernel_vllm"),
         "our vllm stage / LLM.generate asked for texts only": ("ours_vllm", "plain_vllm"),
     },
     "transformers": {
@@ -164,10 +163,8 @@ def bare_vllm(place: Path, kind: str) -> Callable[[int], int]:
 
     for name, value in {**vllm_engine.DEFAULTS, **vllm_engine.ON_CPU}.items():
         os.environ.setdefault(name, value)
-    from vllm import LLM, SamplingParams, _custom_ops
+    from vllm import LLM, SamplingParams
 
-    if kind == "kernel":
-        _custom_ops._supports_onednn = False
     llm = LLM(model=str(place / "one"), dtype="float32", enforce_eager=True)
 
     def draw(number: int) -> int:

