@@ -181,8 +181,8 @@ class _Vllm(Texts):
 
 
 def _repack_head(model: Any) -> None:
-    """On a CPU layers compute with packed copies of their weights. vLLM packs a layer anew when its weights arrive, and misses an
-    output head that shares those of the embeddings: it would stay the old one."""
+    """On a CPU layers compute with packed copies of their weights. A reload packs a layer anew when its weights arrive, and so
+    misses an output head that shares those of the embeddings: it would stay the old one."""
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
