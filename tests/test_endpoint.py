@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data import tables
@@ -217,7 +217,14 @@ def test_whoever_stops_listening_stops_the_asking(server: Unreliable) -> None:
     assert threading.active_count() <= before + QUICK.concurrency  # the server's own
 
 
-@given(st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+@settings(suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(max_size=9),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+        max_leaves=8,
+    )
+)
 def test_any_json_is_a_reply_or_a_known_trouble(found: Any) -> None:
     # a server's answer can be anything; it never becomes another error, nor a text that is not there
     counted = {"choices": [{"message": {"content": found}}], "usage": {"prompt_tokens": found, "completion_tokens": 1e999}}
