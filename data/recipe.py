@@ -173,12 +173,12 @@ class FitReward(Strict):
     steps: int = Field(0, ge=0, description="optimizer steps; 0 = by epochs")
     epochs: float = Field(1.0, gt=0, description="one: more overfits (InstructGPT, Llama 2; recalled)")
     batch: int = Field(64, ge=1, description="pairs per optimizer step (InstructGPT; recalled)")
-    accumulate: int = Field(1, ge=1)
+    accumulate: int = Field(0, ge=0, description="as train.accumulate")
     learning_rate: float = Field(1e-5, gt=0, description="Llama 2's up to 34B parameters (recalled)")
 
     @model_validator(mode="after")
     def _divides(self) -> FitReward:
-        if self.batch % self.accumulate:
+        if self.accumulate and self.batch % self.accumulate:
             raise ValueError(f"batch ({self.batch}) must divide by accumulate ({self.accumulate})")
         return self
 

@@ -188,6 +188,7 @@ class Stages:
         settings = {
             **self._train_settings(self.recipe.train, Loss()),
             **f.model_dump(exclude={"pairer", "settings"}),
+            "accumulate": f.accumulate or micro_batches(self.recipe, f.batch, 2 * self.recipe.train.max_length),
             "schedule": "cosine",
             "warmup": 0.0,
         }
@@ -479,17 +480,17 @@ MICRO_TOKENS = 16_384  # of a micro-batch on a GPU, chosen by us: 7B with activa
 
 
 def accumulation(recipe: Recipe, t: Train, loss: Loss) -> int:
-    """Micro-batches per optimizer step, resolved like `precision`: the fewest that keep each within MICRO_TOKENS tokens.
+    """Micro-batches per optimizer step of a training, resolved like `precision`; KTO's KL estimate needs two rows in each."""
+    sides = 2 if loss.kind.data == "pairs" else 1
+    return t.accumulate or micro_batches(recipe, t.batch, sides * t.max_length, least=2 if loss.name == "kto" else 1)
 
-    At least one row each, two for KTO, whose KL estimate lies inside a micro-batch.
-    """
-    if t.accumulate:
-        return t.accumulate
+
+def micro_batches(recipe: Recipe, batch: int, tokens: int, least: int = 1) -> int:
+    """On a GPU the fewest that keep each within MICRO_TOKENS tokens, a row having `tokens` at most; on a CPU one."""
     if device_of(recipe.hardware) != "cuda":
         return 1
-    sides = 2 if loss.kind.data == "pairs" else 1
-    most = max(2 if loss.name == "kto" else 1, MICRO_TOKENS // (sides * t.max_length))
-    return next(parts for parts in range(1, t.batch + 1) if t.batch % parts == 0 and t.batch // parts <= most)
+    most = max(least, MICRO_TOKENS // tokens)
+    return next(parts for parts in range(1, batch + 1) if batch % parts == 0 and batch // parts <= most)
 
 
 def external_file(path: Path) -> External:

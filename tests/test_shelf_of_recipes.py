@@ -15,7 +15,7 @@ from data.campaign import Campaign
 from flows import check, environment
 from flows.check import bind
 from flows.estimate import drawn, rows_per_prompt, seven_b
-from flows.stages import accumulation
+from flows.stages import accumulation, micro_batches
 from tests.micro import SETS
 from tests.test_recipe import load_shipped
 
@@ -92,6 +92,7 @@ def test_micro_batches_follow_the_device(name: str, sets: tuple[str, ...], micro
         recipe = load_shipped(name, *sets, "train.accumulate=0", f"hardware.device={device}")
         found = recipe.train.batch // accumulation(recipe, recipe.train, recipe.loss)
         assert found == (micro if device == "cuda" else recipe.train.batch)
+    assert micro_batches(load_shipped(name, "hardware.device=cuda"), 64, 2 * 4096) == 32  # as reward models have it
     fixed = load_shipped(name, *sets, "train.accumulate=4", "hardware.device=cuda")
     assert accumulation(fixed, fixed.train, fixed.loss) == 4
 
@@ -120,7 +121,7 @@ INSTEAD: dict[str, tuple[str, ...]] = {
     "spin": ("prompts.per_round=0",),
     **dict.fromkeys(
         ("llama2_rejection_sampling", "rlhf_workflow"),
-        ("fit_reward.steps=2", "fit_reward.batch=8", "fit_reward.accumulate=1"),
+        ("fit_reward.steps=2", "fit_reward.batch=8", "fit_reward.accumulate=0"),
     ),
 }
 
