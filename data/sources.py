@@ -41,7 +41,7 @@ def read(source: Path) -> Iterator[tuple[str, Record]]:
         for number, record in enumerate(found, 1):
             yield f"{source.name}: row {number}", record
     except (OSError, ValueError, TypeError, pa.ArrowInvalid) as error:
-        raise PromptsError(f"{source}: expected records, found what `datasets` cannot read: {error}") from error
+        raise PromptsError(f"{source}: expected records, found what `datasets` cannot read: {_line(error)}") from error
 
 
 def digest(source: Path) -> str:
@@ -119,7 +119,7 @@ def _folder(source: Path) -> Any:
             made = datasets.load_dataset(str(folder), streaming=True)  # leaves no copy in a cache
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise PromptsError(
-            f"{source}: expected a folder of Parquet, JSONL or CSV files, or one that save_to_disk left, found: {error}"
+            f"{source}: expected a folder of Parquet, JSONL or CSV files, or one that save_to_disk left, found: {_line(error)}"
         ) from error
     return _split(source, made, split)
 
@@ -136,7 +136,8 @@ def _hub(source: Path) -> Any:
         made = datasets.load_dataset(found["name"], found["config"], split=found["split"], cache_dir=cache)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise PromptsError(
-            f"{source}: expected a data set in Hugging Face's cache ({cache}), found: {error}; HF_HUB_OFFLINE=0 fetches it"
+            f"{source}: expected a data set in Hugging Face's cache ({cache}), found: {_line(error)}; "
+            "HF_HUB_OFFLINE=0 fetches it"
         ) from error
     return made if found["split"] else _split(source, made, "")
 
@@ -153,3 +154,8 @@ def _split(source: Path, found: Mapping[str, Any], split: str) -> Any:
         example = f"{str(source).partition('[')[0]}[{next(iter(found))}]"
         raise PromptsError(f"{source}: expected one of its splits, as in {example}, found the splits {', '.join(found)}")
     return next(iter(found.values()))
+
+
+def _line(error: Exception) -> str:
+    """What `datasets` says over many lines."""
+    return " ".join(str(error).split())

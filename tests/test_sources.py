@@ -107,6 +107,12 @@ def test_folders_that_will_not_do(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(PromptsError, match="expected a folder of Parquet, JSONL or CSV files"):
         list(sources.read(tmp_path / "empty"))
+    (tmp_path / "mixed").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "mixed" / f"{name}.jsonl").write_text(json.dumps({name: "1?"}) + "\n")
+    with pytest.raises(PromptsError, match=r"expected records, found what `datasets` cannot read: .*column names") as refused:
+        list(sources.read(tmp_path / "mixed"))
+    assert "\n" not in str(refused.value)
     with pytest.raises(PromptsError, match=r"expected a prompts file, found nothing at .*gone\[train\]"):
         sources.digest(tmp_path / "gone[train]")
 
