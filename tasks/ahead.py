@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -67,10 +68,15 @@ class Ahead:
     def scoring(self, work: Work) -> Iterator[Work]:
         """The same work, its scratch holding what was scored ahead. A shard on which the scorer failed is left to the stage,
         which names the row."""
-        said = [future for future in self.said.get(_name(work.settings), []) if not future.cancelled()]
-        tables_made = [future.result() for future in said if future.exception() is None]
-        if tables_made:
-            tables.write_shard(pa.concat_tables(tables_made), tables.SCORES, work.scratch / score.AHEAD)
+        said = self.said.get(_name(work.settings), [])
+        try:
+            made = [future.result() for future in said if not future.cancelled() and future.exception() is None]
+        except BaseException:  # interrupted: what still waits would hold the process up
+            for future in chain(*self.said.values()):
+                future.cancel()
+            raise
+        if made:
+            tables.write_shard(pa.concat_tables(made), tables.SCORES, work.scratch / score.AHEAD)
         yield work
 
 
