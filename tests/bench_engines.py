@@ -116,7 +116,7 @@ def stage(engine: str, place: Path, checkpoint: str, seed: int, warm: bool) -> i
 
 
 def draw_and_score(place: Path, seed: int, ahead: bool) -> int:
-    """Both stages through a store of their own; shards of 64 completions, math-verify in one worker process."""
+    """Both stages through a store of their own; shards of 16 completions, math-verify in one worker process."""
     from contextlib import nullcontext
 
     from data.recipe import Hardware
@@ -127,7 +127,7 @@ def draw_and_score(place: Path, seed: int, ahead: bool) -> int:
 
     drawing = generate.Settings(
         engine="tests.bench_engines:elsewhere", split="rounds", n=N, temperature=1.0, top_p=1.0, max_tokens=TOKENS,
-        batch=64, shard=64, dtype="float32",
+        batch=16, shard=16, dtype="float32",
     )  # fmt: skip
     scoring = score.Settings(scorer="math_equivalence", settings={}, split="rounds")
     beside = Ahead([scoring] if ahead else [], workers=1)
@@ -145,12 +145,12 @@ def draw_and_score(place: Path, seed: int, ahead: bool) -> int:
 
 
 def elsewhere(checkpoint: Path) -> Any:
-    """An engine whose completions take 5 ms each and no CPU, every one another expression to compare."""
+    """An engine whose completions take 40 ms each and no CPU, every one another expression to compare."""
 
     def sample(batches: Any, decoding: Any) -> Any:
         for index, batch in enumerate(batches):
             seeds = [seed + j for seed in batch.seeds for j in range(decoding.n)]
-            time.sleep(0.005 * len(seeds))
+            time.sleep(0.04 * len(seeds))
             texts = [rf"so \boxed{{\frac{{{s}}}{{{s}+1}}+\sqrt{{{s}}}}}" for s in seeds]
             known = {"token_ids": None, "logprobs": None, "finish_reason": "stop"}
             yield index, [{"text": text, "seed": s, **known} for text, s in zip(texts, seeds, strict=True)]
