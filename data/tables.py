@@ -207,8 +207,9 @@ def read_stream(path: Path, schema: pa.Schema, rows: int, columns: Sequence[str]
     wanted = pa.schema([schema.field(name) for name in columns or schema.names])
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(rows, columns=wanted.names):
-                yield check(pa.Table.from_batches([batch]), wanted, str(path))
+            for group in range(file.num_row_groups):  # one by one: read together, pyarrow keeps something of every one
+                for batch in file.iter_batches(rows, row_groups=[group], columns=wanted.names):
+                    yield check(pa.Table.from_batches([batch]), wanted, str(path))
     except (pa.ArrowInvalid, OSError) as error:
         raise TableError(f"{path}: expected a readable Parquet table: {error}") from error
 
