@@ -150,7 +150,7 @@ def _selection(work: Work) -> Selection:
     prompts = tables.read(work.inputs["pool_prompts"] / "rounds.parquet", tables.PROMPTS)
     order = {prompt: i for i, prompt in enumerate(prompts["prompt_id"].to_pylist())}
     table = tables.read(work.inputs["pool"] / "features.parquet", tables.features(*s.kinds))
-    counts = _counts(work)
+    counts = sides_of(work)
     rewards = tables.read(work.inputs["reward"] / "scores.parquet", tables.SCORES)
     reward = dict(zip(rewards["completion_id"].to_pylist(), _numbers(rewards, "value"), strict=True))
     ids = table["completion_id"].to_pylist()
@@ -168,7 +168,7 @@ def _selection(work: Work) -> Selection:
     )
 
 
-def _counts(work: Work) -> dict[str, Counter[str]]:
+def sides_of(work: Work) -> dict[str, Counter[str]]:
     """How often each completion is trained towards, and how often away from: a label of false (KTO), a rank below its
     prompt's best (listwise losses) and the rejected of a pair are."""
     if work.settings.chosen == "pairs":

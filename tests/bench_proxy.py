@@ -152,7 +152,7 @@ def nulls(home: Path, count: int, seed: int) -> list[str]:
     from tasks.alarms import LEVELS, gravest
 
     source, sets = ARMS["dpo"]
-    made = Campaign.start(home, f"null-{seed}", recipes.load(source, [f"seed={seed}", *WORLD, *sets, "prompts.probe=128"]))
+    made = Campaign.start(home, f"null-{seed}", recipes.load(source, [f"seed={seed}", *WORLD, *sets]))
     found = []
     with Reporter(made.name) as report:
         for number in range(count):

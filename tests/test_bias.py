@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from data import tables
+from data.recipe import Hardware
 from tasks.alarms import LEVELS, judge
-from tasks.bias import grid, read_ledger
+from tasks.bias import Settings, grid, read_ledger, sides_of
 from tasks.features import format as styles
 from tasks.features import length, repetition, tone
 from tasks.ledger import Kind, Sample, compare
 from tasks.scorers import Score
+from tasks.work import Work
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -85,6 +88,20 @@ def test_rows_find_their_place() -> None:
     assert made[1].tolist() == [1.0, 3.0]
     assert made[0, 0] == 2.0
     assert np.isnan(made[0, 1])
+
+
+def test_labels_and_ranks_say_what_is_trained_towards(tmp_path: Path) -> None:
+    # KTO pushes away what is labelled false, a listwise loss all but the best: neither counts as selected
+    row = {"prompt_id": "p", "weight": 1.0, "label": None, "rank": None}
+    rows = [{"completion_id": "right", "label": True}, {"completion_id": "wrong", "label": False},
+            {"completion_id": "best", "rank": 0}, {"completion_id": "third", "rank": 2}, {"completion_id": "kept"}]  # fmt: skip
+    tables.write(tables.from_rows([row | r for r in rows], tables.SELECTED), tables.SELECTED, tmp_path / "selected.parquet")
+    settings = Settings(round=1, kinds={}, prompt_kinds={}, baseline=1, chosen="selected")
+    sides = sides_of(Work("key", settings, {"selected": tmp_path}, 0, tmp_path, tmp_path, Hardware()))
+    assert {side: set(ids) for side, ids in sides.items()} == {
+        "chosen": {"right", "best", "kept"},
+        "rejected": {"wrong", "third"},
+    }
 
 
 def test_every_round_keeps_the_ledger(run_micro: Callable[..., Any]) -> None:
