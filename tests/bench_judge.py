@@ -1,0 +1,161 @@
+"""Self-rewarding, honestly: judge-only campaigns against random-judge campaigns at equal pair counts, on the tiny world.
+
+    ./ratchet bench judge [--arms likelihood,consensus,...] [--seeds 11,12,13] [--rounds 2] [--method raft|dpo] [--home DIR]
+
+Only the judge makes the reward; the verifier watches, and the gate lets every checkpoint pass, so that no verdict leaks into
+training. Every arm pairs its best text with its worst on prompts whose samples disagree, and keeps the pairs it is surest of,
+equally many in every arm (tests/judges.py). dpo trains on the pairs, raft on the best texts and the seed's solutions. Arms:
+
+    random             noise: what training on pairs does by itself
+    likelihood         mean log-probability per token under the head: the policy is its own judge
+    consensus          share of the prompt's samples with the same answer: self-consistency as reward
+    planted-0.7 ...    PLANTED: the verifier under noise, right beats wrong with that probability; not self-rewarding
+
+Prints greedy held-out accuracy and judge health by round, and over seeds the difference to random with a 95% t interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data import recipe as recipes
+from data import tables
+from data.campaign import Campaign, Round
+
+ARMS = ("random", "likelihood", "consensus", "planted-0.7", "planted-0.85", "planted-1.0")
+WORLD = (
+    "prompts.per_round=1000",
+    "prompts.rounds=2000",
+    "prompts.probe=0",
+    "prompts.test=0",
+    "prompts.ood=0",
+    "train.steps=60",
+    "evaluate.samples=0",
+    "gate.rule=always_promote",
+    "hardware.prefect=false",
+)
+PAIRS = 300  # pairs (or selected texts) a round, in every arm
+Row = dict[str, Any]
+
+
+def judge_of(arm: str) -> Row:
+    """The `[[score]]` entry that makes the reward of an arm."""
+    name, _, auroc = arm.partition("-")
+    entries: dict[str, Row] = {
+        "random": {"scorer": "tests.judges:random_judge"},
+        "likelihood": {"scorer": "mean_logprob", "checkpoint": "policy"},
+        "consensus": {"scorer": "votes", "settings": {"after": "#"}},
+        "planted": {"scorer": "tests.judges:planted_judge", "settings": {"auroc": float(auroc or 1)}},
+    }
+    return {**entries[name], "name": "judge"}
+
+
+def campaign(home: Path, method: str, arm: str, seed: int, rounds: int, sets: Sequence[str]) -> Campaign:
+    from flows.improve import improve
+
+    watcher = {"scorer": "exact_match", "settings": {"after": "#"}, "weight": 0.0}
+    settings = {"after": "#", "count": PAIRS}
+    choice = {
+        "dpo": {"pair": {"pairer": "tests.judges:sure_pairs", "settings": settings}},
+        "raft": {"select": {"selector": "tests.judges:sure_best", "settings": settings}},
+    }[method]
+    given = {"score": [watcher, judge_of(arm)], "health": {"samples": 0}, **choice}
+    recipe = recipes.load(f"tiny_{method}", [*WORLD, *sets, f"seed={seed}", f"rounds={rounds}"], given)
+    started = Campaign.start(home, f"{method}-{arm}-{seed}-{rounds}", recipe)
+    if started.state != "done":
+        improve.fn(started.name, str(home))
+    return started
+
+
+def health(made: Campaign, finished: Round) -> Row:
+    """What the judge of a round was worth, by the verifier's verdicts on the same completions."""
+    from flows.stages import held
+    from tasks.judge_health import agreement
+
+    judged, verified = (
+        tables.read(held(made.store, finished.artifacts[f"score/{name}"]).file("scores.parquet"), tables.SCORES).to_pylist()
+        for name in ("judge", "exact_match")
+    )
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    for j, v in zip(judged, verified, strict=True):
+        if j["value"] is not None:
+            pairs.setdefault(j["prompt_id"], []).append((j["value"], float(v["value"])))
+    found = {row["metric"]: row["value"] for row in agreement(pairs)}
+    facts = finished.facts
+    count = facts["pairs"] if "pairs" in facts else facts["rows"]
+    wrong = facts["wrong_chosen"] if "pairs" in facts else facts["wrong_selected"]
+    return {
+        "sampled": float(np.mean([v["value"] for v in verified])),
+        "auroc": found["auroc"],
+        "within": found["within_prompt_auroc"],
+        "gain": found["selection_gain"],
+        "count": count,
+        "wrong": wrong / max(1, count),
+    }
+
+
+def show(arm: str, seed: int, made: Campaign) -> list[float]:
+    """Print a campaign round by round; returns its greedy accuracies, in points."""
+    accuracy = []
+    for finished in made.rounds():
+        accuracy.append(100 * (finished.metrics["accuracy"].value or 0.0))
+        line = f"{arm:<14}{seed:>5}{finished.round:>6}{accuracy[-1]:>8.1f}"
+        if finished.round:
+            h = health(made, finished)
+            line += f"{100 * h['sampled']:>9.1f}{h['auroc']:>7.2f}{h['within']:>8.2f}{100 * h['gain']:>+7.1f}"
+            line += f"{h['count']:>7}{h['wrong']:>14.2f}"
+        print(line, flush=True)
+    return accuracy
+
+
+def report(accuracy: Mapping[str, Mapping[int, Sequence[float]]]) -> None:
+    """Each arm's change of greedy accuracy over the rounds, and its difference to the random arm, seed by seed."""
+    from tasks.measure import t_interval
+
+    random = accuracy.get("random", {})
+    for arm, by_seed in accuracy.items():
+        change = np.array([line[-1] - line[0] for line in by_seed.values()])
+        line = f"{arm:<14}change {change.mean():+6.1f} {interval(t_interval(change))} over {len(change)} seeds"
+        shared = sorted(by_seed.keys() & random.keys())
+        if shared and arm != "random":
+            over = np.array([by_seed[seed][-1] - random[seed][-1] for seed in shared])
+            line += f"; over random {over.mean():+6.1f} {interval(t_interval(over))}"
+        print(line)
+
+
+def interval(ends: tuple[float, float]) -> str:
+    return f"[{ends[0]:+.1f}, {ends[1]:+.1f}]"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="ratchet bench judge", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--method", choices=("dpo", "raft"), default="raft")
+    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--seeds", default="11,12,13,14,15")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--set", action="append", default=[], help="a setting of the recipe, for every arm")
+    parser.add_argument("--home", type=Path, help="goes on there, and shares what is stored")
+    o = parser.parse_args()
+    home = o.home or Path(tempfile.mkdtemp(prefix="ratchet-judge-"))
+    from flows import environment
+
+    environment.prepare(home)
+    print("arm            seed round  greedy  sampled  auroc  within   gain  pairs  wrong chosen")
+    accuracy: dict[str, dict[int, list[float]]] = {}
+    for seed in (int(s) for s in o.seeds.split(",")):
+        for arm in o.arms.split(","):
+            made = campaign(home, o.method, arm, seed, o.rounds, o.set)
+            accuracy.setdefault(arm, {})[seed] = show(arm, seed, made)
+    report(accuracy)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
