@@ -1,6 +1,6 @@
 """Which method helps on the tiny world? Gold accuracy on held-out, round 0 to round 3, over seeds, losers included.
 
-    ./ratchet bench recipes [--methods "raft;dpo;kto"] [--seeds 31,32,33] [--home DIR]
+    ./ratchet bench recipes [--size small|full] [--methods "raft;dpo;kto"] [--seeds 31,32,33] [--home DIR]
 
 Every method starts from the same checkpoint 0 of its seed and trains the same number of steps on the same number of fresh
 prompts a round; the gate is open, so that a method that harms is seen to harm. Campaigns already finished in --home are reused.
@@ -19,7 +19,8 @@ import numpy as np
 from data import recipe as recipes
 from data.campaign import Campaign
 
-SIZE = ("prompts.per_round=200", "generate.n=4", "prompts.held_out=300", "train.steps=30", "train.batch=16", "train.minimum=1")
+FEW = ("prompts.per_round=200", "generate.n=4", "prompts.held_out=300", "train.steps=30", "train.batch=16", "train.minimum=1")
+SIZES = {"small": FEW, "full": ("prompts.held_out=500",)}  # full: the tiny recipes' own, 1,000 prompts of 8, 80 steps of 32
 ALONE = ("prompts.probe=0", "prompts.test=0", "prompts.ood=0", "evaluate.samples=0", "hardware.prefect=false")
 OPEN = ("gate.rule=always_promote", *ALONE)
 DPO = ("tiny_dpo", "loss.terms={}")
@@ -48,6 +49,9 @@ METHODS: dict[str, tuple[str, ...]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(prog="ratchet bench recipes", description=__doc__.split("\n")[0])
     parser.add_argument("--methods", default="", help="names with ; between them, all by default")
+    parser.add_argument(
+        "--size", choices=tuple(SIZES), default="full", help="small: a tenth of the compute, too little to gain"
+    )
     parser.add_argument("--seeds", default="31,32,33")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--home", type=Path)
@@ -57,14 +61,14 @@ def main() -> int:
     curves: dict[str, list[list[float]]] = defaultdict(list)
     for name in wanted:  # so that what is cut short is whole for the methods it has
         for seed in map(int, options.seeds.split(",")):
-            curve = run(home, name, seed, options.rounds)
+            curve = run(home, name, seed, options.rounds, options.size)
             curves[name].append(curve)
             print(f"seed {seed}  {name:<24}" + "".join(f"{100 * value:>8.1f}" for value in curve), flush=True)
     report(curves)
     return 0
 
 
-def run(home: Path, name: str, seed: int, rounds: int) -> list[float]:
+def run(home: Path, name: str, seed: int, rounds: int, size: str) -> list[float]:
     """Held-out accuracy of checkpoint 0, 1, 2, ..."""
     from flows import environment
 
@@ -74,7 +78,7 @@ def run(home: Path, name: str, seed: int, rounds: int) -> list[float]:
     source, *sets = METHODS[name]
     plain = "".join(c if c.isalnum() else "-" for c in name)
     campaign = Campaign.start(
-        home, f"{plain}-{seed}", recipes.load(source, [*SIZE, *OPEN, *sets, f"seed={seed}", f"rounds={rounds}"])
+        home, f"{plain}-{seed}", recipes.load(source, [*SIZES[size], *OPEN, *sets, f"seed={seed}", f"rounds={rounds}"])
     )
     if campaign.state != "done":
         improve.fn(campaign.name, str(home))
@@ -82,22 +86,22 @@ def run(home: Path, name: str, seed: int, rounds: int) -> list[float]:
 
 
 def report(curves: dict[str, list[list[float]]]) -> None:
+    """Means over seeds, best first; the change, and the change less the control's of the same seed, with 95% t intervals."""
+    change = {name: 100 * np.array([run[-1] - run[0] for run in runs]) for name, runs in curves.items()}
+    print("\n| method | seeds | round 0 | last round | change | change less the control's |\n|---|---|---|---|---|---|")
+    for name in sorted(curves, key=lambda name: -change[name].mean()):
+        first, last = 100 * np.array([[run[0], run[-1]] for run in curves[name]]).mean(0)
+        known = "control" in curves and name != "control" and len(change["control"]) == len(change[name])
+        against = interval(change[name] - change["control"]) if known else "-"
+        print(f"| {name} | {len(curves[name])} | {first:.1f} | {last:.1f} | {interval(change[name])} | {against} |")
+
+
+def interval(values: np.ndarray) -> str:
     from scipy.stats import t
 
-    print("\n| method | seeds | round 0 | last round | change, 95% interval over seeds |\n|---|---|---|---|---|")
-    rows = []
-    for name, runs in curves.items():
-        table = 100 * np.array([[run[0], run[-1]] for run in runs])
-        change = table[:, 1] - table[:, 0]
-        n = len(change)
-        half = t.ppf(0.975, n - 1) * change.std(ddof=1) / np.sqrt(n) if n > 1 else float("nan")
-        low, high = change.mean() - half, change.mean() + half
-        first, last = table.mean(0)
-        rows.append(
-            (change.mean(), f"| {name} | {n} | {first:.1f} | {last:.1f} | {change.mean():+.1f} [{low:+.1f}, {high:+.1f}] |")
-        )
-    for _, line in sorted(rows, reverse=True):
-        print(line)
+    n = len(values)
+    half = t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n) if n > 1 else float("nan")
+    return f"{values.mean():+.1f} [{values.mean() - half:+.1f}, {values.mean() + half:+.1f}]"
 
 
 if __name__ == "__main__":
