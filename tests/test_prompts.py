@@ -313,7 +313,11 @@ def test_one_prompt_with_two_answers_is_refused(tmp_path: Path, name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz", "p.parquet"])
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00\x80garbage" * 9, gzip.compress(b'{"question": "x"}\n' * 99)[:40], b"PAR1"])
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xfe\x00\x80garbage" * 9, gzip.compress(b'{"question": "x"}\n' * 99)[:40], b"PAR1"],
+    ids=["garbage", "torn", "magic"],  # gzip's bytes hold the time, and every worker must collect the same tests
+)
 def test_garbage_is_no_traceback(tmp_path: Path, name: str, content: bytes) -> None:
     # binary, truncated and misnamed files are the user's to repair: the file is named, with what is expected
     path = tmp_path / name
