@@ -10,7 +10,7 @@ from typing import Any
 
 from data import addition, countdown, knights_knaves, records, sources, tables
 from data.errors import PromptsError
-from data.recipe import Prompts
+from data.settings import Prompts
 
 SPLITS = ("seed", "rounds", "probe", "held_out", "test", "ood")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.errors import PromptsError
-from data.recipe import Prompts
+from data.settings import Prompts
 from data.sources import Record
 
 USUAL = {

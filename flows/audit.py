@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from data import tables
 from data.errors import PromptsError
-from data.recipe import Hardware, Prompts
+from data.settings import Hardware, Prompts
 from data.store import Artifact, Store, canonical, sha256_text
 from flows import environment
 from flows.options import Columns, Home, Json, err, out, overrides

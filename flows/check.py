@@ -8,7 +8,8 @@ from typing import Any
 from data import prompts, records, sources
 from data.campaign import free_bytes
 from data.errors import HomeError, PartError, RecipeError
-from data.recipe import Pool, Recipe, Score
+from data.recipe import Recipe
+from data.settings import Pool, Score
 from flows.estimate import drawn, seven_b
 from flows.stages import accumulation, checkpointing, precision
 from tasks import parts

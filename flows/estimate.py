@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from data import templates
-from data.recipe import Recipe, Score
+from data.recipe import Recipe
+from data.settings import Score
 from tasks import parts
 
 PARAMETERS = 7.6e9  # Qwen2.5-7B

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from data.campaign import Metric, Round
-from data.recipe import Score
+from data.settings import Score
 from data.store import Artifact, Store
 from flows.stages import Stages, held, read_metrics
 from tasks.parts import wants

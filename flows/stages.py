@@ -14,7 +14,8 @@ from data import sources, tables
 from data.campaign import Campaign, Metric, Ref
 from data.errors import RecipeError
 from data.loss import Loss
-from data.recipe import Pool, Recipe, Score, Suite, Train
+from data.recipe import Recipe
+from data.settings import Pool, Score, Suite, Train
 from data.store import Artifact, External, Store, derive_seed, digest_of, sha256_file
 from tasks import observe
 from tasks.ahead import Ahead

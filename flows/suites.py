@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from data.campaign import Metric
-from data.recipe import Suite
+from data.settings import Suite
 from data.store import Artifact
 from flows.stages import Stages, read_metrics
 from tasks.read_prompts import SPLIT

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from data import tables
 from data.campaign import Metric, Round
-from data.recipe import Generate
+from data.settings import Generate
 from data.store import Artifact, Store
 from flows.stages import Stages, held, read_audit
 

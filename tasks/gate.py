@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from data.campaign import Decision, Metric, Verdict
-from data.recipe import Gate
+from data.settings import Gate
 from tasks.alarms import Alarm, gravest
 
 GRAVITY: tuple[Decision, ...] = ("promote", "hold", "ask", "roll_back", "stop")

@@ -8,7 +8,7 @@ from collections import Counter
 from pydantic import BaseModel
 
 from data import records, sources, tables
-from data.recipe import Columns, Prompts
+from data.settings import Columns, Prompts
 from tasks.work import Work
 
 VERSION = 1

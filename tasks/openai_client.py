@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from data.errors import EndpointError
-from data.recipe import Requests
+from data.settings import Requests
 
 if TYPE_CHECKING:
     import httpx

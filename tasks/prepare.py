@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from data import prompts, tables
-from data.recipe import Prompts
+from data.settings import Prompts
 from tasks.work import Work
 
 VERSION = 2

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from data import prompts, tables
 from data.errors import PromptsError
-from data.recipe import Columns, Prompts
+from data.settings import Columns, Prompts
 from tasks.work import Work
 
 VERSION = 1

@@ -26,7 +26,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from data.errors import HomeError, StageFailed
-from data.recipe import Hardware
+from data.settings import Hardware
 from data.store import Artifact, External, Job, Store, locked
 from tasks.work import Tick, Work, device_of, gpus, module_of, silent
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from data import tables
 from data.errors import ReferenceMismatch, StageFailed
 from data.loss import Loss
-from data.recipe import Lora
+from data.settings import Lora
 from data.store import sha256_text
 from tasks import models, rows
 from tasks.rows import Row

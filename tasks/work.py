@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from data.recipe import Hardware
+from data.settings import Hardware
 
 Tick = Callable[[int, int], None]
 EVENTS = "events.txt"

@@ -18,7 +18,7 @@ from typing import Any
 
 from data import errors
 from data.errors import StageFailed
-from data.recipe import Hardware
+from data.settings import Hardware
 from tasks.work import Work, module_of
 
 TICK = "ratchet-tick "

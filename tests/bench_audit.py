@@ -109,7 +109,7 @@ def write(pool: list[str], rows: int, folder: Path) -> None:
 def child(folder: Path, which: str) -> int:
     import pyarrow
 
-    from data.recipe import Hardware
+    from data.settings import Hardware
     from tasks import observe, parts
     from tasks.work import Work
 

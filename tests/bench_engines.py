@@ -63,7 +63,7 @@ def main() -> int:
 def prepare(place: Path, prompts: int) -> None:
     """Two checkpoints of a 3.4M-parameter Qwen3 shape, and prompts of several lengths."""
     from data import tables
-    from data.recipe import Hardware
+    from data.settings import Hardware
     from tasks.tiny_model import Settings, tiny_model
     from tasks.work import Work
 
@@ -102,7 +102,7 @@ def make(side: str, place: Path) -> Callable[[int], int]:
 
 def stage(engine: str, place: Path, checkpoint: str, seed: int, warm: bool) -> int:
     from data import tables
-    from data.recipe import Hardware
+    from data.settings import Hardware
     from tasks.generate import Settings, generate
     from tasks.work import Work
 
@@ -119,7 +119,7 @@ def draw_and_score(place: Path, seed: int, ahead: bool) -> int:
     """Both stages through a store of their own; shards of 16 completions, math-verify in one worker process."""
     from contextlib import nullcontext
 
-    from data.recipe import Hardware
+    from data.settings import Hardware
     from data.store import External, Store, digest_of, hash_folder
     from tasks import generate, score
     from tasks.ahead import Ahead

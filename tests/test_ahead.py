@@ -12,7 +12,7 @@ import pytest
 
 from data import tables
 from data.errors import EndpointError, ScorerFailed
-from data.recipe import Hardware
+from data.settings import Hardware
 from data.store import Artifact, External, Store, digest_of, hash_folder
 from tasks import generate, parts, score
 from tasks.ahead import Ahead

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data import tables
-from data.recipe import Hardware
+from data.settings import Hardware
 from tasks.alarms import LEVELS, judge
 from tasks.bias import Settings, grid, read_ledger, sides_of
 from tasks.features import format as styles

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from data import tables
 from data.errors import EndpointError, PartError, RecipeError, StageFailed
-from data.recipe import Hardware, Recipe, Requests
+from data.recipe import Recipe
+from data.settings import Hardware, Requests
 from data.store import Artifact, External, Store, digest_of, hash_folder
 from flows.check import bind
 from flows.stages import Stages

@@ -31,7 +31,7 @@ def draw(engine: Engine, decoding: Decoding, seed: int) -> list[Row]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from data.recipe import Hardware
+    from data.settings import Hardware
     from tasks.tiny_model import Settings, tiny_model
     from tasks.work import Work
 

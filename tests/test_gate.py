@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.campaign import Decision, Metric, Verdict
-from data.recipe import Gate
+from data.settings import Gate
 from tasks.alarms import Alarm
 from tasks.gate import decide
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from data.recipe import Hardware
+from data.settings import Hardware
 from data.store import Artifact, Store, locked
 from tasks.stage import Notes, describe, perform
 from tasks.work import gpus, module_of

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
 from data import tables
-from data.recipe import Hardware
+from data.settings import Hardware
 from tasks.measure import Settings, by_prompt, measure, paired, pass_at_k, t_interval
 from tasks.work import Work
 

@@ -11,7 +11,7 @@ import pytest
 
 from data import tables
 from data.errors import FeatureFailed, PartError, TableError
-from data.recipe import Hardware
+from data.settings import Hardware
 from tasks import observe
 from tasks.work import Work
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from data import addition, prompts, records, tables
 from data.addition import ALPHABET, Problem, World
 from data.errors import PromptsError
-from data.recipe import Columns, Prompts
+from data.settings import Columns, Prompts
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import countdown, knights_knaves, prompts
-from data.recipe import Prompts
+from data.settings import Prompts
 from tasks.scorers import Score, puzzles
 from tests.test_scorers import HOSTILE, one
 

@@ -18,7 +18,7 @@ from data import records, tables
 from data.addition import World
 from data.campaign import Campaign
 from data.errors import PromptsError
-from data.recipe import Columns, Prompts
+from data.settings import Columns, Prompts
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 VERIFIED = SHARED / "verified_outputs" / "qwen_math_cot_100x8.jsonl.gz"

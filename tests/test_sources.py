@@ -12,7 +12,7 @@ import pytest
 
 from data import records, sources
 from data.errors import PromptsError
-from data.recipe import Columns, Prompts
+from data.settings import Columns, Prompts
 
 ROWS = [{"question": f"{i}+{i}?", "answer": str(2 * i), "tags": ["sum", str(i)]} for i in range(5)]
 

@@ -18,7 +18,8 @@ import pytest
 from pydantic import BaseModel
 
 from data.errors import HomeError, StageFailed
-from data.recipe import Hardware, load
+from data.recipe import load
+from data.settings import Hardware
 from data.store import Artifact, External, Store, sha256_file
 from tasks import stage as running
 from tasks.stage import Notes, describe, perform
@@ -387,7 +388,7 @@ def test_a_killed_stage_names_the_signal(store: Store, apart: Callable[..., Arti
 PARENT = """
 import sys
 from pathlib import Path
-from data.recipe import Hardware
+from data.settings import Hardware
 from data.store import Store
 from tasks.stage import Notes, perform
 from tasks.work import module_of

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import tables, twins
-from data.recipe import Hardware
+from data.settings import Hardware
 from tasks import twin_features
 from tasks import twins as stage
 from tasks.work import Work

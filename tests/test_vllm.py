@@ -19,7 +19,7 @@ import tenacity
 
 from data import tables
 from data.campaign import Campaign
-from data.recipe import Hardware, Requests
+from data.settings import Hardware, Requests
 from tasks import models, warm
 from tasks.engines import Row, WarmEngine, vllm_engine
 from tasks.generate import Settings, generate

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import StageFailed
-from data.recipe import Requests
+from data.settings import Requests
 from tasks.engines import Batch, Decoding, Engine, Row
 from tasks.openai_client import Ask, Reply, Server, Usage, draw
 

@@ -14,7 +14,7 @@ from pydantic import AfterValidator
 
 from data import templates
 from data.errors import PartError, RecipeError
-from data.recipe import Requests
+from data.settings import Requests
 from data.templates import Template
 from tasks import models
 from tasks import parts as shelves
