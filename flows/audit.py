@@ -141,7 +141,7 @@ class _Observed:
 
 def _observe(call: Call, source: Path, asked: _Asked, before: Mapping[str, Artifact | None]) -> _Observed:
     """Observe one source, a file of outputs or a checkpoint."""
-    from flows.stages import external_file
+    from flows.artifacts import external_file
     from tasks.observe import everything
     from tasks.read_prompts import SPLIT
 
@@ -172,7 +172,7 @@ def _observe(call: Call, source: Path, asked: _Asked, before: Mapping[str, Artif
 
 def _drawn(call: Call, source: Path, asked: _Asked) -> tuple[Artifact, Artifact, Artifact]:
     """Prompts, checkpoint and completions drawn from it at temperature 1."""
-    from flows.stages import external_file, external_model
+    from flows.artifacts import external_file, external_model
     from tasks.read_prompts import SPLIT
     from tasks.work import device_of
 

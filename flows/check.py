@@ -11,7 +11,7 @@ from data.errors import HomeError, PartError, RecipeError
 from data.recipe import Recipe
 from data.settings import Pool, Score
 from flows.estimate import drawn, seven_b
-from flows.stages import accumulation, checkpointing, precision
+from flows.resolve import accumulation, checkpointing, precision
 from tasks import parts
 from tasks.mitigations import bound
 from tasks.models import inspect_checkpoint

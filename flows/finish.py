@@ -10,10 +10,11 @@ from typing import Any
 from data.campaign import Campaign, Ref, Round, Verdict, names
 from data.errors import StageFailed
 from data.store import Artifact, write_atomic
+from flows.artifacts import held, read_metrics
 from flows.calls import stages_of
 from flows.report import Reporter
 from flows.rounds import one_round, round_zero
-from flows.stages import Stages, held, read_metrics
+from flows.stages import Stages
 
 
 class Waiting(Exception):

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from data.campaign import Metric, Round
 from data.settings import Score
 from data.store import Artifact, Store
-from flows.stages import Stages, held, read_metrics
+from flows.artifacts import held, read_metrics
+from flows.scoring import score_one
+from flows.stages import Stages
 from tasks.parts import wants
 
 
@@ -23,7 +25,8 @@ def judge_metrics(
             inputs["completions"] = stages.made.get("pool", stages.made["generate"])
             inputs |= anchored(stages, store, so_far, prompts, standing, score)
             edits = list(stages.first.health.edits) if "anchors_now" in inputs else []
-            found = read_metrics(stages.judge_health(score.label, edits, inputs))
+            settings = {"split": "rounds", "edits": edits}
+            found = read_metrics(stages.do(f"judge_health/{score.label}", "judge_health", settings, inputs))
             metrics |= {f"judge/{score.label}/{name}": metric for name, metric in found.items()}
     return metrics
 
@@ -34,10 +37,20 @@ def anchored(
     """The judge's scores of the anchors: now, in the first round and in the last one."""
     if not stages.first.health.samples or not stages.first.prompts.probe:
         return {}
-    texts = stages.anchors(prompts, standing["base"])
+    texts = anchors(stages, prompts, standing["base"])
     label = f"anchors/{score.label}"
-    made = {"anchors_now": stages.score(label, score, "probe", prompts, texts, standing, {})}
+    made = {"anchors_now": score_one(stages, label, score, "probe", prompts, texts, standing, {})}
     earlier = [r.artifacts[label] for r in so_far if label in r.artifacts]
     if earlier:
         made |= {"anchors_first": held(store, earlier[0]), "anchors_previous": held(store, earlier[-1])}
     return made
+
+
+def anchors(stages: Stages, prompts: Artifact, base: Artifact) -> Artifact:
+    """Texts of checkpoint 0 on the probe split, as they are and edited: the same in every round, whatever `[[at]]` says."""
+    health = stages.first.health
+    settings = {**stages.decoding(stages.first), "n": health.samples, "split": "probe"}
+    drawn = stages.do(
+        "anchors/drawn", "generate", settings, {"prompts": prompts, "checkpoint": base}, stages.seed("anchors", 0)
+    )
+    return stages.do("anchors", "anchors", {"edits": health.edits}, {"completions": drawn})

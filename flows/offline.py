@@ -62,6 +62,7 @@ def data(
 def run(home: Path, recipe: recipes.Recipe) -> dict[str, Artifact]:
     """Every artifact by its label, through the stages a round would use, in its order."""
     from flows.report import Reporter
+    from flows.scoring import scores
     from flows.stages import Stages
     from tasks.stage import perform
 
@@ -81,16 +82,16 @@ def run(home: Path, recipe: recipes.Recipe) -> dict[str, Artifact]:
         stages = Stages(campaign, 1, call)
         prompts = stages.prepare()
         pool = stages.generate(prompts, stages.import_completions())
-        scores = stages.scores(prompts, pool, {})
-        reward = stages.reward(scores)
-        stages.choose(pool, reward, scores)
-        stages.measure_pool(pool, reward, scores)
+        judged = scores(stages, prompts, pool, {})
+        reward = stages.reward(judged)
+        stages.choose(pool, reward, judged)
+        stages.measure_pool(pool, reward, judged)
         return stages.made
 
 
 def _print(made: Mapping[str, Artifact], as_json: bool) -> None:
+    from flows.artifacts import read_audit, read_metrics
     from flows.report import percent, plain_table
-    from flows.stages import read_audit, read_metrics
 
     metrics = read_metrics(made["measure_pool"])
     audit = read_audit({"pairs" if name == "pair" else "selected": made[name] for name in ("pair", "select") if name in made})

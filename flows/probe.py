@@ -9,8 +9,11 @@ from typing import Any
 from data import tables
 from data.campaign import Metric, Round
 from data.store import Artifact, Store
-from flows.stages import Stages, held
+from flows.artifacts import held
+from flows.stages import Stages
+from tasks import observe
 from tasks.alarms import LEVELS, Alarm
+from tasks.twin_features import COLUMNS
 
 Data = Mapping[str, Artifact]
 SHOWN = {
@@ -26,10 +29,10 @@ def baseline(stages: Stages, prompts: Artifact, base: Artifact) -> Artifact | No
     """Sample checkpoint 0 several times over, and compare it with itself: an ALARM here means that the probe is broken."""
     if not stages.recipe.watched:
         return None
-    inputs = {"prompts": prompts, **named("", stages.probe(prompts, base))}
+    inputs = {"prompts": prompts, **named("", drawing(stages, prompts, base))}
     for number in range(1, stages.recipe.probe.baseline + 1):
-        inputs |= named(f"base/{number}/", stages.probe(prompts, base, number))
-    return stages.bias(inputs)
+        inputs |= named(f"base/{number}/", drawing(stages, prompts, base, number))
+    return ledger(stages, inputs)
 
 
 def compared(
@@ -46,15 +49,88 @@ def compared(
     def past(finished: Round, label: str) -> Artifact:
         return held(store, finished.artifacts[label])
 
-    inputs = {"prompts": prompts, **named("", stages.probe(prompts, checkpoint, base=past(first, "base")))}
+    inputs = {"prompts": prompts, **named("", drawing(stages, prompts, checkpoint, base=past(first, "base")))}
     inputs |= {f"previous/{what}": past(came_from, f"probe/{what}") for what in drawn}
     for number in range(1, stages.recipe.probe.baseline + 1):
         inputs |= {f"base/{number}/{what}": past(first, f"probe/{number}/{what}") for what in drawn}
     if came_from.round > 0:
         inputs["earlier"] = past(came_from, "bias")
     if "completions" in data:  # a control and an online loss have none
-        inputs |= stages.trained_on(data)
-    return stages.bias(inputs)
+        inputs |= trained_on(stages, data)
+    return ledger(stages, inputs)
+
+
+def drawing(
+    stages: Stages, prompts: Artifact, checkpoint: Artifact, number: int = 0, base: Artifact | None = None
+) -> dict[str, Artifact]:
+    """A drawing of the probe split: its features and verdicts. Drawing 0 has the same seed in every round.
+
+    `base` is checkpoint 0, for the distance to it; round 0 has none.
+    """
+    place, split = f"probe/{number}" if number else "probe", {"split": "probe"}
+    decoding = {**stages.decoding(stages.first), **split, "n": stages.recipe.probe.samples}
+    sources = {"prompts": prompts, "checkpoint": checkpoint}
+    drawn = stages.do(f"{place}/completions", "generate", decoding, sources, stages.seed(f"probe/{number}", 0))
+    verdicts = stages.verify(f"{place}/verdicts", "probe", prompts, drawn)
+    inputs = {"prompts": prompts, "completions": drawn, "verdicts": verdicts}
+    if base is not None:
+        settings = {**split, "limit": 0, "trust_remote_code": stages.recipe.model.trust_remote_code}
+        sources = {"checkpoint": base, "prompts": prompts, "completions": drawn}
+        inputs["base_logprobs"] = stages.do(f"{place}/base_logprobs", "logprobs", settings, sources)
+    observed = stages.do(f"{place}/observed", "observe", {**features(stages), **split}, inputs)
+    drawn_twins = {"twins": twins(stages, place, number, prompts, checkpoint, inputs)} if stages.recipe.probe.twins else {}
+    return {"observed": observed, "verdicts": verdicts, **drawn_twins}
+
+
+def twins(
+    stages: Stages, place: str, number: int, prompts: Artifact, checkpoint: Artifact, answered: Mapping[str, Artifact]
+) -> Artifact:
+    """Draw the probe's twins as the probe is drawn, and compare how both were answered."""
+    probe = stages.recipe.probe
+    twins = stages.do("twins", "twins", {"split": "probe", "kinds": probe.twins, "hint": probe.hint}, {"prompts": prompts})
+    decoding = {**stages.decoding(stages.first), "split": "twins", "n": probe.samples}
+    seed = stages.seed(f"probe/{number}", 0)
+    drawn = stages.do(f"{place}/twins/drawn", "generate", decoding, {"prompts": twins, "checkpoint": checkpoint}, seed)
+    inputs = {name: answered[name] for name in ("completions", "verdicts")}
+    inputs |= {"twins": twins, "twin_completions": drawn}
+    inputs["twin_verdicts"] = stages.verify(f"{place}/twins/judged", "twins", twins, drawn)
+    return stages.do(f"{place}/twins", "twin_features", {"kinds": probe.twins}, inputs)
+
+
+def trained_on(stages: Stages, data: Mapping[str, Artifact]) -> dict[str, Artifact]:
+    """What the ledger asks about the training data: features of the completions, their reward, and what was taken."""
+    settings = {**features(stages), "prompt_features": {}, "split": "rounds"}
+    verdicts = stages.made[f"score/{stages.recipe.score[0].label}"]
+    inputs = {"prompts": data["prompts"], "completions": data["completions"], "verdicts": verdicts}
+    observed = stages.do("pool/observed", "observe", settings, inputs)
+    chosen = {name: data[name] for name in ("pairs", "selected") if name in data}
+    return {"pool": observed, "pool_prompts": data["prompts"], "reward": stages.made["reward"], **chosen}
+
+
+def ledger(stages: Stages, inputs: Mapping[str, Artifact]) -> Artifact:
+    kinds = observe.kinds(observe.Settings.model_validate(features(stages)))
+    of_prompts = {observe.column(name) for name in features(stages)["prompt_features"]}
+    settings = {
+        "round": stages.number,
+        "baseline": stages.recipe.probe.baseline,
+        "kinds": {name: kind for name, kind in kinds.items() if name not in of_prompts},
+        "prompt_kinds": {name: kind for name, kind in kinds.items() if name in of_prompts},
+        "twins": [column for kind in stages.recipe.probe.twins for column in COLUMNS[kind]],
+        "chosen": next((name for name in ("pairs", "selected") if name in inputs), ""),
+    }
+    return stages.do("bias", "bias", settings, inputs)
+
+
+def features(stages: Stages) -> dict[str, dict[str, Any]]:
+    """The features the recipe names, by shelf."""
+    found: dict[str, dict[str, Any]] = {"features": {}, "prompt_features": {}}
+    everything = observe.everything()
+    for name in stages.recipe.probe.features:
+        if name == "*":
+            found = {family: {**found[family], **everything[family]} for family in found}
+        else:
+            found["prompt_features" if name in everything["prompt_features"] else "features"][name] = {}
+    return found
 
 
 def named(place: str, drawn: Data) -> dict[str, Artifact]:

@@ -10,9 +10,10 @@ from typing import Any
 
 from data.campaign import Metric, Ref, Round, Verdict
 from data.store import Artifact, Store
+from flows.artifacts import held, read_audit, read_metrics, ref
 from flows.judging import judge_metrics
 from flows.probe import baseline, compared, read_alarms, read_bias, said
-from flows.stages import Stages, held, read_audit, read_metrics, ref
+from flows.stages import Stages
 from flows.suites import suite_metrics
 from flows.training_data import take, too_little, truncated
 from tasks.alarms import Alarm

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from data.campaign import Metric
 from data.settings import Suite
 from data.store import Artifact
-from flows.stages import Stages, read_metrics
+from flows.artifacts import external_file, read_metrics
+from flows.stages import Stages
 from tasks.read_prompts import SPLIT
 
 Past = Callable[[str], Artifact]  # an artifact of round 0 by its label
@@ -36,12 +38,34 @@ def _accuracy(stages: Stages, suite: Suite, prompts: Artifact, checkpoint: Artif
 def _logprob(stages: Stages, suite: Suite, prompts: Artifact, checkpoint: Artifact, past: Past | None) -> Artifact:
     place = f"suite/{suite.name}"
     given = {what: _copied(stages, suite, what, prompts, past) for what in ("prompts", "completions")}
-    return stages.likelihood(place, given, checkpoint, _base(f"{place}/logprobs", past))
+    return likelihood(stages, place, given, checkpoint, _base(f"{place}/logprobs", past))
 
 
 def _copied(stages: Stages, suite: Suite, what: str, prompts: Artifact, past: Past | None) -> Artifact:
-    return past(f"suite/{suite.name}/{what}") if past else stages.suite_file(suite, what, prompts)
+    return past(f"suite/{suite.name}/{what}") if past else suite_file(stages, suite, what, prompts)
 
 
 def _base(label: str, past: Past | None) -> Mapping[str, Artifact]:
     return {"base": past(label)} if past else {}
+
+
+def suite_file(stages: Stages, suite: Suite, what: str, prompts: Artifact) -> Artifact:
+    """The prompts of a suite's file, none of which rounds train on; or its completions."""
+    settings, inputs = (
+        {"map": suite.map.model_dump(), "template": suite.template},
+        {"file": external_file(Path(suite.path))},
+    )
+    if what == "completions":
+        return stages.do(f"suite/{suite.name}/completions", "import_completions", settings, inputs)
+    settings["answer_after"] = suite.answer_after
+    return stages.do(f"suite/{suite.name}/prompts", "read_prompts", settings, {**inputs, "prompts": prompts})
+
+
+def likelihood(
+    stages: Stages, place: str, given: Mapping[str, Artifact], checkpoint: Artifact, against: Mapping[str, Artifact]
+) -> Artifact:
+    """METRICS of how likely a checkpoint finds given completions. `against` names the logprobs of other checkpoints."""
+    settings = {"split": SPLIT, "limit": 0, "trust_remote_code": stages.recipe.model.trust_remote_code}
+    found = stages.do(f"{place}/logprobs", "logprobs", settings, {**given, "checkpoint": checkpoint})
+    inputs = {"logprobs": found, **{f"logprobs/{name}": other for name, other in against.items()}}
+    return stages.do(f"{place}/metrics", "measure_logprob", {"split": SPLIT, "against": sorted(against)}, inputs)

@@ -8,7 +8,9 @@ from data import tables
 from data.campaign import Metric, Round
 from data.settings import Generate
 from data.store import Artifact, Store
-from flows.stages import Stages, held, read_audit
+from flows.artifacts import held, read_audit
+from flows.scoring import scores
+from flows.stages import Stages
 
 
 def take(
@@ -33,9 +35,9 @@ def sample(
     tokens = room(stages.recipe.generate, so_far)
     completions = stages.generate(asked, source(stages, store, so_far), tokens)
     completions = stages.pool(asked, completions, beside(stages, store, so_far, prompts, asked, tokens))
-    scores = stages.scores(asked, completions, judges)
-    reward = stages.reward(scores)
-    return {"prompts": asked, "completions": completions, **stages.choose(completions, reward, scores)}
+    judged = scores(stages, asked, completions, judges)
+    reward = stages.reward(judged)
+    return {"prompts": asked, "completions": completions, **stages.choose(completions, reward, judged)}
 
 
 def room(generate: Generate, so_far: list[Round]) -> int:

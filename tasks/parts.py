@@ -17,13 +17,14 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, ValidationError, create_model
 
 from data import templates
 from data.errors import PartError, did_you_mean
 
+T = TypeVar("T")
 FAMILIES = ("scorers", "selectors", "pairers", "curators", "engines", "features", "prompt_features", "mitigations")
 SUPPLIED = (  # given by the stage, never settings
     *("workers", "device", "dtype", "trust_remote_code", "warm", "checkpoint"),
@@ -124,6 +125,11 @@ def wants(family: str, name: str) -> set[str]:
     part = find(family, name)
     calls: list[Any] = [part, part.__call__] if inspect.isclass(part) else [part]
     return {parameter for call in calls for parameter in inspect.signature(call).parameters} & set(SUPPLIED)
+
+
+def supply(family: str, name: str, available: Mapping[str, T]) -> dict[str, T]:
+    """The inputs that a part asks for by the name of a parameter: only then do they enter its stage's key."""
+    return {parameter: available[parameter] for parameter in wants(family, name) if parameter in available}
 
 
 def bound(family: str, name: str, settings: Mapping[str, Any]) -> list[tuple[str, str]]:

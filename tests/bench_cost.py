@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).parent.parent
-SAME_WORK = ("prompts.test=0", "prompts.ood=0")  # the plain script has no test split, so nobody reads one here
+SAME_WORK = ("prompts.test=0", "prompts.ood=0", "probe.samples=0")  # the plain script has no test split and no bias ledger
 
 
 # -- the parent: interleave and compare -------------------------------------------------------------------------------
@@ -60,7 +60,9 @@ def prepare(work: Path, method: str) -> dict[str, Path]:
 
     recipe = recipes.load(f"tiny_{method}", SAME_WORK)
     campaign = Campaign(work / "origin", "bench", recipe)
-    stages = Stages(campaign, 0, lambda _, s, c, i, seed: perform(campaign.store, s, c, i, seed=seed, hardware=recipe.hardware))
+    stages = Stages(
+        campaign, 0, lambda _, s, c, i, seed, around: perform(campaign.store, s, c, i, seed=seed, hardware=recipe.hardware)
+    )
     prompts = stages.prepare()
     base = stages.base(prompts)
     given = {
@@ -149,7 +151,9 @@ def child_loop(home: Path, method: str, rounds: int) -> None:
     from data import recipe as recipes
     from data.campaign import Campaign
     from data.store import Artifact
-    from flows.stages import Stages, read_metrics
+    from flows.artifacts import read_metrics
+    from flows.scoring import scores
+    from flows.stages import Stages
     from tasks.work import Work, module_of
 
     recipe = recipes.load(f"tiny_{method}", [f"rounds={rounds}", *SAME_WORK])
@@ -180,8 +184,8 @@ def child_loop(home: Path, method: str, rounds: int) -> None:
         else:
             drawn = stages.draw(prompts)
             completions = stages.generate(drawn, head)
-            scores = stages.scores(drawn, completions)
-            data = {"prompts": drawn, "completions": completions, **stages.choose(completions, stages.reward(scores), scores)}
+            judged = scores(stages, drawn, completions, {})
+            data = {"prompts": drawn, "completions": completions, **stages.choose(completions, stages.reward(judged), judged)}
             replayed = {"seed_data": prompts} if recipe.train.replay else {}
             head = stages.train(head, head if recipe.pair else None, data | replayed)
         metrics = read_metrics(stages.evaluate(prompts, head, against, again=number == 0))

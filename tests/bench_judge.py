@@ -76,7 +76,7 @@ def campaign(home: Path, method: str, arm: str, seed: int, rounds: int, sets: Se
 
 def health(made: Campaign, finished: Round) -> Row:
     """What the judge of a round was worth, by the verifier's verdicts on the same completions."""
-    from flows.stages import held
+    from flows.artifacts import held
     from tasks.judge_health import agreement
 
     judged, verified = (

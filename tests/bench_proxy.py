@@ -147,7 +147,7 @@ def nulls(home: Path, count: int, seed: int) -> list[str]:
     """Campaigns that train nothing, every sampling with a seed of its own; returns the levels of the gravest alarms."""
     from data.store import Artifact
     from flows.calls import stages_of
-    from flows.probe import named, read_alarms
+    from flows.probe import drawing, ledger, named, read_alarms
     from flows.report import Reporter
     from tasks.alarms import LEVELS, gravest
 
@@ -162,15 +162,15 @@ def nulls(home: Path, count: int, seed: int) -> list[str]:
             draws = iter(range(1000 * number + 10, 1000 * number + 20))
             common: dict[str, Artifact] = {"prompts": prompts}
             for place in range(1, 5):
-                common |= named(f"base/{place}/", stages.probe(prompts, base, next(draws)))
+                common |= named(f"base/{place}/", drawing(stages, prompts, base, next(draws)))
             last: dict[str, Artifact] = {}
             levels = []
             for number_of_round in (1, 2, 3, 4):
                 stages.number = number_of_round
-                now = named("", stages.probe(prompts, base, next(draws)))
-                ledger = stages.bias(common | now | last)
-                levels.append(gravest(read_alarms(ledger)))
-                last = {f"previous/{name}": artifact for name, artifact in now.items()} | {"earlier": ledger}
+                now = named("", drawing(stages, prompts, base, next(draws)))
+                found = ledger(stages, common | now | last)
+                levels.append(gravest(read_alarms(found)))
+                last = {f"previous/{name}": artifact for name, artifact in now.items()} | {"earlier": found}
             found.append(max(levels, key=LEVELS.index))
             print(f"null {number + 1:<5}{' '.join(level or '-' for level in levels)}", flush=True)
     return found

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data import tables
 from data.campaign import Campaign
 from data.errors import RecipeError, StageFailed
-from flows.stages import held
+from flows.artifacts import held
 from tasks.curators import difficulty, texts, word_runs
 from tests.micro import micro
 

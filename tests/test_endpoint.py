@@ -23,6 +23,8 @@ from data.recipe import Recipe
 from data.settings import Hardware, Requests
 from data.store import Artifact, External, Store, digest_of, hash_folder
 from flows.check import bind
+from flows.judging import anchors
+from flows.scoring import scores
 from flows.stages import Stages
 from tasks import openai_client, score
 from tasks.engines import Batch, Decoding
@@ -285,7 +287,7 @@ def test_each_engine_has_its_work(tmp_path: Path) -> None:
     some = stages.prepare()
     stages.generate(some, some)
     stages.evaluate(some, some, {})
-    stages.anchors(some, some)
+    anchors(stages, some, some)
     assert drawn.pop("generate") == "endpoint"
     assert set(drawn) == {"evaluate/greedy", "evaluate/sampled", "anchors/drawn"}
     assert set(drawn.values()) == {"transformers"}
@@ -380,7 +382,7 @@ def test_a_judge_has_one_model_here_or_at_a_server(server: Unreliable, tmp_path:
 
     stages = Stages(SimpleNamespace(recipe=right), 1, call)  # type: ignore[arg-type]
     some = stages.prepare()
-    stages.scores(some, some, {"policy": some, "base": some})
+    scores(stages, some, some, {"policy": some, "base": some})
     assert asked["score/judge"] == {"prompts", "completions"}
 
 

@@ -225,7 +225,7 @@ def test_isolated_stages_give_the_same_bytes(run_micro: Run, tmp_path: Path) -> 
 
     hardware = inline.recipe.hardware.model_copy(update={"isolation": "process"})
     apart = Campaign(tmp_path / "b", "apart", inline.recipe)
-    stages = Stages(apart, 0, lambda _, s, c, i, seed: perform(apart.store, s, c, i, seed=seed, hardware=hardware))
+    stages = Stages(apart, 0, lambda _, s, c, i, seed, around: perform(apart.store, s, c, i, seed=seed, hardware=hardware))
     base = stages.base(stages.prepare())
     assert base.digest == inline.rounds()[0].checkpoint.digest
 

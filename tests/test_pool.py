@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from data import tables
 from data.campaign import Campaign
 from data.errors import PartError, RecipeError
+from flows.artifacts import held
 from flows.check import bind
-from flows.stages import held
 from tasks.pairers import origins as shelf
 from tests.micro import micro
 from tests.test_pairers import check_pairs

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from data import tables
 from data.campaign import Campaign
-from flows.stages import held
+from flows.artifacts import held
 from tasks import models
 from tasks.prefixes import begun
 from tasks.scorers import Score

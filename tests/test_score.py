@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from data import tables
 from data.campaign import Campaign
 from data.errors import PartError, TableError
+from flows.artifacts import held
 from flows.check import bind
-from flows.stages import held
 from tasks import score
 from tasks.parts import wants
 from tasks.scorers import Score

@@ -15,7 +15,7 @@ from data.campaign import Campaign
 from flows import check, environment
 from flows.check import bind
 from flows.estimate import drawn, rows_per_prompt, seven_b
-from flows.stages import accumulation, micro_batches
+from flows.resolve import accumulation, micro_batches
 from tests.micro import SETS
 from tests.test_recipe import load_shipped
 
