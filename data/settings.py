@@ -92,7 +92,9 @@ class Generate(Strict):
         None,
         description="rounds' samples only, evaluation keeps its window: lengthen = { above = 0.1, factor = 2.0, limit = 4096 }",
     )
-    batch: int = Field(64, ge=1, description="sequences decoded together; shapes the draw, so it is part of the key")
+    batch: int = Field(
+        64, ge=0, description="sequences decoded together, 0 = as the device's memory allows; shapes the draw: part of the key"
+    )
     shard: int = Field(512, ge=1, description="completions committed together; what a crash can lose")
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from data.errors import HomeError, PartError, RecipeError
 from data.recipe import Recipe
 from data.settings import Pool, Score
 from flows.estimate import drawn, seven_b
-from flows.resolve import accumulation, checkpointing, precision
+from flows.resolve import accumulation, checkpointing, decoded_together, precision
 from tasks import parts
 from tasks.mitigations import bound
 from tasks.models import inspect_checkpoint
@@ -180,6 +180,7 @@ def cost(recipe: Recipe, counts: dict[str, int], in_suites: int) -> dict[str, An
         "model_bytes": weights,
         "precision": precision(recipe),
         "checkpointing": checkpointing(recipe),
+        "batch": decoded_together(recipe),
         "micro_batch": recipe.train.batch // accumulation(recipe, recipe.train, recipe.loss),
         "seven_b": seven_b(recipe, per_round, tokens),
         # two trainer saves hold weights and two optimizer moments in float32 while a round trains

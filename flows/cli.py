@@ -200,6 +200,7 @@ def check(
     out.print(
         f"completions {estimate['completions']:,} ({estimate['completions_per_round']:,} a round to train on), rest to measure"
     )
+    out.print(f"{'':<12}{estimate['batch']} decoded together")
     out.print(f"tokens      at most {estimate['tokens_at_most']:,}")
     out.print(f"training    {recipe.loss.name}, {estimate['steps_per_round']} steps a round, batch {recipe.train.batch}")
     recomputed = ", activations recomputed" if estimate["checkpointing"] else ""

@@ -16,7 +16,7 @@ from data.recipe import Recipe
 from data.settings import Pool, Score, Train
 from data.store import Artifact, derive_seed
 from flows.artifacts import external_file, external_model
-from flows.resolve import accumulation, checkpointing, precision
+from flows.resolve import accumulation, checkpointing, decoded_together, precision
 from tasks.ahead import Ahead
 from tasks.parts import supply
 from tasks.score import Settings as Scoring
@@ -231,6 +231,7 @@ class Stages:
         """How completions are drawn: by the engine given, or by the one that measures checkpoints."""
         engine = engine or recipe.evaluation_engine
         how = recipe.generate.model_dump(exclude={"path"})
+        how["batch"] = decoded_together(recipe)
         return {**how, "engine": engine, "settings": recipe.engine_settings(engine), **self.loading()}
 
     def loading(self) -> dict[str, Any]:
