@@ -19,7 +19,7 @@ from typing import Any
 from data import errors
 from data.errors import StageFailed
 from data.settings import Hardware
-from tasks.work import Work, module_of
+from tasks.work import Work, device_of, module_of
 
 TICK = "ratchet-tick "
 PR_SET_PDEATHSIG = 1
@@ -94,6 +94,8 @@ def main(path: str) -> int:
     die_with_parent(job["parent"] if rank is None else os.getppid())
     if rank is None and hardware.accelerate and getattr(module, "LAUNCHED", False):
         launch = ["-m", "accelerate.commands.launch", "--config_file", hardware.accelerate, "-m", "tasks.worker", path]
+        if device_of(hardware) == "cpu":
+            os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # else "cpu:0", to which torch cannot load a save's optimizer
         os.execv(sys.executable, [sys.executable, *launch])  # still dies with the parent: the kernel keeps that over exec
 
     def tick(done: int, total: int) -> None:
