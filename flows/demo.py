@@ -11,14 +11,16 @@ from data.campaign import Campaign
 # units, or 85.3 supervised sequences. 80 steps of it equal 107 supervised steps of 64 sequences.
 DPO_CONTROL = ("train.steps=107", "train.batch=64", "train.learning_rate=3e-4")
 
+UNWATCHED = ("probe.samples=0",)  # a control is there for its accuracy; the ledger would cost it a fifth more
+
 
 def campaigns(home: Path, seed: int, sets: tuple[str, ...] = ()) -> list[Campaign]:
     """The four campaigns, started; equal stages (seed model, round 0, the first sampling) are computed once."""
     arms = {
         "raft": ("tiny_raft", ()),
-        "raft-control": ("tiny_control", ()),
+        "raft-control": ("tiny_control", UNWATCHED),
         "dpo": ("tiny_dpo", ()),
-        "dpo-control": ("tiny_control", DPO_CONTROL),
+        "dpo-control": ("tiny_control", (*DPO_CONTROL, *UNWATCHED)),
     }
     return [
         Campaign.start(home, f"demo-{name}-{seed}", recipes.load(source, [f"seed={seed}", *changes, *sets]))
