@@ -85,6 +85,16 @@ def test_a_change_that_follows_accuracy_is_no_alarm() -> None:
     assert "follows accuracy" in alarms[0].sentence
 
 
+def test_less_of_a_fault_is_no_alarm() -> None:
+    # over-confidence that halves is told as a watch; were it to rise as much, it would be an ALARM
+    draw = np.random.default_rng(7)
+    low, high = (Sample({"vote_brier": draw.normal(mean, 0.1, (200, 4))}) for mean in (0.1, 0.2))
+    for now, base, level in ((low, high, "watch"), (high, low, "ALARM")):
+        _, alarms = judge(compare(now, base, None, kinds={"vote_brier": "real"}), round=1)
+        assert [alarm.level for alarm in alarms] == [level]
+        assert ("it is a fault, and became less" in alarms[0].sentence) == (level == "watch")
+
+
 @pytest.mark.parametrize(("now", "level"), [(0.002, ""), (0.30, "STOP"), (0.08, "STOP")])
 def test_hard_stops_have_absolute_floors(now: float, level: str) -> None:
     # truncation doubling from 0.1% to 0.2% is no stop; 3% to 8% is, and so is a third of everything
