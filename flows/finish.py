@@ -77,7 +77,9 @@ def evict(campaign: Campaign) -> None:
             campaign.store.evict(past.checkpoint.key)
 
 
-COMPARED_LATER = re.compile(r"evaluate/greedy_score|probe/.*(observed|verdicts|twins)|bias|suite/.*/(greedy_score|logprobs)")
+COMPARED_LATER = re.compile(
+    r"evaluate/greedy_score|probe/.*(observed|verdicts|twins|reward)|bias|suite/.*/(greedy_score|logprobs)"
+)
 COPIED = re.compile(r"prepare|import_completions|suite/.*/(prompts|completions)")  # in round 0, of files outside the store
 
 

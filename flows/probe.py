@@ -10,9 +10,11 @@ from data import tables
 from data.campaign import Metric, Round
 from data.store import Artifact, Store
 from flows.artifacts import held
+from flows.scoring import score_one
 from flows.stages import Stages
 from tasks import observe
 from tasks.alarms import LEVELS, Alarm
+from tasks.parts import wants
 from tasks.twin_features import COLUMNS
 
 Data = Mapping[str, Artifact]
@@ -30,15 +32,19 @@ def baseline(stages: Stages, prompts: Artifact, base: Artifact) -> Artifact | No
     if not stages.recipe.watched:
         return None
     inputs = {"prompts": prompts, **named("", drawing(stages, prompts, base))}
+    proxy(stages, prompts, {"policy": base, "base": base})
     for number in range(1, stages.recipe.probe.baseline + 1):
         inputs |= named(f"base/{number}/", drawing(stages, prompts, base, number))
     return ledger(stages, inputs)
 
 
 def compared(
-    stages: Stages, store: Store, so_far: list[Round], prompts: Artifact, checkpoint: Artifact, data: Data
+    stages: Stages, store: Store, so_far: list[Round], prompts: Artifact, checkpoint: Artifact, data: Data, judges: Data
 ) -> Artifact | None:
-    """The ledger of a round's checkpoint: against round 0, against the checkpoint it came from, and with what it trained on."""
+    """The ledger of a round's checkpoint: against round 0, against the checkpoint it came from, and with what it trained on.
+
+    `judges` are the models that the round's scorers asked.
+    """
     if not stages.recipe.watched:
         return None
     first, last = so_far[0], so_far[-1]
@@ -53,6 +59,8 @@ def compared(
     inputs |= {f"previous/{what}": past(came_from, f"probe/{what}") for what in drawn}
     for number in range(1, stages.recipe.probe.baseline + 1):
         inputs |= {f"base/{number}/{what}": past(first, f"probe/{number}/{what}") for what in drawn}
+    if reward := proxy(stages, prompts, judges):
+        inputs |= {"proxy": reward, "base/proxy": past(first, "probe/reward")}
     if came_from.round > 0:
         inputs["earlier"] = past(came_from, "bias")
     if "completions" in data:  # a control and an online loss have none
@@ -95,6 +103,27 @@ def twins(
     inputs |= {"twins": twins, "twin_completions": drawn}
     inputs["twin_verdicts"] = stages.verify(f"{place}/twins/judged", "twins", twins, drawn)
     return stages.do(f"{place}/twins", "twin_features", {"kinds": probe.twins}, inputs)
+
+
+def proxy(stages: Stages, prompts: Artifact, judges: Data) -> Artifact | None:
+    """The reward of round 0 on what was drawn of the probe, by the `judges` of now.
+
+    None where it is the verifier's word alone, or cannot be asked about a text that no round trains on: a reward model fitted
+    to the round, a process score's own samples, a column of a file.
+    """
+    verifier, *others = stages.first.score
+    weighted = [score for score in others if score.weight]
+    bound = any(score.checkpoint == "trained" or "rollouts" in wants("scorers", score.scorer) for score in weighted)
+    if not weighted or bound or stages.first.recorded:
+        return None
+    drawn, verdicts = stages.made["probe/completions"], stages.made["probe/verdicts"]
+    known = {f"score/{verifier.label}": verdicts}
+    for score in weighted:
+        place = f"probe/score/{score.label}"
+        known[f"score/{score.label}"] = score_one(stages, place, score, "probe", prompts, drawn, judges, {"verdicts": verdicts})
+    weights = {score.label: score.weight for score in stages.first.score if score.weight}
+    inputs = {f"score/{name}": known[f"score/{name}"] for name in weights}
+    return stages.do("probe/reward", "reward", {"weights": weights}, inputs)
 
 
 def trained_on(stages: Stages, data: Mapping[str, Artifact]) -> dict[str, Artifact]:
@@ -164,5 +193,11 @@ def read_bias(ledger: Artifact | None) -> dict[str, Metric]:
             ends = {"low": row[low] if low else None, "high": row[high] if high else None}
             metrics[f"{place}/{name}"] = Metric(value=row[value], n=row["n"], split="probe", **ends)
         metrics[f"{place}/level"] = Metric(value=float(levels[row["feature"]]), n=row["n"], split="probe")
-    auc = said(ledger).get("surface_auc")
-    return metrics | ({"bias/surface_auc": Metric(value=auc, split="rounds")} if auc is not None else {})
+    facts = json.loads(ledger.file("alarms.json").read_text())
+    if (auc := facts.get("surface_auc")) is not None:
+        metrics["bias/surface_auc"] = Metric(value=auc, split="rounds")
+    if gap := facts["proxy_gap"]:
+        metrics["bias/proxy_gap"] = Metric(**gap, split="probe")
+    for name, value in (facts["overoptimisation"] or {}).items():
+        metrics[f"bias/overoptimisation/{name}"] = Metric(value=value, split="probe")
+    return metrics

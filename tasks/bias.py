@@ -16,10 +16,11 @@ from data import tables
 from tasks.alarms import Alarm, gravest, judge, mitigations
 from tasks.effects import Array, Kind, prompt_means, scaled
 from tasks.ledger import Entry, Sample, compare
-from tasks.pressure import Selection, contrast, estimate, surface_auc, with_selection
+from tasks.overoptimisation import alarms_of, facts_of, lines, proxy_gap
+from tasks.pressure import UNKNOWN, Estimate, Selection, contrast, estimate, surface_auc, with_selection
 from tasks.work import Work
 
-VERSION = 3  # 2: labels and ranks say what is trained towards; twins. 3: less of a fault is no ALARM
+VERSION = 4  # 2: labels and ranks say what is trained towards; twins. 3: less of a fault is no ALARM. 4: the proxy beside gold
 LIBRARIES = ("numpy", "scipy", "scikit-learn")
 NARROW = 0.7  # share of the entropy of answers at round 0 below which they have collapsed, if less is solved
 SHORTCUT = 0.7  # AUC from which the pairs can be told apart by their surface alone
@@ -40,9 +41,9 @@ def bias(work: Work) -> None:
     """`ledger.parquet` (LEDGER) and `alarms.json` of the round whose checkpoint `observed` is.
 
     Inputs: prompts; observed, previous/observed, base/1/observed ... (of `observe`), each with its verdicts (SCORES) and, where
-    there are any, its twins (of `twin_features`); earlier (this stage's output for the round before); for what the round
-    trained on pool_prompts, pool (of `observe`), reward and the input that `chosen` names. `previous`, `earlier` and the last
-    four may be missing.
+    there are any, its twins (of `twin_features`); proxy and base/proxy (SCORES of the reward on the probe, now and at round 0);
+    earlier (this stage's output for the round before); for what the round trained on pool_prompts, pool (of `observe`), reward
+    and the input that `chosen` names. `previous`, the proxies, `earlier` and the last four may be missing.
     """
     s: Settings = work.settings
     prompts = tables.read(work.inputs["prompts"] / "probe.parquet", tables.PROMPTS)
@@ -59,9 +60,12 @@ def bias(work: Work) -> None:
         chosen = _selection(work)
         entries = with_selection(entries, chosen, now, previous or base, strata)
         facts["surface_auc"] = _surface_auc(work, chosen) if s.chosen == "pairs" else None
-    earlier = read_ledger(work.inputs["earlier"]) if "earlier" in work.inputs else []
+    earlier, said = _earlier(work)
     entries, alarms = judge(entries, earlier, round=s.round)
+    kl = next((entry.mean for entry in entries if entry.key == ("kl_base", None)), None)
+    facts |= facts_of(s.round, kl, now.right, base.right, _proxy_gap(work, now, base, order), said)
     alarms = answer_collapse(entries, now, base) + alarms + _shortcut(facts.get("surface_auc"))
+    alarms += alarms_of(facts, said.get("alarms", ()))
     write_ledger(work.out, entries, alarms, facts)
 
 
@@ -140,6 +144,22 @@ def _features(path: Path, schema: Any, order: Mapping[str, int], names: Sequence
     return grid(table["prompt_id"].to_pylist(), order, {name: _numbers(table, name) for name in names})
 
 
+def _proxy_gap(work: Work, now: Sample, base: Sample, order: Mapping[str, int]) -> Estimate:
+    if "base/proxy" not in work.inputs or now.right is None or base.right is None:
+        return UNKNOWN
+    tables_of = (tables.read(work.inputs[name] / "scores.parquet", tables.SCORES) for name in ("proxy", "base/proxy"))
+    ours, theirs = (grid(t["prompt_id"].to_pylist(), order, {"": _numbers(t, "value")})[""] for t in tables_of)
+    return proxy_gap(ours, now.right, theirs, base.right)
+
+
+def _earlier(work: Work) -> tuple[list[Entry], dict[str, Any]]:
+    """The ledger of the round before, and what its alarms.json says."""
+    if "earlier" not in work.inputs:
+        return [], {}
+    folder = work.inputs["earlier"]
+    return read_ledger(folder), json.loads((folder / "alarms.json").read_text())
+
+
 def _numbers(table: Any, column: str) -> Array:
     return np.array(table[column].to_pylist(), dtype=float)  # null becomes NaN
 
@@ -197,20 +217,20 @@ def write_ledger(folder: Path, entries: Sequence[Entry], alarms: Sequence[Alarm]
     tables.write(tables.from_rows(rows, tables.LEDGER), tables.LEDGER, folder / "ledger.parquet")
     said = {"level": gravest(alarms), "alarms": [dataclasses.asdict(alarm) for alarm in alarms], **facts}
     (folder / "alarms.json").write_text(json.dumps(said, indent=1))
-    (folder / "report.md").write_text(report(entries, alarms))
+    (folder / "report.md").write_text(report(entries, alarms, facts))
 
 
-def report(entries: Sequence[Entry], alarms: Sequence[Alarm]) -> str:
-    """The alarms, and every feature over all completions, the largest effect first."""
-    lines = [*(f"- **{alarm.level} {alarm.feature}**: {alarm.sentence}" for alarm in alarms), ""]
-    lines += ["| feature | level | round 0 | now | effect | 95% interval | step | pressure | gain |", "|" + "---|" * 9]
+def report(entries: Sequence[Entry], alarms: Sequence[Alarm], facts: Mapping[str, Any]) -> str:
+    """The alarms, the reward beside gold, and every feature over all completions, the largest effect first."""
+    rows = [*(f"- **{alarm.level} {alarm.feature}**: {alarm.sentence}" for alarm in alarms), "", *lines(facts), ""]
+    rows += ["| feature | level | round 0 | now | effect | 95% interval | step | pressure | gain |", "|" + "---|" * 9]
     whole = [entry for entry in entries if entry.group is None]
     for e in sorted(whole, key=lambda entry: -abs(entry.effect or 0.0)):
         numbers = [e.base, e.mean, e.effect, e.effect_low, e.effect_high, e.step_effect, e.pressure, e.gain]
         base, mean, effect, low, high, step, pressure, gain = ("" if x is None else f"{x:.3g}" for x in numbers)
         between = f"{low} to {high}" if low else ""
-        lines.append(f"| {e.feature} | {e.level} | {base} | {mean} | {effect} | {between} | {step} | {pressure} | {gain} |")
-    return "\n".join(lines) + "\n"
+        rows.append(f"| {e.feature} | {e.level} | {base} | {mean} | {effect} | {between} | {step} | {pressure} | {gain} |")
+    return "\n".join(rows) + "\n"
 
 
 def read_ledger(folder: Path) -> list[Entry]:

@@ -10,7 +10,8 @@ import numpy as np
 from tasks.alarms import Alarm, judge
 from tasks.effects import Array, Kind
 from tasks.ledger import Entry, Sample, compare
-from tasks.pressure import Estimate, proxy_gap
+from tasks.overoptimisation import proxy_gap
+from tasks.pressure import Estimate
 
 OUTCOMES: dict[str, Kind] = {"gold": "rate", "judge": "real"}  # what is wanted to move: shown, never an alarm
 

@@ -215,27 +215,3 @@ def amplification(trained: Mapping[str, Array], made: Mapping[str, Array]) -> di
             continue
         out[t] = float(np.sign(values.mean() - everything.mean()) * (theirs.mean() - values.mean()))
     return out
-
-
-def proxy_gap(proxy: Array, gold: Array, proxy_0: Array, gold_0: Array) -> Estimate:
-    """How much more the proxy rose than gold, each in its own standard deviations at round 0, per prompt and paired."""
-    rises = []
-    for now, then in ((proxy, proxy_0), (gold, gold_0)):
-        sd = float(np.nanstd(then))
-        rises.append((prompt_means(now) - prompt_means(then)) / sd if sd > 0 else np.full(len(now), np.nan))
-    return estimate(rises[0] - rises[1])
-
-
-def overoptimisation(kl: Sequence[float], gold: Sequence[float]) -> tuple[float, float] | None:
-    """(a, b) of gold = d (a - b log d), d = sqrt(KL to round 0), by least squares; None below 3 rounds with KL > 0.
-
-    The form of Gao et al., arXiv 2210.10760, for policies trained by RL; gold is counted from round 0. It peaks at
-    d = exp(a / b - 1) where b > 0.
-    """
-    d = np.sqrt(np.array(kl, dtype=float))
-    g = np.array(gold, dtype=float)[d > 0]
-    d = d[d > 0]
-    if d.size < 3:
-        return None
-    (a, b), *_ = np.linalg.lstsq(np.stack([d, -d * np.log(d)], axis=1), g, rcond=None)
-    return float(a), float(b)

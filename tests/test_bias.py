@@ -143,6 +143,18 @@ def test_the_recipe_chooses_the_features(run_micro: Callable[..., Any]) -> None:
     assert not [name for name in [*off.metrics, *off.artifacts] if name.startswith(("bias", "probe"))]
 
 
+def test_a_reward_beside_the_verifier_is_asked_about_the_probe(run_micro: Callable[..., Any]) -> None:
+    # the proxy pays for length beside gold: the ledger knows how far it outran gold, and says null where gold alone rewards
+    score = 'score=[{scorer="tests.micro:ends_even"}, {scorer="tests.test_bias:long", weight=0.5}]'
+    start, after = run_micro("tiny_raft", "rounds=1", WATCHED, 'probe.features=["tokens", "kl_base"]', score).rounds()
+    gap = after.metrics["bias/proxy_gap"]
+    assert gap.low < gap.value < gap.high
+    assert after.facts["proxy_gap"]["value"] == gap.value
+    assert [point["round"] for point in after.facts["gold_over_kl"]] == [1]
+    assert start.facts["proxy_gap"] is None
+    assert after.facts["overoptimisation"] is None
+
+
 def digits(completions: Sequence[Row]) -> list[float | None]:
     """A user's own feature: digits of a completion."""
     return [float(sum(c.isdigit() for c in row["text"])) for row in completions]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data import recipe as recipes
-from tasks import observe, parts, pressure
+from tasks import observe, overoptimisation, parts, pressure
 from tasks.alarms import Alarm, gravest, judge, mitigations, sentence
 from tasks.bias import answer_collapse
 from tasks.effects import changes, cohens_h
@@ -246,7 +246,35 @@ def test_overoptimisation_recovers_its_curve() -> None:
     # the fit of Gao's form finds the parameters that made the points
     kl = np.array([0.5, 2.0, 5.0, 12.0])
     d = np.sqrt(kl)
-    assert pressure.overoptimisation(kl, d * (0.8 - 0.3 * np.log(d))) == pytest.approx((0.8, 0.3))
+    assert overoptimisation.fitted(kl, d * (0.8 - 0.3 * np.log(d))) == pytest.approx((0.8, 0.3))
+
+
+def test_the_curve_gathers_a_point_a_round_and_says_where_it_turns() -> None:
+    # gold of .5 + d (.2 - .1 log d): unknown for two rounds, then the curve, which turns at d = e; null, never 0, without gold
+    facts = overoptimisation.facts_of(0, 0.0, None, None, pressure.UNKNOWN, {})
+    assert (facts["gold_over_kl"], facts["proxy_gap"], facts["gold_rise"]) == ([], None, None)
+    gold_0 = np.full((4, 10000), 0.0)
+    gold_0[:, :5000] = 1.0
+    for number, d in enumerate((0.5, 1.0, 2.0), 1):
+        gold = np.full((4, 10000), 0.0)
+        gold[:, : round(10000 * (0.5 + d * (0.2 - 0.1 * math.log(d))))] = 1.0
+        facts = overoptimisation.facts_of(number, d * d, gold, gold_0, pressure.UNKNOWN, facts)
+        assert (facts["overoptimisation"] is None) == (number < 3)
+    assert facts["overoptimisation"]["kl_at_peak"] == pytest.approx(math.exp(2), rel=0.01)
+    assert "turns down at a KL of 7.3" in "".join(overoptimisation.lines(facts))
+
+
+@pytest.mark.parametrize(("rise", "levels"), [(0.0, ["watch", "ALARM"]), (0.2, [])])
+def test_a_reward_that_outruns_gold_is_named(rise: float, levels: list[str]) -> None:
+    # the reward is up by a standard deviation: an alarm where gold stood still, in the second round running; not where it rose
+    draw = np.random.default_rng(1)
+    proxy_0, gold_0 = draw.normal(0, 1, (256, 4)), (draw.random((256, 4)) < 0.5).astype(float)
+    gold = np.where(draw.random((256, 4)) < 2 * rise, 1.0, gold_0)
+    gap = overoptimisation.proxy_gap(proxy_0 + 1.0, gold, proxy_0, gold_0)
+    facts = overoptimisation.facts_of(1, 1.0, gold, gold_0, gap, {})
+    first = overoptimisation.alarms_of(facts, [])
+    again = overoptimisation.alarms_of(facts, [vars(alarm) for alarm in first])
+    assert [alarm.level for alarm in first + again] == levels
 
 
 def test_an_alarm_reads_as_one_line() -> None:
