@@ -18,7 +18,7 @@ from flows.suites import suite_metrics
 from flows.training_data import take, too_little, truncated
 from tasks.alarms import Alarm
 from tasks.gate import decide
-from tasks.trouble import forgetting, training_alarms
+from tasks.trouble import blind_judges, forgetting, training_alarms
 
 LIBRARIES = ("torch", "transformers", "trl", "tokenizers", "datasets", "pyarrow", "math-verify", "prefect", "mlflow")
 
@@ -65,7 +65,7 @@ def one_round(stages: Stages, store: Store, so_far: list[Round], settle: Callabl
     metrics |= judge_metrics(stages, store, so_far, prompts, judges)
     ledger = compared(stages, store, so_far, prompts, checkpoint, data, judges)
     troubled = [] if untrained else troubles(stages, so_far, start, checkpoint, metrics)
-    troubled += forgetting(metrics, last.metrics)
+    troubled += forgetting(metrics, last.metrics) + blind_judges(metrics, last.metrics, recipe.score)
     alarms = troubled + read_alarms(ledger)
     verdict = settle(decide(recipe.gate, metrics, untrained, alarms))
 

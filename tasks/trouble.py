@@ -8,6 +8,7 @@ from typing import Any
 
 from data.campaign import Metric
 from data.loss import Loss
+from data.settings import Score
 from tasks.alarms import Alarm
 
 Row = dict[str, Any]
@@ -151,3 +152,35 @@ def _said_of(what: str, difference: Metric, level: Metric) -> str:
     if what == "accuracy_vs_base":
         return f"accuracy {100 * (now - lost):.1f}% -> {100 * now:.1f}% since round 0, on {difference.n} prompts"
     return f"log-probability per token {now - lost:.2f} -> {now:.2f} since round 0, on {difference.n} prompts"
+
+
+BLIND = 0.55  # AUROC below which a judge as good as guesses; 0.5 is chance
+
+
+def blind_judges(now: Mapping[str, Metric], before: Mapping[str, Metric], scores: Sequence[Score]) -> list[Alarm]:
+    """Alarms about judges that are rewarded and surely cannot rank the answers to one prompt: a watch, and from the second
+    round running on a STOP, where the verifier's word is no part of the reward beside them.
+
+    Within a prompt, because choosing is: a judge that only knows hard prompts from easy ones has a fine AUROC overall.
+
+    Args:
+        now, before: of this round and the one before, `judge/<label>/within_prompt_auroc` with its interval among them.
+        scores: of the recipe, the verifier first.
+    """
+    verifier, *judges = scores
+    found = []
+    for score in judges:
+        name = f"judge/{score.label}/within_prompt_auroc"
+        if score.weight and name in now and _blind(now[name]):
+            again = name in before and _blind(before[name])
+            auroc = now[name]
+            said = (
+                f"ranks the answers to one prompt no better than chance: AUROC {auroc.value:.2f} [{auroc.low:.2f}, "
+                f"{auroc.high:.2f}] over {auroc.n} prompts with right and wrong ones; acts on it: another judge, score.weight"
+            )
+            found.append(Alarm("STOP" if again and not verifier.weight else "watch", f"judge {score.label}", said))
+    return found
+
+
+def _blind(auroc: Metric) -> bool:
+    return auroc.value is not None and auroc.high is not None and auroc.high < BLIND

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 
 from data import templates
-from data.campaign import Campaign
+from data.campaign import Campaign, Metric
+from data.settings import Score
 from registry.judges import mirror_templates, used
 from tasks.judge_health import agreement, drift, orders, probes, spread
 from tasks.scorers.likelihood import mean_logprob
+from tasks.trouble import blind_judges
 from tests.test_judge import JUDGED
 
 Row = dict[str, Any]
@@ -52,6 +54,30 @@ def test_the_selection_gain_is_best_of_n_less_a_random_one() -> None:
     assert named(agreement({"a": right_found}))["selection_gain"] == 0.75
     assert named(agreement({"a": wrong_found}))["selection_gain"] == -0.25
     assert named(agreement({"a": tied}))["selection_gain"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "weight", "levels"),
+    [
+        ((0.50, 0.54), (0.51, 0.54), 0.0, ["watch", "STOP"]),  # surely blind, twice
+        ((0.50, 0.54), (0.51, 0.54), 1.0, ["watch", "watch"]),  # the verifier rewards beside it
+        ((0.50, 0.54), (0.52, 0.60), 0.0, ["watch"]),  # the second time it may see something
+        ((0.53, 0.56), (0.53, 0.56), 0.0, []),  # not surely
+    ],
+)
+def test_a_blind_judge_is_stopped_in_the_second_round(
+    first: tuple[float, float], second: tuple[float, float], weight: float, levels: list[str]
+) -> None:
+    # AUROC surely below .55 within a prompt; a judge that is only watched, or of which nothing is known, raises nothing
+    def measured(value: float, high: float) -> dict[str, Metric]:
+        return {"judge/likes/within_prompt_auroc": Metric(value=value, low=2 * value - high, high=high, n=200)}
+
+    scores = [Score(scorer="exact_match", weight=weight), Score(scorer="judge", name="likes")]
+    one, two = measured(*first), measured(*second)
+    found = blind_judges(one, {}, scores) + blind_judges(two, one, scores)
+    assert [alarm.level for alarm in found] == levels
+    assert blind_judges(two, one, [scores[0], Score(scorer="judge", name="likes", weight=0.0)]) == []
+    assert blind_judges({"judge/likes/within_prompt_auroc": Metric(value=None)}, one, scores) == []
 
 
 def test_calibration_is_of_probabilities_only() -> None:
