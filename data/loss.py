@@ -78,7 +78,9 @@ class Loss(BaseModel):
     offset: float = Field(0.0, ge=0, description="sigmoid: ODPO's alpha, times log of the pair's reward difference (1 there)")
     length: float = Field(0.0, ge=0, description="sigmoid: R-DPO's alpha, per token of length difference")
     gamma: float = Field(0.5, ge=0, description="simpo: the target margin (TRL's default)")
-    desirable_weight: float = Field(1.0, gt=0, description="kto: weight of right completions")
+    desirable_weight: float = Field(
+        1.0, ge=0, description="kto: weight of right completions; 0 = so that both sides weigh the same, however many there are"
+    )
     undesirable_weight: float = Field(1.0, gt=0, description="kto: weight of wrong completions")
 
     @model_validator(mode="after")
@@ -124,6 +126,11 @@ class Loss(BaseModel):
     @property
     def needs_reference(self) -> bool:
         return self.kind.reference and (self.kind.data != "online" or self.beta > 0)
+
+    @property
+    def measures_kl(self) -> bool:
+        """Whether its training log tells how far the policy moves from the reference."""
+        return self.needs_reference and self.kind.trainer != "listwise"
 
     @property
     def weights(self) -> dict[str, float]:

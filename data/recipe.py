@@ -101,6 +101,11 @@ class Recipe(Strict):
             raise ValueError("[[curate]] works on the rounds split, pool.given = true draws from the seed split: not both")
         if self.pool.given and not self.prompts.seed:
             raise ValueError("pool.given = true needs given solutions: set prompts.seed")
+        if self.gate.kl_budget and not self.loss.measures_kl:
+            raise ValueError(
+                f"gate.kl_budget needs a loss that logs its KL to a reference: DPO's kin, kto, or online with loss.beta > 0; "
+                f"found loss.name = '{self.loss.name}', loss.beta = {self.loss.beta:g}"
+            )
         if self.generate.lengthen and (self.recorded or data == "online"):
             raise ValueError(
                 "generate.lengthen gives a round's samples more room; a file of completions and an online loss take none"

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from data.campaign import Metric
 from data.loss import Loss
 from data.settings import Score
 from tasks.alarms import Alarm
-
-Row = dict[str, Any]
+from tasks.course import Course, Row, course
 
 
 @dataclass(frozen=True)
@@ -21,9 +19,12 @@ class Limits:
     tail: float = 0.2  # share of the steps that "at the end" means
     margin: float = 0.02  # |reward margin| below which nothing was learned,
     still: float = 0.5  # unless it is this many nats all the same, with the small beta of SPPO
-    displaced: float = 3.0  # nats a chosen completion may lose against the reference
+    displaced: float = 3.0  # nats a chosen completion may lose
+    displaced_token: float = 0.1  # ... per token, of losses that count so
     exploded: float = 20.0  # reward margin: sigmoid(20) is 1 to 9 digits
     ranking: float = 0.05  # share of pairs that may lose their order
+    reward: float = 0.1  # standard deviations that the reward of an online phase may fall: 5 points of a verdict at 50%
+    equal: float = 0.95  # share of prompts whose samples all have the same reward
     finished: float = 0.05  # share of completions that may stop finishing; four times that is a hard limit
 
 
@@ -35,90 +36,127 @@ def training_alarms(
     kl_budget: float = 0.0,
     limits: Limits = Limits(),
 ) -> list[Alarm]:
-    """Alarms about one training.
+    """Alarms about one training. Each diagnosis is made wherever the loss's trainer logs what it stands on.
 
     Args:
         log: rows of TRAINING. before, after: what was measured of the start and of the result, `finished` among it.
         kl_budget: nats per completion that the policy may move away from the reference; 0 = no budget.
     """
-    found = [*_of_pairs(log, loss, kl_budget, limits)] if loss.kind.trainer in ("dpo", "kto") else []
-    if loss.kind.data == "online" and kl_budget and (kl := end(log, "kl", limits.tail)) is not None and kl > kl_budget:
-        found.append(_over_budget(kl, kl_budget))
-    return found + _of_finishing(before, after, limits)
+    seen = course(log, loss, limits.tail)
+    found = [
+        _stuck(seen, loss, limits),
+        _exploded(seen, limits),
+        _displaced(seen, loss, limits),
+        _order_lost(seen, limits),
+        _over_budget(seen, kl_budget),
+        _reward_fell(seen, limits),
+        _all_equal(seen, limits),
+        _of_finishing(before, after, limits),
+    ]
+    return [alarm for alarm in found if alarm]
 
 
-def end(log: Sequence[Row], metric: str, tail: float) -> float | None:
-    """The mean of a metric over the last steps that have it."""
-    values = [row["value"] for row in log if row["metric"] == metric]
-    last = values[-max(1, round(tail * len(values))) :]
-    return sum(last) / len(last) if last else None
-
-
-def _of_pairs(log: Sequence[Row], loss: Loss, kl_budget: float, limits: Limits) -> list[Alarm]:
-    margin, chosen, rejected = (end(log, f"rewards/{name}", limits.tail) for name in ("margins", "chosen", "rejected"))
-    found = []
-    if margin is not None and abs(margin) < limits.margin and abs(margin) / loss.beta < limits.still:
-        found.append(
-            Alarm(
-                "watch",
-                "loss stuck",
-                f"reward margins end at {margin:+.3f}, the loss where it began (0.69 for sigmoid): nothing was learned; likely "
-                "train.learning_rate or train.steps too small, or loss.beta",
-            )
-        )
-    if margin is not None and margin > limits.exploded:
-        found.append(
-            Alarm(
-                "ALARM",
-                "margins exploded",
-                f"reward margins end at {margin:.1f}: the pairs are told apart with certainty and training goes on; likely too "
-                "many steps or too high a train.learning_rate",
-            )
-        )
-    if chosen is not None and (moved := chosen / loss.beta) < -limits.displaced:
-        found.append(
-            Alarm(
-                "ALARM",
-                "likelihood displacement",
-                f"chosen completions lost {-moved:.1f} nats each against the reference: the margin grows by pushing both sides "
-                f"down (arXiv 2410.08847); likely loss.beta = {loss.beta:g} is too small, or terms = {{ nll = 1.0 }} missing",
-            )
-        )
-    first, last = (end(rows, "ranking_accuracy", limits.tail) for rows in (log[::-1], log))  # not of one step: a few pairs
-    if first is not None and last is not None and last < first - limits.ranking:
-        found.append(
-            Alarm(
-                "watch",
-                "ranking accuracy",
-                f"pairs in the right order by likelihood: {first:.0%} -> {last:.0%}, whatever the rewards say",
-            )
-        )
-    if kl_budget and chosen is not None and rejected is not None:
-        kl = -(chosen + rejected) / (
-            2 * loss.beta
-        )  # completions drawn near the reference: an estimate of KL(reference, policy)
-        if kl > kl_budget:
-            found.append(_over_budget(kl, kl_budget))
-    return found
-
-
-def _over_budget(kl: float, budget: float) -> Alarm:
+def _stuck(seen: Course, loss: Loss, limits: Limits) -> Alarm | None:
+    learned = seen.learned
+    if learned is None or abs(learned) >= limits.margin or abs(learned) / loss.beta >= limits.still:
+        return None
     return Alarm(
-        "ALARM",
-        "KL over budget",
-        f"{kl:.1f} nats per completion from the reference, budget {budget:g}; raise loss.beta or train less",
+        "watch",
+        "loss stuck",
+        f"reward margins end at {seen.margin:+.3f}, the loss where it began (0.69 for sigmoid): nothing was learned; likely "
+        "train.learning_rate or train.steps too small, or loss.beta",
     )
 
 
-def _of_finishing(before: Mapping[str, Metric], after: Mapping[str, Metric], limits: Limits) -> list[Alarm]:
+def _exploded(seen: Course, limits: Limits) -> Alarm | None:
+    if seen.margin is None or seen.margin <= limits.exploded:
+        return None
+    return Alarm(
+        "ALARM",
+        "margins exploded",
+        f"reward margins end at {seen.margin:.1f}: the pairs are told apart with certainty and training goes on; likely too "
+        "many steps or too high a train.learning_rate",
+    )
+
+
+def _displaced(seen: Course, loss: Loss, limits: Limits) -> Alarm | None:
+    if seen.chosen is None or -seen.chosen <= (limits.displaced_token if seen.per_token else limits.displaced):
+        return None
+    lost, of = f"{-seen.chosen:.{2 if seen.per_token else 1}f} nats", "a token" if seen.per_token else "each"
+    since = "against the reference" if loss.kind.reference else "since training began"
+    return Alarm(
+        "ALARM",
+        "likelihood displacement",
+        f"chosen completions lost {lost} {of} {since}: the margin grows by pushing both sides down (arXiv 2410.08847); "
+        f"likely {_displacing(loss)}",
+    )
+
+
+def _displacing(loss: Loss) -> str:
+    match loss.kind.trainer:
+        case "kto":
+            return "the wrong completions outweigh the right ones: loss.desirable_weight = 0 balances them"
+        case "orpo":
+            return f"loss.beta = {loss.beta:g}, the weight of the odds ratio, is too large beside the NLL"
+        case "cpo":
+            return "train.learning_rate is too high, or terms = { sft = 1.0 } missing"
+        case _:
+            term = "nll" if loss.name == "sigmoid" else "sft"
+            return f"loss.beta = {loss.beta:g} is too small, or terms = {{ {term} = 1.0 }} missing"
+
+
+def _order_lost(seen: Course, limits: Limits) -> Alarm | None:
+    if seen.order is None or seen.order[1] >= seen.order[0] - limits.ranking:
+        return None
+    first, last = seen.order
+    return Alarm(
+        "watch",
+        "ranking accuracy",
+        f"pairs in the right order by likelihood: {first:.0%} -> {last:.0%}, whatever the rewards say",
+    )
+
+
+def _over_budget(seen: Course, budget: float) -> Alarm | None:
+    if not budget or seen.kl is None or seen.kl <= budget:
+        return None
+    return Alarm(
+        "ALARM",
+        "KL over budget",
+        f"{seen.kl:.1f} nats per completion from the reference, budget {budget:g}; raise loss.beta or train less",
+    )
+
+
+def _reward_fell(seen: Course, limits: Limits) -> Alarm | None:
+    if seen.reward is None or -seen.reward <= limits.reward:
+        return None
+    return Alarm(
+        "ALARM",
+        "reward fell",
+        f"the mean reward of the samples fell by {-seen.reward:.2f} of its standard deviation in the phase; likely "
+        "train.learning_rate is too high, or loss.beta too small",
+    )
+
+
+def _all_equal(seen: Course, limits: Limits) -> Alarm | None:
+    if seen.equal is None or seen.equal <= limits.equal:
+        return None
+    return Alarm(
+        "watch",
+        "rewards all equal",
+        f"the samples of {seen.equal:.0%} of the prompts have one reward, so nothing tells them apart and nothing is learned; "
+        "likely prompts too easy or too hard ([[curate]] pass_rate_band), or generate.n too small",
+    )
+
+
+def _of_finishing(before: Mapping[str, Metric], after: Mapping[str, Metric], limits: Limits) -> Alarm | None:
     old, new = before.get("finished"), after.get("finished")
     if old is None or new is None or old.value is None or new.value is None or old.low is None or new.high is None:
-        return []
+        return None
     lost = old.value - new.value
     if lost <= limits.finished or new.high >= old.low:
-        return []
+        return None
     said = f"completions that end by themselves: {old.value:.0%} -> {new.value:.0%}; the end-of-sequence token lost probability"
-    return [Alarm("STOP" if lost > 4 * limits.finished else "ALARM", "finish rate", said)]
+    return Alarm("STOP" if lost > 4 * limits.finished else "ALARM", "finish rate", said)
 
 
 LOSS = {"accuracy_vs_base": 0.02, "logprob_vs_base": 0.05}  # worth a word: points of accuracy, nats per token

@@ -25,7 +25,9 @@ ALONE = ("prompts.probe=0", "prompts.test=0", "prompts.ood=0", "evaluate.samples
 OPEN = ("gate.rule=always_promote", *ALONE)
 DPO = ("tiny_dpo", "loss.terms={}")
 CHOSEN = ("tiny_raft", "train.replay=false", "train.learning_rate=3e-4")  # losses on selected completions, at DPO's rate
+KTO = (*CHOSEN, "loss.name=kto", "loss.beta=0.5", "loss.desirable_weight=0.0", "select.selector=labelled")
 RANKED = (*CHOSEN, "select.selector=ranked", "loss.terms={nll=1.0}", "train.batch=4")
+ONLINE = (*CHOSEN, "loss.beta=0.0", "select=false", "train.batch=96")  # 12 prompts of 8 completions a step: 960 in 80
 VOTES = 'score=[{scorer="exact_match", settings={after="#"}, weight=0.0}, {scorer="votes", settings={after="#"}}]'
 METHODS: dict[str, tuple[str, ...]] = {
     "control": ("tiny_control",),
@@ -34,7 +36,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     "dpo, beta 0.1, no NLL": (*DPO, "loss.beta=0.1"),
     "dpo, no NLL": DPO,
     "irpo": (*DPO, "loss.terms={nll=2.0}"),
-    "kto": (*CHOSEN, "loss.name=kto", "loss.beta=0.5", "select.selector=labelled"),
+    "kto": KTO,
+    "kto, sides not balanced": (*KTO, "loss.desirable_weight=1.0"),
     "scpo": (*DPO, "loss.terms={nll=2.0}", "loss.weighted=true", "pair.pairer=most_vs_least_voted", "pair.settings={}", VOTES),
     "spin": (*DPO, "loss.terms={nll=2.0}", "pool.given=true", "pair.pairer=given_vs_sample", "pair.settings={}"),
     "simpo": (*DPO, "loss.name=simpo", "loss.beta=2.0", "loss.gamma=1.0"),
@@ -42,7 +45,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     "sppo_hard": (*DPO, "loss.name=sppo_hard", "loss.beta=0.5"),
     "rso": (*DPO, "loss.name=hinge", "loss.beta=0.5", "pair.pairer=rejection_sampled", "pair.settings={beta=0.5}"),
     "rrhf": (*RANKED, "loss.name=rrhf"),
-    "grpo": (*CHOSEN, "loss.name=grpo", "loss.beta=0.0", "select=false", "train.batch=64", "train.steps=15"),
+    "grpo": (*ONLINE, "loss.name=grpo"),
+    "rloo": (*ONLINE, "loss.name=rloo"),
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from math import exp, log, log1p
 from pathlib import Path
@@ -227,6 +228,59 @@ def test_a_training_shorter_than_a_save_is_validated(finished: Finished, tmp_pat
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home for all losses: the samples of their first rounds are drawn once."""
     return tmp_path_factory.mktemp("losses") / "home"
+
+
+@pytest.mark.slow
+def test_kto_equals_stock_trl(run_micro: Any, shelf: Path, tmp_path: Path) -> None:
+    # our labelled rows, their order and their neighbours' completions give the losses of stock TRL's KTOTrainer on the texts;
+    # desirable_weight = 0 is the number of wrong rows over that of right ones
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+
+    from tasks import models
+    from tests.test_train import survives
+
+    sets = ("evaluate.samples=0", "loss.name=kto", "select.selector=labelled", "train.replay=false", "rounds=1")
+    campaign = run_micro("tiny_raft", *sets, name="kto-stock", place=shelf)
+    loss = Loss(name="kto", beta=0.5, desirable_weight=0.0)
+    work = work_of(campaign, tmp_path, steps=4, batch=8, loss=loss.model_dump())
+    tokenizer = models.load_tokenizer(work.inputs["checkpoint"])
+    drawn = {r["completion_id"]: r for r in read(work.inputs["completions"] / "completions.parquet", tables.COMPLETIONS)}
+    asked = {r["prompt_id"]: r for r in read(work.inputs["prompts"] / "rounds.parquet", tables.PROMPTS)}
+    chosen = [
+        row
+        for row in read(work.inputs["selected"] / "selected.parquet", tables.SELECTED)
+        if survives(drawn[row["completion_id"]], tokenizer)
+    ]
+    (tmp_path / "selected").mkdir()
+    tables.write(tables.from_rows(chosen, tables.SELECTED), tables.SELECTED, tmp_path / "selected" / "selected.parquet")
+    train(replace(work, inputs={**work.inputs, "selected": tmp_path / "selected"}))
+    ours = [row["value"] for row in read(work.out / "training.parquet", tables.TRAINING) if row["metric"] == "loss"]
+
+    random.Random(work.seed).shuffle(chosen)
+    texts = [
+        {
+            "prompt": asked[row["prompt_id"]]["messages"][0]["content"],
+            "completion": drawn[row["completion_id"]]["text"],
+            "label": row["label"],
+        }
+        for row in chosen
+    ]
+    right = sum(row["label"] for row in chosen)
+    s = work.settings
+    config = KTOConfig(
+        output_dir=str(tmp_path / "stock"), max_steps=4, per_device_train_batch_size=8, learning_rate=s.learning_rate,
+        lr_scheduler_type=s.schedule, bf16=False, gradient_checkpointing=False, seed=work.seed, data_seed=work.seed,
+        beta=0.5, desirable_weight=(len(chosen) - right) / right, logging_steps=1, report_to="none", use_cpu=True,
+        save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
+    )  # fmt: skip
+    load = lambda name: models.load_model(work.inputs[name], "cpu", "float32")  # noqa: E731
+    trainer = KTOTrainer(
+        load("checkpoint"), ref_model=load("reference"), args=config, train_dataset=Dataset.from_list(texts),
+        processing_class=tokenizer,
+    )  # fmt: skip
+    trainer.train()
+    assert ours == pytest.approx([entry["loss"] for entry in trainer.state.log_history if "loss" in entry], abs=1e-5)
 
 
 ON_PAIRS = [name for name, kind in KINDS.items() if kind.data == "pairs"]

@@ -9,6 +9,7 @@ import pytest
 
 from data import recipe as recipes
 from data.campaign import Campaign, Metric
+from data.errors import RecipeError
 from data.loss import Loss
 from tasks.alarms import Alarm
 from tasks.trouble import training_alarms
@@ -73,11 +74,86 @@ def test_the_kl_budget_is_the_recipes() -> None:
     assert training_alarms(log_of(), DPO, WHOLE, WHOLE, kl_budget=4.0) == []
 
 
+@pytest.mark.parametrize("sets", [(), ("loss.name=grpo", "loss.beta=0.0", "select=false", "train.replay=false")])
+def test_a_kl_budget_nobody_could_keep_is_refused(sets: tuple[str, ...]) -> None:
+    # SFT has no reference, and an online phase without a KL coefficient measures none
+    with pytest.raises(RecipeError, match=r"gate\.kl_budget needs a loss that logs its KL"):
+        recipes.load("tiny_raft", [*sets, "gate.kl_budget=5.0"])
+
+
 def test_completions_that_stop_finishing_are_a_hard_limit() -> None:
     # a loss of a few points that intervals tell apart is an alarm, a fifth of all is a stop, noise is nothing
     assert named(training_alarms(log_of(), DPO, WHOLE, finished(0.9, 0.88, 0.92))) == {"finish rate": "ALARM"}
     assert named(training_alarms(log_of(), DPO, WHOLE, finished(0.6, 0.57, 0.63))) == {"finish rate": "STOP"}
     assert training_alarms(log_of(), DPO, WHOLE, finished(0.93, 0.86, 0.985)) == []
+
+
+def moving(metrics: dict[str, tuple[float, float]], steps: int = 50, noise: float = 0.02) -> list[dict[str, Any]]:
+    """Steps on which each metric goes straight from one value to another, up and down by `noise` of its larger end."""
+    return [
+        {"step": step, "metric": name, "value": a + (b - a) * step / steps + noise * max(abs(a), abs(b)) * (-1) ** step}
+        for name, (a, b) in metrics.items()
+        for step in range(1, steps + 1)
+    ]
+
+
+GAINS = {"loss": (1.0, 0.5), "logps/chosen": (-0.08, -0.03), "rewards/margins": (0.5, 1.2), "rewards/accuracies": (0.85, 0.99)}
+
+
+@pytest.mark.parametrize(
+    ("loss", "wrong", "name", "cause"),
+    [
+        (
+            "simpo",
+            {"logps/chosen": (-0.08, -0.36)},
+            "likelihood displacement",
+            "0.24 nats a token since training began",
+        ),
+        ("orpo", {"logps/chosen": (-0.08, -0.36)}, "likelihood displacement", "the weight of the odds ratio"),
+        ("cpo", {"logps/chosen": (-2.0, -9.0)}, "likelihood displacement", "terms = { sft = 1.0 }"),
+        ("cpo", {"rewards/margins": (1.0, 35.0)}, "margins exploded", "too many steps"),
+        ("orpo", {"log_odds_chosen": (2.0, 35.0)}, "margins exploded", "too many steps"),
+        ("simpo", {"loss": (1.0, 1.0)}, "loss stuck", "learning_rate"),
+        ("cpo", {"rewards/accuracies": (0.9, 0.7)}, "ranking accuracy", "88% -> 72%"),
+    ],
+)
+def test_losses_without_a_reference_have_the_same_diagnoses(
+    loss: str, wrong: dict[str, tuple[float, float]], name: str, cause: str
+) -> None:
+    # what they log has no reference to be measured from, so it is what has moved since the first steps, noise left out
+    healthy = GAINS | ({"log_odds_chosen": (2.0, 3.0)} if loss == "orpo" else {})
+    assert training_alarms(moving(healthy), Loss(name=loss), WHOLE, WHOLE) == []
+    alarms = training_alarms(moving(healthy | wrong), Loss(name=loss), WHOLE, WHOLE)
+    assert [alarm.feature for alarm in alarms] == [name]
+    assert cause in alarms[0].sentence
+
+
+def test_noise_between_batches_is_no_displacement() -> None:
+    # CPO's sums differ by nats from batch to batch: a fall of four nats in a noise of eight is not told apart, nor five steps
+    fall = moving({"logps/chosen": (-8.0, -12.0)}, noise=0.7)
+    assert training_alarms(fall, Loss(name="cpo"), WHOLE, WHOLE) == []
+    assert training_alarms(moving(GAINS | {"logps/chosen": (-2.0, -90.0)}, steps=5), Loss(name="cpo"), WHOLE, WHOLE) == []
+
+
+def test_kto_names_its_own_cause() -> None:
+    # it takes no NLL term: what displaces it is wrong completions that outnumber the right ones
+    alarms = training_alarms(log_of(rewards__chosen=-0.9, rewards__rejected=-1.9), Loss(name="kto"), WHOLE, WHOLE)
+    assert "loss.desirable_weight = 0" in alarms[0].sentence
+
+
+@pytest.mark.parametrize("loss", ["grpo", "rloo"])
+def test_an_online_phase_is_watched(loss: str) -> None:
+    # TRL's KL is per token: 0.1 nats of 30 tokens are 3 a completion; a reward that falls, and one that is the same for all
+    fine = {"reward": (0.5, 0.6), "reward_std": (0.5, 0.5), "frac_reward_zero_std": (0.4, 0.5), "kl": (0.0, 0.1)}
+    fine |= {"completions/mean_length": (30.0, 30.0)}
+
+    def seen(budget: float = 0.0, **wrong: tuple[float, float]) -> dict[str, str]:
+        return named(training_alarms(moving(fine | wrong), Loss(name=loss, beta=0.05), WHOLE, WHOLE, kl_budget=budget))
+
+    assert seen() == seen(4.0) == {}
+    assert seen(2.0) == {"KL over budget": "ALARM"}
+    assert seen(reward=(0.5, 0.3)) == {"reward fell": "ALARM"}
+    assert seen(frac_reward_zero_std=(0.5, 1.0), reward=(0.9, 1.0)) == {"rewards all equal": "watch"}
 
 
 @pytest.mark.slow
