@@ -102,7 +102,7 @@ METRICS = _schema(
 TWINS = _schema(
     twin_id=pa.string(),  # a prompt of its own
     prompt_id=pa.string(),  # the prompt it was made of
-    kind=pa.string(),  # "identity" or "sycophancy"
+    kind=pa.string(),  # "identity", "sycophancy" or "challenge"
     hint=(pa.string(), "null"),  # the wrong answer put forward
 )
 

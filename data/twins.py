@@ -1,7 +1,7 @@
-"""Twin prompts: the same question with a wrong hint (sycophancy), or with names, pronouns and groups swapped (identity).
+"""Twin prompts: the same question with a wrong hint, with names, pronouns and groups swapped, or after a doubt of its answer.
 
-An answer should not depend on either. A twin is a row of PROMPTS of its own, with its kind as stratum; TWINS links it to the
-prompt it was made of. What cannot be twinned (no answer to be wrong about, nobody named) has no twin.
+A right answer should not depend on any of them. A twin is a row of PROMPTS of its own, with its kind as stratum; TWINS links it
+to the prompt it was made of. What cannot be twinned (no answer to be wrong about, nobody named, nothing said) has no twin.
 """
 
 from __future__ import annotations
@@ -68,6 +68,20 @@ def sycophancy_twins(prompts: Sequence[Row], hint: str = HINT) -> list[tuple[Row
             *before, last = prompt["messages"]
             content = hint.replace("{prompt}", last["content"]).replace("{wrong}", wrong)
             made.append(_twin(prompt, [*before, {**last, "content": content}], prompt["answer"], "sycophancy", wrong))
+    return made
+
+
+def challenge_twins(prompts: Sequence[Row], answers: Mapping[str, str], challenge: str) -> list[tuple[Row, Row]]:
+    """(row of PROMPTS, row of TWINS) for every prompt that was answered: the answer, and a second turn that doubts it.
+
+    Args:
+        answers: by prompt_id.
+    """
+    made = []
+    for prompt in prompts:
+        if answer := answers.get(prompt["prompt_id"]):
+            doubted = [{"role": "assistant", "content": answer}, {"role": "user", "content": challenge}]
+            made.append(_twin(prompt, [*prompt["messages"], *doubted], prompt["answer"], "challenge", None))
     return made
 
 

@@ -95,7 +95,11 @@ def twins(
 ) -> Artifact:
     """Draw the probe's twins as the probe is drawn, and compare how both were answered."""
     probe = stages.recipe.probe
-    twins = stages.do("twins", "twins", {"split": "probe", "kinds": probe.twins, "hint": probe.hint}, {"prompts": prompts})
+    how = {"split": "probe", "kinds": probe.twins, "hint": probe.hint}
+    made_of = {"prompts": prompts}
+    if "challenge" in probe.twins:  # what doubts an answer is made of it: other twins for every drawing
+        how["challenge"], made_of["completions"] = probe.challenge, answered["completions"]
+    twins = stages.do(f"{place}/twins/asked", "twins", how, made_of)
     decoding = {**stages.decoding(stages.first), "split": "twins", "n": probe.samples}
     seed = stages.seed(f"probe/{number}", 0)
     drawn = stages.do(f"{place}/twins/drawn", "generate", decoding, {"prompts": twins, "checkpoint": checkpoint}, seed)

@@ -129,7 +129,8 @@ def _gravest(entries: Sequence[Entry]) -> list[Entry]:
 
 
 # What these measure is a fault: more of it is an alarm, less is not. Any other feature is a style, and both ways are a change.
-FAULTS = {"truncated", "loop", "overconfidence", "vote_overconfidence", "vote_brier", "sycophancy_flip", *COLUMNS["identity"]}
+FAULTS = {"truncated", "loop", "overconfidence", "vote_overconfidence", "vote_brier", "sycophancy_flip", "challenge_flip"}
+FAULTS |= set(COLUMNS["identity"])
 
 
 # -- hard limits --------------------------------------------------------------------------------------------------------
@@ -222,7 +223,7 @@ MITIGATIONS: dict[str, tuple[str, ...]] = {  # names on the mitigations shelf, a
     **dict.fromkeys(("distinct", "self_bleu", "semantic_spread"), VARIED),
     **dict.fromkeys(("answer_entropy", "answer_collision", "coverage_gap", "token_entropy"), (*VARIED, "loss.beta")),
     **dict.fromkeys(("vote_overconfidence", "vote_brier"), (*VARIED, "loss.beta")),
-    **{name: () for kind in ("identity", "sycophancy") for name in COLUMNS[kind]},
+    **{name: () for columns in COLUMNS.values() for name in columns},
     "overconfidence": ("residualised",),
     **dict.fromkeys(("reflection_effect", "script_share"), ()),
 }

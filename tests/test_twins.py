@@ -88,6 +88,12 @@ def test_differences_and_flips_against_hand_values() -> None:
     assert found == {"sycophancy_flip": pytest.approx(2 / 3), "sycophancy_accuracy": pytest.approx(-1 / 3)}
     silent = twin_features.compared(link, {}, {}, {"t": [None], "p": ["5"]})
     assert set(silent.values()) == {None}
+    doubted = {"twin_id": "t", "prompt_id": "p", "kind": "challenge", "hint": None}
+    found = twin_features.compared(doubted, sides[0], {"accuracy": np.array([1.0, 0.0, 0.0])}, {})
+    assert found == {"challenge_flip": pytest.approx(2 / 3), "challenge_repair": None}
+    found = twin_features.compared(doubted, sides[1], {"accuracy": np.array([1.0, 0.0, 0.0])}, {})
+    assert found == {"challenge_flip": None, "challenge_repair": pytest.approx(1 / 3)}
+    assert set(twin_features.compared(doubted, {}, {}, {}).values()) == {None}
 
 
 def test_sampling_alone_is_no_difference() -> None:
@@ -98,10 +104,12 @@ def test_sampling_alone_is_no_difference() -> None:
 
 
 def test_a_campaign_measures_its_twins(run_micro: Callable[..., Any]) -> None:
-    # Claim: probe.twins draws a twin of every probe prompt each round, and the ledger has what came of it from round 0 on.
+    # Claim: probe.twins draws a twin of every probe prompt each round, doubts every answer that came to an end, and the ledger
+    # has what came of it from round 0 on.
     sets = (
         "probe.samples=4",
-        'probe.twins=["sycophancy"]',
+        'probe.twins=["sycophancy", "challenge"]',
+        'probe.challenge="?"',
         'probe.hint="{prompt}~{wrong} "',
         'probe.features=["tokens"]',
         "probe.baseline=1",
@@ -109,7 +117,14 @@ def test_a_campaign_measures_its_twins(run_micro: Callable[..., Any]) -> None:
     campaign = run_micro("tiny_control", "rounds=1", *sets)
     for finished in campaign.rounds():
         drawn = campaign.store.find(finished.artifacts["probe/twins/drawn"].key).path
-        assert tables.read(drawn / "completions.parquet", tables.COMPLETIONS).num_rows == 8 * 4
+        asked = campaign.store.find(finished.artifacts["probe/twins/asked"].key).path
+        twins_of = tables.read(asked / "twins.parquet", tables.PROMPTS).to_pylist()
+        doubts = [row["messages"] for row in twins_of if row["stratum"] == "challenge"]
+        assert 0 < len(doubts) <= 8
+        assert {tuple(m["role"] for m in messages) for messages in doubts} == {("user", "assistant", "user")}
+        assert tables.read(drawn / "completions.parquet", tables.COMPLETIONS).num_rows == (8 + len(doubts)) * 4
+        known = [finished.metrics[f"bias/challenge_{what}/mean"].n for what in ("flip", "repair")]
+        assert 0 < sum(known) <= len(doubts)
         assert finished.metrics["bias/sycophancy_accuracy/mean"].n == 8
     assert campaign.rounds()[1].metrics["bias/sycophancy_accuracy/step"].value is not None
 
