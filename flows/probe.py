@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,7 +56,8 @@ def compared(
     def past(finished: Round, label: str) -> Artifact:
         return held(store, finished.artifacts[label])
 
-    inputs = {"prompts": prompts, **named("", drawing(stages, prompts, checkpoint, base=past(first, "base")))}
+    others = {"base": past(first, "base"), "previous": held(store, came_from.checkpoint)}
+    inputs = {"prompts": prompts, **named("", drawing(stages, prompts, checkpoint, others=others))}
     inputs |= {f"previous/{what}": past(came_from, f"probe/{what}") for what in drawn}
     for number in range(1, stages.recipe.probe.baseline + 1):
         inputs |= {f"base/{number}/{what}": past(first, f"probe/{number}/{what}") for what in drawn}
@@ -69,11 +71,11 @@ def compared(
 
 
 def drawing(
-    stages: Stages, prompts: Artifact, checkpoint: Artifact, number: int = 0, base: Artifact | None = None
+    stages: Stages, prompts: Artifact, checkpoint: Artifact, number: int = 0, others: Data = types.MappingProxyType({})
 ) -> dict[str, Artifact]:
     """A drawing of the probe split: its features and verdicts. Drawing 0 has the same seed in every round.
 
-    `base` is checkpoint 0, for the distance to it; round 0 has none.
+    `others` are checkpoint 0 ("base") and the one before ("previous"), for the distance to them; round 0 has none.
     """
     place, split = f"probe/{number}" if number else "probe", {"split": "probe"}
     decoding = {**stages.decoding(stages.first), **split, "n": stages.recipe.probe.samples}
@@ -81,10 +83,10 @@ def drawing(
     drawn = stages.do(f"{place}/completions", "generate", decoding, sources, stages.seed(f"probe/{number}", 0))
     verdicts = stages.verify(f"{place}/verdicts", "probe", prompts, drawn)
     inputs = {"prompts": prompts, "completions": drawn, "verdicts": verdicts}
-    if base is not None:
+    for name, other in others.items():
         settings = {**split, "limit": 0, "trust_remote_code": stages.recipe.model.trust_remote_code}
-        sources = {"checkpoint": base, "prompts": prompts, "completions": drawn}
-        inputs["base_logprobs"] = stages.do(f"{place}/base_logprobs", "logprobs", settings, sources)
+        sources = {"checkpoint": other, "prompts": prompts, "completions": drawn}
+        inputs[f"{name}_logprobs"] = stages.do(f"{place}/{name}_logprobs", "logprobs", settings, sources)
     observed = stages.do(f"{place}/observed", "observe", {**features(stages), **split}, inputs)
     drawn_twins = {"twins": twins(stages, place, number, prompts, checkpoint, inputs)} if stages.recipe.probe.twins else {}
     return {"observed": observed, "verdicts": verdicts, **drawn_twins}

@@ -29,6 +29,7 @@ from tasks.selectors import selected_row
 
 Row = dict[str, Any]
 KINDS = {"filler": "real"}
+GROWTH = "times as many fillers"
 WORLD = (
     "prompts.filler=0.05",
     "prompts.per_round=400",
@@ -123,7 +124,8 @@ def shown(arm: str, seed: int, rounds: Sequence[Round]) -> dict[str, float]:
     others = sorted({a.split()[1].rstrip(":") for r in rounds for a in r.facts["alarms"] if a.split()[0] in ("ALARM", "STOP")})
     print(f"{'':27}all ALARM and STOP: {', '.join(others) or 'none'}", flush=True)
     return {
-        "fillers at the end over those at the start": growth[-1] / growth[0],
+        GROWTH: float(np.log(growth[-1] / growth[0])),
+        "fillers at the end": growth[-1],
         "filler step of round 1": growth[1] - growth[0],
         "gain of round 1": gain,
         "change of gold accuracy, points": gold[-1] - gold[0],
@@ -135,12 +137,25 @@ def ledger_gain(finished: Round) -> float:
     return value(finished, "bias/filler/gain")
 
 
-def interval(values: Sequence[float]) -> str:
+def interval(name: str, values: Sequence[float]) -> str:
+    """Mean over seeds and its t interval, of those that are known; of growth, a ratio, the geometric mean."""
     from scipy.stats import t
 
-    v = np.array(values)
-    half = t.ppf(0.975, len(v) - 1) * v.std(ddof=1) / np.sqrt(len(v)) if len(v) > 1 else float("nan")
-    return f"{v.mean():+.2f} [{v.mean() - half:+.2f}, {v.mean() + half:+.2f}]"
+    v = np.array([value for value in values if np.isfinite(value)])
+    if len(v) < 2:
+        return f"known on {len(v)} seed"
+    half = t.ppf(0.975, len(v) - 1) * v.std(ddof=1) / np.sqrt(len(v))
+    ends = np.array([v.mean(), v.mean() - half, v.mean() + half])
+    if name == GROWTH:
+        return "x{:.1f} [{:.1f}, {:.1f}]".format(*np.exp(ends)) + f" over {len(v)} seeds"
+    return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*ends) + f" over {len(v)} seeds"
+
+
+def compared(table: Mapping[str, Mapping[str, Sequence[float]]], one: str, other: str) -> None:
+    """Print one arm against another, paired by seed."""
+    for name, ours in table[one].items():
+        pairs = zip(ours, table[other][name], strict=True)
+        print(f"{one + ' less ' + other:<30}{name:<36}{interval(name, [a - b for a, b in pairs])}")
 
 
 def nulls(home: Path, count: int, seed: int) -> list[str]:
@@ -195,17 +210,13 @@ def main() -> int:
                 table[arm].setdefault(name, []).append(number)
     for arm, columns in table.items():
         for name, values in columns.items():
-            print(f"{arm:<22}{name:<46}{interval(values)}")
-    if {"dpo", "raft"} <= set(arms):
-        for name in ("filler step of round 1", "gain of round 1", "change of gold accuracy, points"):
-            pairs = zip(table["dpo"][name], table["raft"][name], strict=True)
-            print(f"{'dpo less raft':<22}{name:<46}{interval([a - b for a, b in pairs])}")
+            print(f"{arm:<30}{name:<36}{interval(name, values)}")
+    for arm in arms:
+        if "dpo" in arms and arm != "dpo":
+            compared(table, *(("dpo", arm) if arm == "raft" else (arm, "dpo")))
     kept = []
     if "dpo" in arms:
-        kept += [
-            min(table["dpo"]["fillers at the end over those at the start"]) > 10,
-            min(table["dpo"]["ALARM by round 2"]) == 1,
-        ]
+        kept += [min(table["dpo"][GROWTH]) > np.log(10), min(table["dpo"]["ALARM by round 2"]) == 1]
     if o.nulls:
         levels = nulls(home, o.nulls, seeds[0])
         kept.append(not {"ALARM", "STOP"} & set(levels))

@@ -120,7 +120,8 @@ def test_every_round_keeps_the_ledger(run_micro: Callable[..., Any]) -> None:
         assert finished.metrics["bias/tokens/level"].value == LEVELS.index(tokens["level"])
         assert (tokens["pressure"] is None) == (finished.round == 0)
         assert (tokens["contrast"] is None) == (finished.round == 0)
-        assert (finished.metrics["bias/kl_base/mean"].value is None) == (finished.round == 0)
+        for distance in ("kl_base", "kl_previous"):
+            assert (finished.metrics[f"bias/{distance}/mean"].value is None) == (finished.round == 0)
         assert [entry.key for entry in read_ledger(folder)] == [(row["feature"], row["group"]) for row in rows]
     assert campaign.rounds()[0].facts["bias_level"] in ("", "watch")  # A/A
 
