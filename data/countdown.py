@@ -50,8 +50,9 @@ class Puzzle:
 class World:
     """A seeded source of puzzles; no two it gives have the same numbers and target."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, largest_number: int = LARGEST_NUMBER, largest_target: int = LARGEST_TARGET) -> None:
         self.draw = random.Random(f"countdown/{seed}")
+        self.largest_number, self.largest_target = largest_number, largest_target
         self.seen: set[tuple[tuple[int, ...], int]] = set()
 
     def puzzles(self, count: int, sizes: Sequence[int] = (3, 4)) -> list[Puzzle]:
@@ -63,10 +64,10 @@ class World:
 
     def _new(self, size: int) -> Puzzle:
         while True:
-            numbers = tuple(self.draw.randint(1, LARGEST_NUMBER) for _ in range(size))
+            numbers = tuple(self.draw.randint(1, self.largest_number) for _ in range(size))
             value, text = self._combine(numbers)
             key = tuple(sorted(numbers)), int(value)
-            known = value.denominator != 1 or not 1 <= value <= LARGEST_TARGET or int(value) in numbers or key in self.seen
+            known = value.denominator != 1 or not 1 <= value <= self.largest_target or int(value) in numbers or key in self.seen
             if not known:
                 self.seen.add(key)
                 return Puzzle(numbers, int(value), text)

@@ -35,6 +35,7 @@ from data.settings import (
     Pool,
     Probe,
     Prompts,
+    Reward,
     Score,
     Select,
     Strict,
@@ -56,6 +57,7 @@ class Recipe(Strict):
     generate: Generate = Generate()
     pool: Pool = Pool()
     score: tuple[Score, ...] = (Score(scorer="exact_match"),)
+    reward: Reward = Reward()
     fit_reward: FitReward = FitReward()
     select: Select | None = None
     pair: Pair | None = None
@@ -130,6 +132,11 @@ class Recipe(Strict):
             raise ValueError("at least one [[score]] is needed; the first one is the verifier that held-out accuracy uses")
         if not any(score.weight for score in self.score):
             raise ValueError("every [[score]] has weight 0, so nothing makes a reward; give one of them a weight")
+        if self.reward.how != "sum" and (sum(bool(score.weight) for score in self.score) < 2 or data == "online"):
+            raise ValueError(
+                f"reward.how = '{self.reward.how}' is over two [[score]] with a weight or more, and an online loss only sums; "
+                "set it to 'sum'"
+            )
         names = [score.label for score in self.score]
         if len(set(names)) != len(names):
             raise ValueError(f"each scorer once, or under a name of its own (score.name): found {names}")

@@ -150,6 +150,17 @@ class Score(Strict):
         return self.name or self.scorer
 
 
+class Reward(Strict):
+    """One reward from the [[score]] tables that have a weight."""
+
+    how: Literal["sum", "mean", "median", "min", "pessimistic"] = Field(
+        "sum",
+        description="sum: over the scorers that apply. The others are ensembles of weight * score, models among them, and have "
+        "no value where one has none; pessimistic is mean - penalty * sd (arXiv 2312.09244)",
+    )
+    penalty: float = Field(1.0, ge=0, description="pessimistic only")
+
+
 class FitReward(Strict):
     """The reward model of a score with checkpoint = "trained": checkpoint 0 with one output, fitted anew each round, before it
     scores, on pairs of the round's completions by the verifier (Bradley-Terry; Llama 2 renews its models each round too)."""

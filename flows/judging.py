@@ -1,4 +1,4 @@
-"""Judge health in a round: every scorer with a model beside the verifier, on the round's completions and on anchors"""
+"""Judge health in a round: every scorer beside the verifier on the round's completions, one with a model on anchors too"""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tasks.parts import wants
 def judge_metrics(
     stages: Stages, store: Store, so_far: list[Round], prompts: Artifact, standing: Mapping[str, Artifact]
 ) -> dict[str, Metric]:
-    """`judge/<label>/...` for every scorer that judges with a model; empty where there is none."""
+    """`judge/<label>/...` for every scorer but the verifier; empty where there is none."""
     metrics: dict[str, Metric] = {}
     verifier, *others = stages.recipe.score
-    for score in others:
-        if "checkpoint" in wants("scorers", score.scorer) and stages.recipe.samples:
-            inputs = {name: stages.made[f"score/{s.label}"] for name, s in (("judged", score), ("verified", verifier))}
-            inputs["completions"] = stages.made.get("pool", stages.made["generate"])
+    for score in others if stages.recipe.samples else ():
+        inputs = {name: stages.made[f"score/{s.label}"] for name, s in (("judged", score), ("verified", verifier))}
+        inputs["completions"] = stages.made.get("pool", stages.made["generate"])
+        if "checkpoint" in wants("scorers", score.scorer):
             inputs |= anchored(stages, store, so_far, prompts, standing, score)
-            edits = list(stages.first.health.edits) if "anchors_now" in inputs else []
-            settings = {"split": "rounds", "edits": edits}
-            found = read_metrics(stages.do(f"judge_health/{score.label}", "judge_health", settings, inputs))
-            metrics |= {f"judge/{score.label}/{name}": metric for name, metric in found.items()}
+        edits = list(stages.first.health.edits) if "anchors_now" in inputs else []
+        settings = {"split": "rounds", "edits": edits}
+        found = read_metrics(stages.do(f"judge_health/{score.label}", "judge_health", settings, inputs))
+        metrics |= {f"judge/{score.label}/{name}": metric for name, metric in found.items()}
     return metrics
 
 

@@ -108,9 +108,10 @@ class Stages:
         return self.do("contrast", "contrast", {"template": self.recipe.pool.contrast}, {"prompts": prompts})
 
     def reward(self, scores: Mapping[str, Artifact]) -> Artifact:
-        """The weighted sum; what has no weight is only watched, and does not even enter the key."""
+        """One value of the weighted scores; what has no weight is only watched, and does not even enter the key."""
         weights = {s.label: s.weight for s in self.recipe.score if s.weight}
-        return self.do("reward", "reward", {"weights": weights}, {f"score/{name}": scores[f"score/{name}"] for name in weights})
+        settings = {"weights": weights, **self.recipe.reward.model_dump()}
+        return self.do("reward", "reward", settings, {f"score/{name}": scores[f"score/{name}"] for name in weights})
 
     def choose(self, completions: Artifact, reward: Artifact, scores: Mapping[str, Artifact]) -> dict[str, Artifact]:
         """Select or pair, as the recipe says."""

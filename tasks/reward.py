@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from data import tables
+from tasks.scorers.ensemble import aggregate
 from tasks.work import Work
 
 VERSION = 2
@@ -14,10 +15,12 @@ UNKNOWN = ("timeout", "crashed", "parse_failure", "not_fitted")  # the scorer ap
 
 class Settings(BaseModel):
     weights: dict[str, float]  # scorer -> weight
+    how: str = "sum"  # or an ensemble: mean, median, min, pessimistic
+    penalty: float = 1.0
 
 
 def reward(work: Work) -> None:
-    """SCORES: the weighted sum over the scorers that apply; null where none applies.
+    """SCORES: the weighted sum over the scorers that apply; null where none applies. Ensembles: null where one does not apply.
 
     A scorer that "does not apply" (null) leaves the sum; a completion without any value has no reward, and is neither chosen
     nor rejected. Nor is one of which a scorer's word is unknown: a sum without it would rank a judge's failure as a bad answer.
@@ -33,15 +36,20 @@ def reward(work: Work) -> None:
             raise ValueError("score tables are not row for row with their completions")
         unknown = next((row["status"] for row in together if row["value"] is None and row["status"] in UNKNOWN), None)
         known = [
-            (s.weights[name], row["value"]) for name, row in zip(columns, together, strict=True) if row["value"] is not None
+            s.weights[name] * row["value"] for name, row in zip(columns, together, strict=True) if row["value"] is not None
         ]
+        enough = len(known) == len(together) or (known and s.how == "sum")
         rows.append(
             {
                 "completion_id": together[0]["completion_id"],
                 "prompt_id": together[0]["prompt_id"],
-                "value": sum(weight * value for weight, value in known) if known and not unknown else None,
+                "value": _together(known, s) if enough and not unknown else None,
                 "status": unknown or ("ok" if len(known) == len(together) else "partial" if known else "none"),
                 "detail": None,
             }
         )
     tables.write(tables.from_rows(rows, tables.SCORES), tables.SCORES, work.out / "scores.parquet")
+
+
+def _together(values: list[float], s: Settings) -> float:
+    return sum(values) if s.how == "sum" else aggregate(values, s.how, s.penalty)

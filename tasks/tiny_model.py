@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -50,16 +52,18 @@ def tiny_model(work: Work) -> None:
         model = Qwen3ForCausalLM(config)
     model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, 1
     model.save_pretrained(work.out)
-    _tokenizer(work.out)
+    write_tokenizer(work.out, ALPHABET)
 
 
-def _tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path, alphabet: Sequence[str]) -> None:
+    """A tokenizer of one token per entry, a character each but for tags such as `</think>`; what is none of them is <unk>."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: index for index, token in enumerate(["<pad>", "<eos>", "<unk>", *ALPHABET])}
+    vocabulary = {token: index for index, token in enumerate(["<pad>", "<eos>", "<unk>", *alphabet])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    pattern = "|".join([*(re.escape(token) for token in alphabet if len(token) > 1), "."])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", model_max_length=256

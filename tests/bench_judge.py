@@ -1,6 +1,7 @@
-"""Self-rewarding, honestly: judge-only campaigns against random-judge campaigns at equal pair counts, on the tiny world.
+"""Self-rewarding, honestly: judge-only campaigns against random-judge campaigns at equal pair counts, on the tiny worlds.
 
-    ./ratchet bench judge [--arms likelihood,consensus,...] [--seeds 11,12,13] [--rounds 2] [--method raft|dpo] [--home DIR]
+    ./ratchet bench judge [--world addition|countdown] [--arms likelihood,consensus,...] [--seeds 11,12,13] [--rounds 2]
+                          [--method raft|dpo] [--home DIR]
 
 Only the judge makes the reward; the verifier watches, and the gate lets every checkpoint pass, so that no verdict leaks into
 training. Every arm pairs its best text with its worst on prompts whose samples disagree, and keeps the pairs it is surest of,
@@ -9,6 +10,8 @@ equally many in every arm (tests/judges.py). dpo trains on the pairs, raft on th
     random             noise: what training on pairs does by itself
     likelihood         mean log-probability per token under the head: the policy is its own judge
     consensus          share of the prompt's samples with the same answer: self-consistency as reward
+    taught             a reward model that has seen right and wrong solutions of the seed's problems (tests/judge_worlds.py)
+    pessimistic        likelihood under head and base: their mean less their sd
     planted-0.7 ...    PLANTED: the verifier under noise, right beats wrong with that probability; not self-rewarding
 
 Prints greedy held-out accuracy and judge health by round, and over seeds the difference to random with a 95% t interval.
@@ -28,9 +31,10 @@ import numpy as np
 from data import recipe as recipes
 from data import tables
 from data.campaign import Campaign, Round
+from tests.judge_worlds import WORLDS, settings_of, taught
 
-ARMS = ("random", "likelihood", "consensus", "planted-0.7", "planted-0.85", "planted-1.0")
-WORLD = (
+ARMS = ("random", "likelihood", "consensus", "taught", "planted-0.7", "planted-0.85", "planted-1.0")
+SETS = (
     "prompts.per_round=1000",
     "prompts.rounds=2000",
     "prompts.probe=0",
@@ -45,30 +49,34 @@ PAIRS = 300  # pairs (or selected texts) a round, in every arm
 Row = dict[str, Any]
 
 
-def judge_of(arm: str) -> Row:
+def judge_of(arm: str, world: str) -> Row:
     """The `[[score]]` entry that makes the reward of an arm."""
     name, _, auroc = arm.partition("-")
     entries: dict[str, Row] = {
         "random": {"scorer": "tests.judges:random_judge"},
         "likelihood": {"scorer": "mean_logprob", "checkpoint": "policy"},
-        "consensus": {"scorer": "votes", "settings": {"after": "#"}},
+        "consensus": {"scorer": "votes", "settings": {"after": WORLDS[world].after}},
+        "taught": {"scorer": "reward_model"},
         "planted": {"scorer": "tests.judges:planted_judge", "settings": {"auroc": float(auroc or 1)}},
     }
     return {**entries[name], "name": "judge"}
 
 
-def campaign(home: Path, method: str, arm: str, seed: int, rounds: int, sets: Sequence[str]) -> Campaign:
+def campaign(home: Path, world: str, method: str, arm: str, seed: int, rounds: int, sets: Sequence[str]) -> Campaign:
     from flows.improve import improve
 
-    watcher = {"scorer": "exact_match", "settings": {"after": "#"}, "weight": 0.0}
-    settings = {"after": "#", "count": PAIRS}
+    settings = {"after": WORLDS[world].after, "count": PAIRS}
     choice = {
         "dpo": {"pair": {"pairer": "tests.judges:sure_pairs", "settings": settings}},
         "raft": {"select": {"selector": "tests.judges:sure_best", "settings": settings}},
     }[method]
-    given = {"score": [watcher, judge_of(arm)], "health": {"samples": 0}, **choice}
-    recipe = recipes.load(f"tiny_{method}", [*WORLD, *sets, f"seed={seed}", f"rounds={rounds}"], given)
-    started = Campaign.start(home, f"{method}-{arm}-{seed}-{rounds}", recipe)
+    watcher, judge = {**WORLDS[world].verifier, "weight": 0.0}, judge_of(arm, world)
+    given = settings_of(world, home, [*SETS, *sets, f"seed={seed}", f"rounds={rounds}"])
+    if arm == "taught":
+        judge["checkpoint"] = str(taught(home, recipes.load("tiny_raft", given, {"score": [WORLDS[world].verifier]})))
+    recipe = recipes.load(f"tiny_{method}", given, {"score": [watcher, judge], "health": {"samples": 0}, **choice})
+    place = "" if world == "addition" else f"{world}-"
+    started = Campaign.start(home, f"{place}{method}-{arm}-{seed}-{rounds}", recipe)
     if started.state != "done":
         improve.fn(started.name, str(home))
     return started
@@ -81,7 +89,7 @@ def health(made: Campaign, finished: Round) -> Row:
 
     judged, verified = (
         tables.read(held(made.store, finished.artifacts[f"score/{name}"]).file("scores.parquet"), tables.SCORES).to_pylist()
-        for name in ("judge", "exact_match")
+        for name in ("judge", made.recipe.score[0].label)
     )
     pairs: dict[str, list[tuple[float, float]]] = {}
     for j, v in zip(judged, verified, strict=True):
@@ -116,18 +124,22 @@ def show(arm: str, seed: int, made: Campaign) -> list[float]:
 
 
 def report(accuracy: Mapping[str, Mapping[int, Sequence[float]]]) -> None:
-    """Each arm's change of greedy accuracy over the rounds, and its difference to the random arm, seed by seed."""
+    """Each arm's change of greedy accuracy by each round, and its difference to the random arm, seed by seed."""
     from tasks.measure import t_interval
 
     random = accuracy.get("random", {})
-    for arm, by_seed in accuracy.items():
-        change = np.array([line[-1] - line[0] for line in by_seed.values()])
-        line = f"{arm:<14}change {change.mean():+6.1f} {interval(t_interval(change))} over {len(change)} seeds"
-        shared = sorted(by_seed.keys() & random.keys())
-        if shared and arm != "random":
-            over = np.array([by_seed[seed][-1] - random[seed][-1] for seed in shared])
-            line += f"; over random {over.mean():+6.1f} {interval(t_interval(over))}"
-        print(line)
+    rounds = min(len(line) for by_seed in accuracy.values() for line in by_seed.values())
+    for number in range(1, rounds):
+        for arm, by_seed in accuracy.items():
+            change = np.array([line[number] - line[0] for line in by_seed.values()])
+            line = (
+                f"round {number} {arm:<14}change {change.mean():+6.1f} {interval(t_interval(change))} over {len(change)} seeds"
+            )
+            shared = sorted(by_seed.keys() & random.keys())
+            if shared and arm != "random":
+                over = np.array([by_seed[seed][number] - random[seed][number] for seed in shared])
+                line += f"; over random {over.mean():+6.1f} {interval(t_interval(over))}"
+            print(line)
 
 
 def interval(ends: tuple[float, float]) -> str:
@@ -136,6 +148,7 @@ def interval(ends: tuple[float, float]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="ratchet bench judge", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--world", choices=tuple(WORLDS), default="addition")
     parser.add_argument("--method", choices=("dpo", "raft"), default="raft")
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--seeds", default="11,12,13,14,15")
@@ -151,7 +164,7 @@ def main() -> int:
     accuracy: dict[str, dict[int, list[float]]] = {}
     for seed in (int(s) for s in o.seeds.split(",")):
         for arm in o.arms.split(","):
-            made = campaign(home, o.method, arm, seed, o.rounds, o.set)
+            made = campaign(home, o.world, o.method, arm, seed, o.rounds, o.set)
             accuracy.setdefault(arm, {})[seed] = show(arm, seed, made)
     report(accuracy)
     return 0

@@ -74,6 +74,8 @@ def _member(member: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if not isinstance(name, str) or not isinstance(settings, dict) or set(member) - {"scorer", "settings"}:
         raise PartError(f"ensemble: expected members as {{ scorer = 'NAME', settings = {{...}} }}, found {dict(member)}")
     if asked := sorted(shelves.wants("scorers", name) & {"checkpoint", "verdicts"}):
-        raise PartError(f"ensemble: member '{name}' asks for {', '.join(asked)}, which only a [[score]] of its own gets")
+        raise PartError(
+            f"ensemble: member '{name}' asks for {', '.join(asked)}, which only a [[score]] of its own gets; see reward.how"
+        )
     shelves.check_settings("scorers", name, settings)
     return name, settings
