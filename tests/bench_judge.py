@@ -11,7 +11,7 @@ equally many in every arm (tests/judges.py). dpo trains on the pairs, raft on th
     likelihood         mean log-probability per token under the head: the policy is its own judge
     consensus          share of the prompt's samples with the same answer: self-consistency as reward
     taught             a reward model that has seen right and wrong solutions of the seed's problems (tests/judge_worlds.py)
-    pessimistic        likelihood under head and base: their mean less their sd
+    taught-3           three of them, each of samples of its own: the mean of what they say less its standard deviation
     planted-0.7 ...    PLANTED: the verifier under noise, right beats wrong with that probability; not self-rewarding
 
 Prints greedy held-out accuracy and judge health by round, and over seeds the difference to random with a 95% t interval.
@@ -49,17 +49,18 @@ PAIRS = 300  # pairs (or selected texts) a round, in every arm
 Row = dict[str, Any]
 
 
-def judge_of(arm: str, world: str) -> Row:
-    """The `[[score]]` entry that makes the reward of an arm."""
-    name, _, auroc = arm.partition("-")
-    entries: dict[str, Row] = {
+def judges_of(arm: str, world: str) -> list[Row]:
+    """The `[[score]]` entries that make the reward of an arm; a taught one's checkpoint is made in its home."""
+    name, _, number = arm.partition("-")
+    entry: Row = {
         "random": {"scorer": "tests.judges:random_judge"},
         "likelihood": {"scorer": "mean_logprob", "checkpoint": "policy"},
         "consensus": {"scorer": "votes", "settings": {"after": WORLDS[world].after}},
         "taught": {"scorer": "reward_model"},
-        "planted": {"scorer": "tests.judges:planted_judge", "settings": {"auroc": float(auroc or 1)}},
-    }
-    return {**entries[name], "name": "judge"}
+        "planted": {"scorer": "tests.judges:planted_judge", "settings": {"auroc": float(number or 1)}},
+    }[name]
+    count = int(number or 1) if name == "taught" else 1
+    return [{**entry, "name": f"judge{place or ''}"} for place in range(count)]
 
 
 def campaign(home: Path, world: str, method: str, arm: str, seed: int, rounds: int, sets: Sequence[str]) -> Campaign:
@@ -70,13 +71,15 @@ def campaign(home: Path, world: str, method: str, arm: str, seed: int, rounds: i
         "dpo": {"pair": {"pairer": "tests.judges:sure_pairs", "settings": settings}},
         "raft": {"select": {"selector": "tests.judges:sure_best", "settings": settings}},
     }[method]
-    watcher, judge = {**WORLDS[world].verifier, "weight": 0.0}, judge_of(arm, world)
+    verifier, judges = WORLDS[world].verifier, judges_of(arm, world)
     given = settings_of(world, home, [*SETS, *sets, f"seed={seed}", f"rounds={rounds}"])
-    if arm == "taught":
-        judge["checkpoint"] = str(taught(home, recipes.load("tiny_raft", given, {"score": [WORLDS[world].verifier]})))
-    recipe = recipes.load(f"tiny_{method}", given, {"score": [watcher, judge], "health": {"samples": 0}, **choice})
-    place = "" if world == "addition" else f"{world}-"
-    started = Campaign.start(home, f"{place}{method}-{arm}-{seed}-{rounds}", recipe)
+    for place, judge in enumerate(judges):
+        if judge["scorer"] == "reward_model":
+            judge["checkpoint"] = str(taught(home, recipes.load("tiny_raft", given, {"score": [verifier]}), place))
+    how = {"score": [{**verifier, "weight": 0.0}, *judges], "reward": {"how": "pessimistic" if len(judges) > 1 else "sum"}}
+    recipe = recipes.load(f"tiny_{method}", given, {**how, "health": {"samples": 0}, **choice})
+    name = f"{method}-{arm}-{seed}-{rounds}"
+    started = Campaign.start(home, name if world == "addition" else f"{world}-{name}", recipe)
     if started.state != "done":
         improve.fn(started.name, str(home))
     return started
@@ -88,8 +91,8 @@ def health(made: Campaign, finished: Round) -> Row:
     from tasks.judge_health import agreement
 
     judged, verified = (
-        tables.read(held(made.store, finished.artifacts[f"score/{name}"]).file("scores.parquet"), tables.SCORES).to_pylist()
-        for name in ("judge", made.recipe.score[0].label)
+        tables.read(held(made.store, finished.artifacts[name]).file("scores.parquet"), tables.SCORES).to_pylist()
+        for name in ("reward", f"score/{made.recipe.score[0].label}")
     )
     pairs: dict[str, list[tuple[float, float]]] = {}
     for j, v in zip(judged, verified, strict=True):

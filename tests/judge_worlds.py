@@ -37,12 +37,14 @@ class World:
 WORLDS = {
     "addition": World({"scorer": "exact_match", "settings": {"after": "#"}}, "#", ()),
     "countdown": World(
-        {"scorer": "countdown"}, "</think>", ("prompts.source=file", "prompts.seed=2500", "generate.max_tokens=40")
+        {"scorer": "countdown"},
+        "</think>",
+        ("prompts.source=file", "prompts.seed=2500", "generate.max_tokens=40", "train.replay=false"),
     ),
 }
 ALPHABET = [*"0123456789+-*/=;,:?()", "</think>"]
 LARGEST_NUMBER, LARGEST_TARGET, PUZZLES = 15, 99, 5500
-SCHOOL = Train(steps=1500, batch=32, learning_rate=4e-3, weight_decay=0.1, warmup=1 / 9, max_length=256, replay=True)
+SCHOOL = Train(steps=2200, batch=32, learning_rate=4e-3, weight_decay=0.1, warmup=1 / 9, max_length=256, replay=True)
 TEACHING = Train(steps=400, batch=32, learning_rate=1e-3, weight_decay=0.0, max_length=256)
 
 
@@ -64,19 +66,22 @@ def settings_of(world: str, home: Path, sets: Sequence[str]) -> list[str]:
     return [*sets, f"model.path={base.path}"]
 
 
-def taught(home: Path, recipe: Recipe) -> Path:
-    """A reward model that has seen solutions of the seed's problems only, checkpoint 0's own, right against wrong."""
+def taught(home: Path, recipe: Recipe, number: int = 0) -> Path:
+    """A reward model that has seen solutions of the seed's problems only, checkpoint 0's own, right against wrong.
+
+    Another number: one that has seen other samples, from another start.
+    """
     stages, verifier = outside(home, recipe), recipe.score[0].label
     prompts = stages.prepare()
     base = stages.base(prompts)
     how = {**stages.decoding(recipe), "split": "seed"}
-    drawn = stages.do("drawn", "generate", how, {"prompts": prompts, "checkpoint": base}, stages.seed("taught", 0))
+    drawn = stages.do("drawn", "generate", how, {"prompts": prompts, "checkpoint": base}, stages.seed("drawn", number))
     checked = stages.verify("checked", "seed", prompts, drawn)
     judged = {"completions": drawn, "reward": checked, f"score/{verifier}": checked}
     pairs = stages.do("pairs", "pair", {"pairer": "right_vs_wrong", "settings": {"cap": 4}, "scorers": [verifier]}, judged)
     settings = {**stages.train_settings(TEACHING, Loss()), "split": "seed", "margin": False, "center": 0.01}
     inputs = {"checkpoint": base, "prompts": prompts, "completions": drawn, "pairs": pairs}
-    return stages.do("taught", "fit_reward", settings, inputs, stages.seed("taught", 0)).path
+    return stages.do("taught", "fit_reward", settings, inputs, stages.seed("taught", number)).path
 
 
 def outside(home: Path, recipe: Recipe) -> Stages:

@@ -260,6 +260,11 @@ def test_a_failed_verdict_is_not_a_bad_answer(tmp_path: Path) -> None:
     reward.reward(work)  # type: ignore[arg-type]
     made = tables.read(tmp_path / "scores.parquet", tables.SCORES).to_pylist()
     assert [(r["value"], r["status"]) for r in made] == [(1.0, "ok"), (None, "parse_failure"), (0.4, "ok")]
+    # As an ensemble: mean - 2 sd of 0.1 and 0.9 is 0.5 - 2 * 0.8 / sqrt(2), and unknown stays unknown.
+    work.settings = reward.Settings(weights={"verifier": 0.1, "judge": 1.0}, how="pessimistic", penalty=2.0)
+    reward.reward(work)  # type: ignore[arg-type]
+    made = tables.read(tmp_path / "scores.parquet", tables.SCORES).to_pylist()
+    assert [r["value"] for r in made] == [pytest.approx(0.5 - 1.6 / 2**0.5), None, pytest.approx(0.2 - 0.8 / 2**0.5)]
 
 
 def test_what_a_verdict_stands_on_is_in_its_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

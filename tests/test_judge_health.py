@@ -152,6 +152,12 @@ def test_a_rounds_judge_health(run_micro: Callable[..., Campaign]) -> None:
     assert second.metrics["judge/judge/shift_from_previous"].n == 2 * 2 * 8  # edits and samples of each probe prompt
     assert not [name for name in run_micro("tiny_dpo", name="plain").rounds()[1].metrics if name.startswith("judge/")]
 
+    # Any other scorer beside the verifier is compared with it too; without a model there are no anchors to judge again.
+    votes = 'score=[{scorer="tests.micro:ends_even", weight=0.0}, {scorer="votes", settings={after="#"}}]'
+    voted = run_micro("tiny_dpo", votes, pairs, name="voted").rounds()[1]
+    assert {"judge/votes/auroc", "judge/votes/within_prompt_auroc", "judge/votes/selection_gain"} <= voted.metrics.keys()
+    assert "judge/votes/prefers_twice" not in voted.metrics
+
     # The template is in MLflow's prompt registry once, and again only when its text has changed.
     client = MlflowClient(f"sqlite:///{campaign.home / 'mlflow.db'}", f"sqlite:///{campaign.home / 'mlflow.db'}")
     assert used(campaign) == ["tiny_verdict"]

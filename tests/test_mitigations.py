@@ -118,6 +118,10 @@ def test_copies_are_capped_per_prompt() -> None:
     selected = [{"prompt_id": r["prompt_id"], "completion_id": r["completion_id"]} for r in rows]
     assert len(chosen.cap_copies(selected, rows, scores)) == 2
     assert len(chosen.cap_copies(selected, rows, scores, copies=2)) == 4
+    for number, row in enumerate(rows):
+        row["text"] = f"way {number} #7"
+    assert len(chosen.cap_copies(selected, rows, scores)) == len(rows)
+    assert len(chosen.cap_copies(selected, rows, scores, after="#")) == 2  # another way to the same answer
 
 
 def test_mitigations_run_in_their_place_and_enter_the_key() -> None:

@@ -129,6 +129,7 @@ def test_a_wrong_value_is_named_with_its_place(item: str, says: str) -> None:
 @pytest.mark.parametrize(
     ("recipe", "sets", "says"),
     [
+        ("tiny_dpo", ["reward.how=min"], "is over two [[score]] with a weight"),
         ("tiny_dpo", ["select.selector=all_correct"], "not both"),
         ("tiny_dpo", ["loss.name=nll", "loss.terms={}"], "[pair] needs a pair loss"),
         ("tiny_raft", ["loss.name=ipo"], "loss.name = 'ipo' trains on pairs"),

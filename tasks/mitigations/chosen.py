@@ -45,10 +45,16 @@ def style_balanced(rows: Sequence[Row], completions: Sequence[Row], scores: Mapp
 
 
 def cap_copies(
-    rows: Sequence[Row], completions: Sequence[Row], scores: Mapping[str, Values], *, copies: Annotated[int, Ge(1)] = 1
+    rows: Sequence[Row],
+    completions: Sequence[Row],
+    scores: Mapping[str, Values],
+    *,
+    copies: Annotated[int, Ge(1)] = 1,
+    after: str = "",
 ) -> list[Row]:
-    """At most `copies` rows of PAIRS or SELECTED that teach the same text of the same prompt."""
-    text = {row["completion_id"]: row["text"] for row in completions}
+    """At most `copies` rows of PAIRS or SELECTED that teach the same text of the same prompt; of its answers, what follows the
+    last `after`, where one is named."""
+    text = {row["completion_id"]: row["text"].rpartition(after)[2] if after else row["text"] for row in completions}
     seen: Counter[tuple[str, str]] = Counter()
     kept = []
     for row in rows:
