@@ -44,7 +44,7 @@ WORLDS = {
 }
 ALPHABET = [*"0123456789+-*/=;,:?()", "</think>"]
 LARGEST_NUMBER, LARGEST_TARGET, PUZZLES = 15, 99, 5500
-SCHOOL = Train(steps=2200, batch=32, learning_rate=4e-3, weight_decay=0.1, warmup=1 / 9, max_length=256, replay=True)
+SCHOOL = Train(steps=1500, batch=32, learning_rate=4e-3, weight_decay=0.1, warmup=1 / 9, max_length=256, replay=True)
 TEACHING = Train(steps=400, batch=32, learning_rate=1e-3, weight_decay=0.0, max_length=256)
 
 
