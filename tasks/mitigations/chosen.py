@@ -52,8 +52,10 @@ def cap_copies(
     copies: Annotated[int, Ge(1)] = 1,
     after: str = "",
 ) -> list[Row]:
-    """At most `copies` rows of PAIRS or SELECTED that teach the same text of the same prompt; of its answers, what follows the
-    last `after`, where one is named."""
+    """At most `copies` rows of PAIRS or SELECTED that teach the same text of the same prompt.
+
+    With `after`, the same answer: what follows the text's last `after`.
+    """
     text = {row["completion_id"]: row["text"].rpartition(after)[2] if after else row["text"] for row in completions}
     seen: Counter[tuple[str, str]] = Counter()
     kept = []
