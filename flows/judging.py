@@ -25,7 +25,7 @@ def judge_metrics(
         if "checkpoint" in wants("scorers", score.scorer):
             inputs |= anchored(stages, store, so_far, prompts, standing, score)
         edits = list(stages.first.health.edits) if "anchors_now" in inputs else []
-        settings = {"split": "rounds", "edits": edits}
+        settings = {"split": "rounds", "edits": edits, "compares": score.scorer == "judge"}
         found = read_metrics(stages.do(f"judge_health/{score.label}", "judge_health", settings, inputs))
         metrics |= {f"judge/{score.label}/{name}": metric for name, metric in found.items()}
     return metrics

@@ -30,6 +30,7 @@ Pairs = Mapping[str, Sequence[tuple[float, float]]]  # per prompt, (judge's valu
 class Settings(BaseModel):
     split: str
     edits: list[str] = []  # names of the edits in the anchors, in order
+    compares: bool = True  # the details may be verdicts on two texts; another scorer's are any text
 
 
 def judge_health(work: Work) -> None:
@@ -42,7 +43,7 @@ def judge_health(work: Work) -> None:
     judged = _scores(work.inputs["judged"])
     texts = tables.read(work.inputs["completions"] / "completions.parquet", tables.COMPLETIONS)["text"].to_pylist()
     rows = agreement(_paired(judged, _scores(work.inputs["verified"])))
-    rows += [*spread(judged, texts), *orders(comparisons(judged))]
+    rows += [*spread(judged, texts), *(orders(comparisons(judged)) if s.compares else ())]
     if "anchors_now" in work.inputs:
         now = _scores(work.inputs["anchors_now"])
         rows += probes(now, s.edits)
