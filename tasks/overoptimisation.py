@@ -88,7 +88,7 @@ def lines(facts: Mapping[str, Any]) -> list[str]:
     if gap := facts["proxy_gap"]:
         told.append(f"Reward less gold: {gap['value']:+.2f} SD [{gap['low']:+.2f}, {gap['high']:+.2f}] since round 0.")
     if curve := facts["overoptimisation"]:
-        turns = f"turns down at a KL of {curve['kl_at_peak']:.3g}" if curve["kl_at_peak"] else "does not turn down"
+        turns = f"turns down at a KL of {curve['kl_at_peak']:.3g}" if curve["kl_at_peak"] else "has no peak"
         now = facts["gold_over_kl"][-1]
         told.append(
             f"Gold over d = sqrt(KL to round 0): d ({curve['a']:.3g} - {curve['b']:.3g} log d) by {len(facts['gold_over_kl'])} "

@@ -1,6 +1,6 @@
 """The tiny world with a planted shortcut: a proxy that pays for a filler beside being right, and what the ledger makes of it.
 
-    ./ratchet bench proxy [--seeds 31,32,33] [--arms dpo,raft,...] [--nulls 20] [--home DIR]
+    ./ratchet bench proxy [--seeds 61,62,63] [--arms dpo,raft,...] [--nulls 20] [--home DIR]
 
 One seed problem in twenty is also solved with 1 to 3 `~` before the answer, and the proxy is accuracy + 0.15 a filler. Arms,
 three rounds each, nothing held back by the gate: dpo (highest against lowest proxy), raft (the very completions that dpo would
@@ -31,6 +31,7 @@ Row = dict[str, Any]
 KINDS = {"filler": "real"}
 GROWTH = "times as many fillers"
 WORLD = (
+    "prompts.seed=480",  # a base that is often right: only then are there fillers to choose among right answers
     "prompts.filler=0.05",
     "prompts.per_round=400",
     "generate.n=16",
@@ -193,7 +194,7 @@ def nulls(home: Path, count: int, seed: int) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="ratchet bench proxy", description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", default="31,32,33")
+    parser.add_argument("--seeds", default="61,62,63")
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--nulls", type=int, default=20)
     parser.add_argument("--home", type=Path)
