@@ -129,7 +129,7 @@ def proxy(stages: Stages, prompts: Artifact, judges: Data) -> Artifact | None:
         known[f"score/{score.label}"] = score_one(stages, place, score, "probe", prompts, drawn, judges, {"verdicts": verdicts})
     weights = {score.label: score.weight for score in stages.first.score if score.weight}
     inputs = {f"score/{name}": known[f"score/{name}"] for name in weights}
-    return stages.do("probe/reward", "reward", {"weights": weights}, inputs)
+    return stages.do("probe/reward", "reward", {"weights": weights, **stages.first.reward.model_dump()}, inputs)
 
 
 def trained_on(stages: Stages, data: Mapping[str, Artifact]) -> dict[str, Artifact]:

@@ -196,8 +196,8 @@ BLIND = 0.55  # AUROC below which a judge as good as guesses; 0.5 is chance
 
 
 def blind_judges(now: Mapping[str, Metric], before: Mapping[str, Metric], scores: Sequence[Score]) -> list[Alarm]:
-    """Alarms about judges that are rewarded and surely cannot rank the answers to one prompt: a watch, and from the second
-    round running on a STOP, where the verifier's word is no part of the reward beside them.
+    """An alarm where nothing that is rewarded can rank the answers to one prompt: a watch, and a STOP in the second round
+    running. None where the verifier's word is part of the reward: what stands beside it may reward a style.
 
     Within a prompt, because choosing is: a judge that only knows hard prompts from easy ones has a fine AUROC overall.
 
@@ -205,20 +205,24 @@ def blind_judges(now: Mapping[str, Metric], before: Mapping[str, Metric], scores
         now, before: of this round and the one before, `judge/<label>/within_prompt_auroc` with its interval among them.
         scores: of the recipe, the verifier first.
     """
-    verifier, *judges = scores
-    found = []
-    for score in judges:
-        name = f"judge/{score.label}/within_prompt_auroc"
-        if score.weight and name in now and _blind(now[name]):
-            again = name in before and _blind(before[name])
-            auroc = now[name]
-            said = (
-                f"ranks the answers to one prompt no better than chance: AUROC {auroc.value:.2f} [{auroc.low:.2f}, "
-                f"{auroc.high:.2f}] over {auroc.n} prompts with right and wrong ones; acts on it: another judge, score.weight"
-            )
-            found.append(Alarm("STOP" if again and not verifier.weight else "watch", f"judge {score.label}", said))
-    return found
+    rewarded = [score for score in scores if score.weight]
+    if scores[0].weight or not all(_blind(now, score) for score in rewarded):
+        return []
+    again = all(_blind(before, score) for score in rewarded)
+    best = max((now[_auroc(score)] for score in rewarded), key=lambda auroc: auroc.value or 0.0)
+    said = (
+        f"{', '.join(score.label for score in rewarded)} ranks the answers to one prompt no better than chance: AUROC "
+        f"{best.value:.2f} [{best.low:.2f}, {best.high:.2f}] over {best.n} prompts with right and wrong ones; acts on it: "
+        "another judge"
+    )
+    return [Alarm("STOP" if again else "watch", "judge", said)]
 
 
-def _blind(auroc: Metric) -> bool:
-    return auroc.value is not None and auroc.high is not None and auroc.high < BLIND
+def _auroc(score: Score) -> str:
+    return f"judge/{score.label}/within_prompt_auroc"
+
+
+def _blind(metrics: Mapping[str, Metric], score: Score) -> bool:
+    """Surely, by the end of its interval; a judge of which nothing is known is not."""
+    auroc = metrics.get(_auroc(score))
+    return auroc is not None and auroc.value is not None and auroc.high is not None and auroc.high < BLIND

@@ -60,7 +60,7 @@ def test_the_selection_gain_is_best_of_n_less_a_random_one() -> None:
     ("first", "second", "weight", "levels"),
     [
         ((0.50, 0.54), (0.51, 0.54), 0.0, ["watch", "STOP"]),  # surely blind, twice
-        ((0.50, 0.54), (0.51, 0.54), 1.0, ["watch", "watch"]),  # the verifier rewards beside it
+        ((0.50, 0.54), (0.51, 0.54), 1.0, []),  # the verifier rewards beside it
         ((0.50, 0.54), (0.52, 0.60), 0.0, ["watch"]),  # the second time it may see something
         ((0.53, 0.56), (0.53, 0.56), 0.0, []),  # not surely
     ],
@@ -68,7 +68,7 @@ def test_the_selection_gain_is_best_of_n_less_a_random_one() -> None:
 def test_a_blind_judge_is_stopped_in_the_second_round(
     first: tuple[float, float], second: tuple[float, float], weight: float, levels: list[str]
 ) -> None:
-    # AUROC surely below .55 within a prompt; a judge that is only watched, or of which nothing is known, raises nothing
+    # AUROC surely below .55 within a prompt; not where something else is rewarded of which that is not known
     def measured(value: float, high: float) -> dict[str, Metric]:
         return {"judge/likes/within_prompt_auroc": Metric(value=value, low=2 * value - high, high=high, n=200)}
 
@@ -76,7 +76,7 @@ def test_a_blind_judge_is_stopped_in_the_second_round(
     one, two = measured(*first), measured(*second)
     found = blind_judges(one, {}, scores) + blind_judges(two, one, scores)
     assert [alarm.level for alarm in found] == levels
-    assert blind_judges(two, one, [scores[0], Score(scorer="judge", name="likes", weight=0.0)]) == []
+    assert blind_judges(two, one, [*scores, Score(scorer="words")]) == []
     assert blind_judges({"judge/likes/within_prompt_auroc": Metric(value=None)}, one, scores) == []
 
 
