@@ -45,6 +45,9 @@ def test_residualising_takes_the_style_and_leaves_the_verdict() -> None:
     right = np.array([scores["exact_match"][row["completion_id"]] for row in rows])
     assert values[right == 1].mean() - values[right == 0].mean() == pytest.approx(1.0, abs=0.03)
     assert values[right == 1].std() < 0.02
+    exact = {i: scores["exact_match"][i] + 0.15 * float(row["text"].count("!")) for row in rows if (i := row["completion_id"])}
+    changed = rewards.residualised(exact, rows, scores, features=("tests.test_mitigations:marks",))
+    assert len(set(changed.values())) == 2  # right and wrong: nothing is left for a pairer that goes by order
 
 
 def test_a_length_penalty_leaves_no_correlation_within_prompts() -> None:

@@ -12,6 +12,8 @@ from tasks.audit import Row, Values, finished, verifier
 from tasks.features.repetition import loop
 from tasks.mitigations import feature_values
 
+VERSIONS = {"residualised": 2}  # 2: leaves no rest that an order could follow
+
 
 def length_penalty(
     reward: Values, completions: Sequence[Row], scores: Mapping[str, Values], *, per_token: float | None = None
@@ -36,12 +38,14 @@ def residualised(
     scores: Mapping[str, Values],
     *,
     features: tuple[str, ...],
-    ridge: Annotated[float, Gt(0)] = 1e-3,
+    ridge: Annotated[float, Gt(0)] = 1e-6,
 ) -> Values:
     """Reward less what features explain of it among completions of one prompt with one verdict.
 
     The weights come from a ridge regression on differences within those groups, so that a feature which only goes with being
     right keeps its reward. A linear form of reward disentangling (ODIN, https://arxiv.org/abs/2402.07319) without training.
+
+    What is left is rounded to 1e-4 of the reward's SD: best_vs_worst goes by order alone, and would follow the smallest rest.
     """
     known, y = _known(reward, completions)
     f = feature_values(completions, features)
@@ -50,7 +54,8 @@ def residualised(
     scale = np.where(x.std(0) > 0, x.std(0), 1.0)
     x = x / scale
     weights = np.linalg.solve(x.T @ x + ridge * max(1, len(x)) * np.eye(x.shape[1]), x.T @ r)[:, 0] / scale
-    return _with(reward, completions, known, y - f @ weights)
+    left, step = y - f @ weights, 1e-4 * float(y[known].std()) if known.any() else 0.0
+    return _with(reward, completions, known, np.round(left / step) * step if step else left)
 
 
 def reject_overlong(
