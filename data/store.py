@@ -139,6 +139,7 @@ class Store:
         folder = self.folder(key)
         if not folder.exists():
             return None
+        _drop_scratch(folder)
         try:
             manifest = self.manifest(key)
         except DamagedArtifact as damage:
@@ -240,7 +241,10 @@ class Store:
                     shutil.rmtree(partial)  # an attempt that has nothing to offer the next one
 
     def commit(self, job: Job, input_keys: Mapping[str, str | None], fingerprint: str, log: Mapping[str, Any]) -> Artifact:
-        """Hash, fsync and rename `partial/<key>` into place. Renaming onto a finished artifact means it is already done."""
+        """Hash, fsync and rename `partial/<key>` into place. Renaming onto a finished artifact means it is already done.
+
+        Scratch goes along and is deleted last: until the artifact is whole, a kill must find it.
+        """
         key, partial = job.key, self.root / "partial" / job.key
         files: dict[str, dict[str, Any]] = {
             name: {"sha256": digest, "size": (partial / "payload" / name).stat().st_size}
@@ -257,13 +261,14 @@ class Store:
         }
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
         (partial / "log.json").write_text(json.dumps({"host": socket.gethostname(), **log}, indent=1))
-        shutil.rmtree(partial / "scratch")
-        for path in (*partial.rglob("*"), partial):
+        payload = partial / "payload"
+        for path in (*payload.rglob("*"), payload, partial / "manifest.json", partial / "log.json", partial):
             fsync(path)
         target = self.folder(key)
         target.parent.mkdir(exist_ok=True)
         if self._absent(key):
             self._refill(partial, target)
+            shutil.rmtree(partial)
         else:
             try:
                 partial.rename(target)
@@ -273,6 +278,7 @@ class Store:
                 shutil.rmtree(partial)  # what is there stands, even where this attempt came out different
                 return Artifact(key, self.manifest(key)["digest"], job.stage, target / "payload")
         fsync(target.parent)
+        _drop_scratch(target)
         payload = target / "payload"
         self._stamp_file(key).write_text(self._stamp(payload, {name: payload / name for name in files}))
         found = Artifact(key, digest, job.stage, payload)
@@ -296,6 +302,11 @@ class Store:
         write_atomic(folder / "absent", "evicted")
         shutil.rmtree(folder / "payload", ignore_errors=True)
         return freed
+
+
+def _drop_scratch(folder: Path) -> None:
+    """Of a whole artifact; a kill just after its rename leaves it to whoever finds the artifact, and two may do it at once."""
+    shutil.rmtree(folder / "scratch", ignore_errors=True)
 
 
 def fsync(path: Path) -> None:

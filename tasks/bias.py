@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
+from threadpoolctl import threadpool_limits
 
 from data import tables
 from tasks.alarms import Alarm, gravest, judge, mitigations
@@ -45,6 +46,11 @@ def bias(work: Work) -> None:
     earlier (this stage's output for the round before); for what the round trained on pool_prompts, pool (of `observe`), reward
     and the input that `chosen` names. `previous`, the proxies, `earlier` and the last four may be missing.
     """
+    with threadpool_limits(1, "blas"):  # how a matrix product is split among threads shows in its last digits
+        _bias(work)
+
+
+def _bias(work: Work) -> None:
     s: Settings = work.settings
     prompts = tables.read(work.inputs["prompts"] / "probe.parquet", tables.PROMPTS)
     order = {prompt: i for i, prompt in enumerate(prompts["prompt_id"].to_pylist())}

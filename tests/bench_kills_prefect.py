@@ -110,6 +110,9 @@ class Stand:
         return dict(self.ask("GET", f"/flow_runs/{run}")["state"])
 
     def retry(self, run: str) -> None:
+        """Once the process of the last attempt is gone: its worker's late word of it would count against the new one."""
+        until(lambda: not self.find("flow"), "the last attempt's process to end")
+        time.sleep(2)
         self.ask("POST", f"/flow_runs/{run}/set_state", state={"type": "SCHEDULED", "name": "AwaitingRetry"})
 
     def cancel(self, run: str) -> None:

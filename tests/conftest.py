@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from flows import environment
 
 for name, value in environment.DEFAULTS.items():
     os.environ[name] = value
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so would everything they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 environment.prepare(Path(os.environ["RATCHET_HOME"]))  # one Prefect database for the session, whatever home a test uses
 
 

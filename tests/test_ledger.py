@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from data import recipe as recipes
-from tasks import observe, overoptimisation, parts, pressure
+from tasks import bias, observe, overoptimisation, parts, pressure
 from tasks.alarms import Alarm, gravest, judge, mitigations, sentence
 from tasks.bias import answer_collapse
 from tasks.effects import changes, cohens_h
@@ -280,3 +284,14 @@ def test_a_reward_that_outruns_gold_is_named(rise: float, levels: list[str]) -> 
 def test_an_alarm_reads_as_one_line() -> None:
     # programs and people look for `ALARM <feature>`
     assert str(Alarm("ALARM", "list", "moved")) == "ALARM list: moved"
+
+
+def test_a_ledger_does_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    # the bootstrap is a matrix product: on another number of BLAS threads its last digits, and the digest, would differ
+    def threads(*_: object) -> None:
+        raise RuntimeError(sorted({pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}))
+
+    monkeypatch.setattr(bias.tables, "read", threads)
+    work = SimpleNamespace(settings=None, inputs={"prompts": Path()})
+    with threadpool_limits(2, "blas"), pytest.raises(RuntimeError, match=re.escape("[1]")):
+        bias.bias(work)  # type: ignore[arg-type]

@@ -225,6 +225,18 @@ def test_a_commit_is_whole_or_absent_wherever_it_is_killed(store: Store, tmp_pat
     assert whole > 1  # some kills fell after the rename
 
 
+def test_scratch_lasts_until_the_artifact_is_whole(store: Store, tmp_path: Path) -> None:
+    # SIGKILL in the midst of a commit costs no shard: it is in scratch or in the whole artifact, and no scratch is left then
+    shard = store.scratch(JOB.key) / "shard"
+    shard.parent.mkdir(parents=True)
+    shard.touch()
+    for left in killed_at_every_instant(store.root, tmp_path / "places"):
+        whole = left.find(JOB.key) is not None
+        assert whole != (left.scratch(JOB.key) / "shard").exists()
+        assert not (left.folder(JOB.key) / "scratch").exists()
+        assert not whole or list((left.root / "partial").iterdir()) == []
+
+
 @pytest.mark.parametrize("how", ["evicted", "damaged"])
 def test_an_evicted_artifacts_manifest_survives_every_kill(store: Store, tmp_path: Path, how: str) -> None:
     # while a payload is made again its manifest is never away: after SIGKILL anywhere it can still be made from it
@@ -252,7 +264,7 @@ def test_everything_is_on_the_disk_before_it_is_in_place(store: Store, monkeypat
 
     def watched(self: Path, target: Path) -> Path:
         if target == store.folder(JOB.key):
-            assert synced >= {p.relative_to(self).as_posix() for p in (*self.rglob("*"), self)}
+            assert synced >= {p.relative_to(self).as_posix() for p in (*self.rglob("*"), self)} - {"scratch"}
             synced.add("renamed")
         return rename(self, target)
 
