@@ -21,7 +21,7 @@ from tasks.overoptimisation import alarms_of, facts_of, lines, proxy_gap
 from tasks.pressure import UNKNOWN, Estimate, Selection, contrast, estimate, surface_auc, with_selection
 from tasks.work import Work
 
-VERSION = 4  # 2: labels and ranks say what is trained towards; twins. 3: less of a fault is no ALARM. 4: the proxy beside gold
+VERSION = 5  # 2: what is trained towards; twins. 3: less of a fault is no ALARM. 4: the proxy beside gold. 5: five digits
 LIBRARIES = ("numpy", "scipy", "scikit-learn")
 NARROW = 0.7  # share of the entropy of answers at round 0 below which they have collapsed, if less is solved
 SHORTCUT = 0.7  # AUC from which the pairs can be told apart by their surface alone
@@ -219,11 +219,16 @@ def _surface_auc(work: Work, chosen: Selection) -> float | None:
 
 # -- writing, and reading back ------------------------------------------------------------------------------------------
 def write_ledger(folder: Path, entries: Sequence[Entry], alarms: Sequence[Alarm], facts: Mapping[str, Any]) -> None:
-    rows = [dataclasses.asdict(entry) for entry in entries]
+    rows = [{name: _written(value) for name, value in dataclasses.asdict(entry).items()} for entry in entries]
     tables.write(tables.from_rows(rows, tables.LEDGER), tables.LEDGER, folder / "ledger.parquet")
     said = {"level": gravest(alarms), "alarms": [dataclasses.asdict(alarm) for alarm in alarms], **facts}
     (folder / "alarms.json").write_text(json.dumps(said, indent=1))
     (folder / "report.md").write_text(report(entries, alarms, facts))
+
+
+def _written(value: Any) -> Any:
+    """To five digits: the bootstrap counts in float32, and what lies beyond differs between two processes of one machine."""
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def report(entries: Sequence[Entry], alarms: Sequence[Alarm], facts: Mapping[str, Any]) -> str:

@@ -158,10 +158,11 @@ def test_replicas_draw_what_one_engine_draws(work: Callable[..., Work], old: Pat
     # Claim: with data_parallel_size = 2 two processes draw the same tokens as one, and none of them outlives the stage.
     one = drawn(work(old, "one"))
     warm.close()
+    before = psutil.Process().children()  # workers that verify answers for other tests may be waiting
     two = drawn(work(old, "two", settings={"data_parallel_size": 2}))
     assert [row["token_ids"] for row in two] == [row["token_ids"] for row in one]
     assert not warm._kept
-    assert not [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+    assert set(psutil.Process().children()) <= set(before)
 
 
 def test_a_warm_engine_draws_what_a_cold_one_draws(work: Callable[..., Work], old: Path, new: Path) -> None:
