@@ -211,6 +211,7 @@ class Lora(Strict):
     targets: str = Field(
         "all-linear", description="layers, as peft's target_modules; all-linear = every linear layer but the head"
     )
+    four_bit: bool = Field(False, description="hold the frozen weights in NF4, doubly quantized (QLoRA, arXiv 2305.14314)")
 
 
 class Train(Strict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from data.campaign import free_bytes
 from data.errors import HomeError, PartError, RecipeError
 from data.recipe import Recipe
 from data.settings import Pool, Score
-from flows.estimate import drawn, seven_b
+from flows.estimate import drawn, judged, seven_b
 from flows.resolve import accumulation, checkpointing, decoded_together, precision
 from tasks import parts
 from tasks.mitigations import bound
@@ -85,6 +86,8 @@ def bind(recipe: Recipe) -> None:
                 raise PartError(
                     f"scorers: '{score.scorer}' asks for {', '.join(asked)}, which {recipe.loss.name} has not online"
                 )
+    if recipe.train.lora and recipe.train.lora.four_bit:
+        can_hold_four_bits(recipe)
     if recipe.select:
         parts.check_settings("selectors", recipe.select.selector, recipe.select.settings)
     for change in recipe.mitigate:
@@ -101,6 +104,14 @@ def bind(recipe: Recipe) -> None:
     wanted |= parts.wants("pairers", recipe.pair.pairer) if recipe.pair else set()
     if "origins" in wanted and recipe.pool == Pool():
         raise PartError("what tells completions apart by where they come from needs others beside the policy's: set [pool]")
+
+
+def can_hold_four_bits(recipe: Recipe) -> None:
+    """What train.lora.four_bit needs."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise PartError("train.lora.four_bit needs bitsandbytes, which is not installed; ./ratchet setup --help")
+    if recipe.hardware.accelerate:
+        raise PartError("train.lora.four_bit trains in one process; leave out hardware.accelerate, or four_bit")
 
 
 def asks_a_model(score: Score) -> None:
@@ -167,7 +178,9 @@ def cost(recipe: Recipe, counts: dict[str, int], in_suites: int) -> dict[str, An
     probe = recipe.probe  # at most one twin of each kind a prompt
     drawings = (1 + len(probe.twins)) * (recipe.rounds + 1 + probe.baseline)
     probes = counts["probe"] * probe.samples * drawings if recipe.watched else 0
-    tokens += probes * rounds[0].generate.max_tokens + evaluations * longest
+    asked = sum(judged(score, probe.samples) for score in recipe.score if score.weight)  # about one drawing a round
+    asked *= counts["probe"] * (recipe.rounds + 1) if recipe.watched else 0
+    tokens += probes * rounds[0].generate.max_tokens + evaluations * longest + asked
     weights = model_bytes(recipe)
     kept = 3 if recipe.keep.checkpoints == "best+last" else recipe.rounds + 1
     return {

@@ -16,6 +16,7 @@ PARAMETERS = 7.6e9  # Qwen2.5-7B
 DECODED_PER_SECOND = 5000.0  # tokens: assumed, of an engine with large batches on one H100
 PEAK, UTILISATION = 989e12, 0.4  # H100's dense bfloat16 FLOP/s (data sheet), and the share that training is assumed to reach
 GPU_GB = 80.0
+NF4_BITS = 4.127  # a weight of QLoRA: four, and its share of the doubly quantized constants (arXiv 2305.14314)
 
 
 @dataclass(frozen=True)
@@ -91,18 +92,21 @@ def seven_b(recipe: Recipe, per_round: int, decoded: int) -> Cost:
             fitted = 2 * now.generate.max_tokens * (f.steps * f.batch or math.ceil(pairs))
             tokens, flop = tokens + fitted, flop + fitted * PARAMETERS * 8
         trained += tokens
-    float32 = 4 * PARAMETERS / 1e9
+    float32, lora = 4 * PARAMETERS / 1e9, recipe.train.lora
     referred = any(recipe.at_round(number).loss.needs_reference for number in range(1, recipe.rounds + 1))
-    copies = 1 + (0 if recipe.train.lora else 3 + referred)  # weights; gradient, two moments, reference
+    copies = 1 + (0 if lora else 3 + referred)  # weights; gradient, two moments, reference
+    memory = float32 * copies
+    if lora and lora.four_bit:  # the policy and another reference; before that the reference whole, in bfloat16, to be proved
+        memory = max(float32 * (1 + referred) * NF4_BITS / 32, float32 / 2 * referred)
     kept = 3 if recipe.keep.checkpoints == "best+last" else recipe.rounds + 1
-    saves = 0 if recipe.train.lora else 2 * 3
+    saves = 0 if lora else 2 * 3
     return Cost(
         decoded=decoded,
         trained=trained,
         decode_hours=decoded / DECODED_PER_SECOND / 3600,
         train_hours=flop / (PEAK * UTILISATION) / 3600,
         disk_gb=float32 * (kept + saves),
-        memory_gb=float32 * copies,
+        memory_gb=memory,
     )
 
 

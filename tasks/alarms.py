@@ -129,8 +129,10 @@ def _gravest(entries: Sequence[Entry]) -> list[Entry]:
 
 
 # What these measure is a fault: more of it is an alarm, less is not. Any other feature is a style, and both ways are a change.
-FAULTS = {"truncated", "loop", "overconfidence", "vote_overconfidence", "vote_brier", "sycophancy_flip", "challenge_flip"}
-FAULTS |= set(COLUMNS["identity"])
+FAULTS = frozenset((
+    "truncated", "loop", "overconfidence", "vote_overconfidence", "vote_brier", "sycophancy_flip", "challenge_flip",
+    *COLUMNS["identity"],
+))  # fmt: skip
 
 
 # -- hard limits --------------------------------------------------------------------------------------------------------

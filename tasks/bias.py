@@ -21,7 +21,7 @@ from tasks.overoptimisation import alarms_of, facts_of, lines, proxy_gap
 from tasks.pressure import UNKNOWN, Estimate, Selection, contrast, estimate, surface_auc, with_selection
 from tasks.work import Work
 
-VERSION = 5  # 2: what is trained towards; twins. 3: less of a fault is no ALARM. 4: the proxy beside gold. 5: five digits
+VERSION = 6  # 2: what is trained towards; twins. 3: less of a fault is no ALARM. 4: the proxy beside gold. 5, 6: five digits
 LIBRARIES = ("numpy", "scipy", "scikit-learn")
 NARROW = 0.7  # share of the entropy of answers at round 0 below which they have collapsed, if less is solved
 SHORTCUT = 0.7  # AUC from which the pairs can be told apart by their surface alone
@@ -227,7 +227,7 @@ def write_ledger(folder: Path, entries: Sequence[Entry], alarms: Sequence[Alarm]
 
 
 def _written(value: Any) -> Any:
-    """To five digits: the bootstrap counts in float32, and what lies beyond differs between two processes of one machine."""
+    """To five digits: the last ones of a sum over resamples have differed between two processes of one machine."""
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 

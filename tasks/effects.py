@@ -86,15 +86,15 @@ def paired_t(now: Array, then: Array) -> tuple[Array, Array, Array]:
 def resamples(prompts: int, count: int = RESAMPLES, seed: int = 0) -> Array:
     """How often each prompt is drawn in each bootstrap resample: count x prompts. Shared by every feature of a round."""
     draw = np.random.default_rng(seed)
-    return draw.multinomial(prompts, np.full(prompts, 1 / prompts), size=count).astype(np.float32)
+    return draw.multinomial(prompts, np.full(prompts, 1 / prompts), size=count).astype(float)
 
 
 def resampled_means(values: Array, counts: Array) -> Array:
     """Means of `values` (features x prompts) in every resample: features x resamples; NaN values are left out."""
     known = ~np.isnan(values)
-    total = np.where(known, values, 0.0).astype(np.float32) @ counts.T
-    weight = known.astype(np.float32) @ counts.T
-    means: Array = np.divide(total, weight, out=np.full(total.shape, np.nan, np.float32), where=weight > 0)
+    total = np.where(known, values, 0.0) @ counts.T
+    weight = known.astype(float) @ counts.T
+    means: Array = np.divide(total, weight, out=np.full(total.shape, np.nan), where=weight > 0)
     return means
 
 

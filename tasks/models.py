@@ -67,8 +67,9 @@ def stop_tokens(path: Path, tokenizer: Any, trust_remote_code: bool = False) -> 
     return sorted({tokenizer.eos_token_id, *(stop for stop in known if stop is not None)})
 
 
-def load_model(path: Path, device: str, dtype: str, trust_remote_code: bool = False) -> Any:
-    """The causal language model in evaluation mode, from safetensors only."""
+def load_model(path: Path, device: str, dtype: str, trust_remote_code: bool = False, four_bit: bool = False) -> Any:
+    """The causal language model in evaluation mode, from safetensors only. With `four_bit` every linear layer but the head is
+    held in NF4, doubly quantized (arXiv 2305.14314), and only adapters on it can be trained."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -77,12 +78,27 @@ def load_model(path: Path, device: str, dtype: str, trust_remote_code: bool = Fa
     # On a CPU plain attention decodes short sequences a fifth faster; on long ones its memory grows with their square.
     short = device == "cpu" and (getattr(config, "max_position_embeddings", None) or SHORT + 1) <= SHORT
     attention = {"attn_implementation": "eager"} if short else {}
+    held = _in_four_bits(device) if four_bit else {}
     model = AutoModelForCausalLM.from_pretrained(
-        path, config=config, dtype=getattr(torch, dtype), use_safetensors=True, **attention, **common
+        path, config=config, dtype=getattr(torch, dtype), use_safetensors=True, **attention, **held, **common
     )
     if device == "cpu":
         keep_freed_memory()
-    return model.to(device).eval()
+        for module in model.modules():  # some CPUs would pack weights anew, and round more, whenever nothing is trained
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+    return (model if four_bit else model.to(device)).eval()
+
+
+def _in_four_bits(device: str) -> dict[str, Any]:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    compute = torch.float32 if device == "cpu" else torch.bfloat16  # as the paper computes on a GPU
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def keep_freed_memory() -> None:

@@ -13,6 +13,7 @@ from tasks import models
 from tasks import parts as shelves
 from tasks.train import Settings as TrainSettings
 from tasks.train import adapted, run, write_checkpoint, write_log
+from tasks.train import libraries as libraries  # which adapters take, as there
 from tasks.trainers import arguments
 from tasks.work import Work, device_of
 
@@ -52,7 +53,8 @@ def online(work: Work) -> None:
     s: Settings = work.settings
     tokenizer = models.load_tokenizer(work.inputs["checkpoint"], s.trust_remote_code)
     prompts = tables.read(work.inputs["prompts"] / f"{s.split}.parquet", tables.PROMPTS).to_pylist()
-    policy = models.load_model(work.inputs["checkpoint"], device_of(work.hardware), "float32", s.trust_remote_code)
+    four_bit = s.lora is not None and s.lora.four_bit
+    policy = models.load_model(work.inputs["checkpoint"], device_of(work.hardware), "float32", s.trust_remote_code, four_bit)
     if "reference" in work.inputs:
         policy.config._name_or_path = str(work.inputs["reference"])  # from where TRL loads its reference
     trainer = _trainer(work, adapted(policy, s.lora, work.seed) if s.lora else policy, tokenizer, prompts)

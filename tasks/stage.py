@@ -2,7 +2,8 @@
 
 A stage is a module `tasks/<name>.py` with a function of the same name (`def generate(work: Work) -> None`, which writes its
 payload into `work.out`), a pydantic `Settings`, an integer `VERSION` to raise when its output changes, the `LIBRARIES` that
-shape its output, and, where it binds parts, `parts(settings) -> [(family, name)]`.
+shape its output, and, where its settings decide, more of them in `libraries(settings) -> (name, ...)` and the parts it binds in
+`parts(settings) -> [(family, name)]`.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def describe(stage: str, settings: BaseModel, inputs: Mapping[str, Input], seed:
 
     module = module_of(stage)
     bound = module.parts(settings) if hasattr(module, "parts") else []
-    libraries = {name: importlib.metadata.version(name) for name in module.LIBRARIES}
+    chosen = module.libraries(settings) if hasattr(module, "libraries") else ()
+    libraries = {name: importlib.metadata.version(name) for name in (*module.LIBRARIES, *chosen)}
     for part in bound:
         libraries |= libraries_of(*part)
     return Job(

@@ -59,6 +59,13 @@ class Settings(BaseModel):
     trust_remote_code: bool = False
 
 
+def libraries(settings: Settings) -> tuple[str, ...]:
+    """What makes adapters, where there are some."""
+    if not settings.lora:
+        return ()
+    return ("peft", "bitsandbytes") if settings.lora.four_bit else ("peft",)
+
+
 def train(work: Work) -> None:
     """A checkpoint folder with `training.parquet` (TRAINING: every metric of every step) and `training.json` (rows, left out).
 
@@ -94,6 +101,8 @@ def run(trainer: Any, work: Work, patience: int = 0) -> None:
     from transformers import EarlyStoppingCallback
     from transformers.trainer_callback import PrinterCallback
 
+    if hasattr(trainer.model, "peft_config"):
+        _as_saves_hold_them(trainer.model)
     trainer.remove_callback(PrinterCallback)  # metrics go to training.parquet; the terminal shows the bar
     trainer.add_callback(_sanity()())  # before saves are sealed
     trainer.add_callback(save_callback(work.scratch, work.tick))
@@ -104,6 +113,19 @@ def run(trainer: Any, work: Work, patience: int = 0) -> None:
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     if not all(weight.isfinite().all() for weight in trainer.model.parameters()):  # the last step's loss came before its update
         raise StageFailed(f"train: expected finite weights, found some that are none after the last step; {ADVICE}")
+
+
+def _as_saves_hold_them(policy: Any) -> None:
+    """Undo what TRL does to adapters it is given, so that a training can go on from a save.
+
+    Its copy of them as they begin does nothing that switching them off does not, and where a save has two adapters transformers
+    resumes from the copy alone. Its bfloat16 under a policy in four bits does not survive a save: peft reads float32.
+    """
+    if "ref" in policy.peft_config:
+        policy.delete_adapter("ref")
+    for weight in policy.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
 
 
 @functools.cache
@@ -151,16 +173,21 @@ def _models(work: Work, tokenizer: Any) -> tuple[Any, Any]:
 
     Both come from immutable folders: left alone, TRL would reload whatever config._name_or_path points to. Where adapters
     start from the reference itself, the policy with adapters switched off is the reference and no second copy is loaded.
+    A reference in four bits is off by their error, as the policy is: so it is proved whole, and then loaded again.
     """
     s: Settings = work.settings
-    device = device_of(work.hardware)
-    policy = models.load_model(work.inputs["checkpoint"], device, "float32", s.trust_remote_code)
+    four_bit = s.lora is not None and s.lora.four_bit
+    load = functools.partial(models.load_model, device=device_of(work.hardware), trust_remote_code=s.trust_remote_code)
+    if "reference" in work.inputs and four_bit:
+        prove_reference(work, load(work.inputs["reference"], dtype=s.precision), tokenizer)
+    policy = load(work.inputs["checkpoint"], dtype="float32", four_bit=four_bit)
     reference = None
     if "reference" in work.inputs:
         shared = s.lora and work.inputs["reference"] == work.inputs["checkpoint"]
         if not shared:
-            reference = models.load_model(work.inputs["reference"], device, "float32", s.trust_remote_code)
-        prove_reference(work, policy if shared else reference, tokenizer)
+            reference = load(work.inputs["reference"], dtype="float32", four_bit=four_bit)
+        if not four_bit:
+            prove_reference(work, policy if shared else reference, tokenizer)
     return (adapted(policy, s.lora, work.seed) if s.lora else policy), reference
 
 
@@ -224,6 +251,24 @@ def _best_step(trainer: Any) -> int:
     return int(Path(best).name.split("-")[1]) if best else trainer.state.global_step
 
 
+def merged(work: Work, policy: Any) -> Any:
+    """The policy with its adapters added to its weights: of one in four bits, to the weights that these were rounded from.
+
+    Adapters learn less than a step of NF4. Added to rounded weights, they would be rounded away where the next round holds
+    the checkpoint in four bits again; added to whole ones, they come through it on average.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    s: Settings = work.settings
+    assert s.lora is not None
+    if s.lora.four_bit:
+        learnt = get_peft_model_state_dict(policy)
+        whole = models.load_model(work.inputs["checkpoint"], "cpu", "float32", s.trust_remote_code)
+        policy = adapted(whole, s.lora, work.seed)
+        set_peft_model_state_dict(policy, {name: tensor.float().cpu() for name, tensor in learnt.items()})
+    return policy.merge_and_unload()
+
+
 def write_checkpoint(work: Work, trainer: Any, merge: bool) -> None:
     """Weights (adapters merged) and configuration from memory, the tokenizer and its template from where training started.
 
@@ -234,7 +279,7 @@ def write_checkpoint(work: Work, trainer: Any, merge: bool) -> None:
     if not trainer.is_world_process_zero():
         return
     model = trainer.accelerator.unwrap_model(trainer.model)
-    (model.merge_and_unload() if merge else model).save_pretrained(work.out, **weights)
+    (merged(work, model) if merge else model).save_pretrained(work.out, **weights)
     for path in models.inspect_checkpoint(work.inputs["checkpoint"]):
         of_weights = path.suffix == ".safetensors" or path.name.endswith(".safetensors.index.json")
         if not of_weights and not (work.out / path.name).exists() and path.name != "training.json":

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy.special import expit, logit
@@ -44,7 +45,8 @@ class World:
 def correlated(draw: np.random.Generator, *shape: int) -> Array:
     """Normals, features x ..., any two features correlated."""
     shared = draw.standard_normal((1, *shape[1:]), dtype=np.float32)
-    return np.sqrt(CORRELATION) * shared + np.sqrt(1 - CORRELATION) * draw.standard_normal(shape, dtype=np.float32)
+    made: Array = np.sqrt(CORRELATION) * shared + np.sqrt(1 - CORRELATION) * draw.standard_normal(shape, dtype=np.float32)
+    return made
 
 
 def campaign(world: World, draw: np.random.Generator) -> Iterator[tuple[Array, Array]]:
@@ -75,7 +77,8 @@ def _rates(mean: Array, deviate: Array) -> Array:
     for _ in range(20):  # the logit whose population mean is `mean`
         now = (expit(raw + spread * points) * weights).sum(-1, keepdims=True) / weights.sum()
         raw = raw + logit(mean)[:, None] - logit(now)
-    return expit(raw + deviate)
+    spread_out: Array = expit(raw + deviate)
+    return spread_out
 
 
 def entries(world: World, now: tuple[Array, Array], base: tuple[Array, Array], last: tuple[Array, Array]) -> list[Entry]:
@@ -96,7 +99,7 @@ def entries(world: World, now: tuple[Array, Array], base: tuple[Array, Array], l
         for i in range(FEATURES):
             numbers = [mean[i], then[i], drift[i], drift[i] - half[i], drift[i] + half[i], effect[i], None, None, p[i],
                        step[i], None, None, step_effect[i], step_p[i]]  # fmt: skip
-            known = [None if x is None or np.isnan(x) else float(x) for x in numbers]
+            known: list[Any] = [None if x is None or np.isnan(x) else float(x) for x in numbers]
             made.append(Entry(f"f{i:02d}", group, world.kind, int(n[i]), *known))
     return made
 
@@ -167,7 +170,8 @@ def coverage(
             ((change.low <= true[0]) & (true[0] <= change.high)).sum(),
             ((change.effect_low <= true[1]) & (true[1] <= change.effect_high)).sum(),
         )
-    return tuple(held / (count // 100 * 100))  # type: ignore[return-value]
+    drift, effect = held / (count // 100 * 100)
+    return drift, effect
 
 
 def main() -> int:

@@ -103,7 +103,7 @@ def write(pool: list[str], rows: int, folder: Path) -> None:
                 tables.COMPLETIONS,
             )  # fmt: skip
 
-    tables.write_stream(batches(), tables.COMPLETIONS, folder / "completions.parquet")  # type: ignore[arg-type]
+    tables.write_stream(batches(), tables.COMPLETIONS, folder / "completions.parquet")
 
 
 def child(folder: Path, which: str) -> int:

@@ -206,17 +206,17 @@ def child_campaign(home: Path, method: str, rounds: int) -> None:
 
     campaign = Campaign.start(home, "bench", recipes.load(f"tiny_{method}", [f"rounds={rounds}", *SAME_WORK]))
     last = tree_cpu()
-    original = flow.finish
+    original: Any = vars(flow)["finish"]
 
     def finish(*args: Any) -> Round:
         nonlocal last
-        finished = original(*args)
+        finished: Round = original(*args)
         now = tree_cpu()
         said(finished.round, finished.metrics["accuracy"].value, now - last)
         last = now
         return finished
 
-    flow.finish = finish  # the only thing added: a clock at the end of each round
+    vars(flow)["finish"] = finish  # the only thing added: a clock at the end of each round
     flow.improve(campaign.name, str(home))
 
 

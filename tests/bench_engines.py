@@ -234,7 +234,9 @@ def compare(group: str, ratios: dict[str, tuple[str, str]], place: Path, pairs: 
         seconds = np.median([d["seconds"] for d in draws])
         print(f"{name:<20}{cpu:>8.2f} CPU s{seconds:>8.2f} s a draw{tokens:>10.0f} tokens a CPU second", flush=True)
     for title, (ours, theirs) in ratios.items():
-        key = (lambda d: d[COST[group]]) if group in COST else (lambda d: d["tokens"] / d["cpu"])
+        key: Callable[[dict[str, float]], float] = (
+            (lambda d: d[COST[group]]) if group in COST else (lambda d: d["tokens"] / d["cpu"])
+        )
         low, middle, high = interval([key(a) / key(b) for a, b in zip(found[ours], found[theirs], strict=True)])
         print(f"{title}: {middle:.3f}, 95% interval {low:.3f} to {high:.3f}, {pairs} pairs", flush=True)
 

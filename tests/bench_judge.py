@@ -52,15 +52,15 @@ Row = dict[str, Any]
 def judges_of(arm: str, world: str) -> list[Row]:
     """The `[[score]]` entries that make the reward of an arm; a taught one's checkpoint is made in its home."""
     name, _, number = arm.partition("-")
-    entry: Row = {
+    entries: dict[str, Row] = {
         "random": {"scorer": "tests.judges:random_judge"},
         "likelihood": {"scorer": "mean_logprob", "checkpoint": "policy"},
         "consensus": {"scorer": "votes", "settings": {"after": WORLDS[world].after}},
         "taught": {"scorer": "reward_model"},
         "planted": {"scorer": "tests.judges:planted_judge", "settings": {"auroc": float(number or 1)}},
-    }[name]
+    }
     count = int(number or 1) if name == "taught" else 1
-    return [{**entry, "name": f"judge{place or ''}"} for place in range(count)]
+    return [{**entries[name], "name": f"judge{place or ''}"} for place in range(count)]
 
 
 def campaign(home: Path, world: str, method: str, arm: str, seed: int, rounds: int, sets: Sequence[str]) -> Campaign:

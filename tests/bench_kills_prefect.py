@@ -68,9 +68,9 @@ class Stand:
         self.home.mkdir(parents=True, exist_ok=True)
         with (self.home / "serve.log").open("a") as log:
             began = log.tell()
-            self.serve = psutil.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-        until(lambda: "Ctrl-C ends" in self.said(began) or not self.serve.is_running(), "serve to start")
-        if self.serve.poll() is not None:
+            self.serve = serve = psutil.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        until(lambda: "Ctrl-C ends" in self.said(began) or not serve.is_running(), "serve to start")
+        if serve.poll() is not None:
             raise RuntimeError(self.said(began))
 
     def said(self, since: int = 0) -> str:
@@ -110,17 +110,15 @@ class Stand:
         return dict(self.ask("GET", f"/flow_runs/{run}")["state"])
 
     def retry(self, run: str) -> None:
-        """Once the process of the last attempt is gone: its worker's late word of it would count against the new one."""
-        until(lambda: not self.find("flow"), "the last attempt's process to end")
-        time.sleep(2)
         self.ask("POST", f"/flow_runs/{run}/set_state", state={"type": "SCHEDULED", "name": "AwaitingRetry"})
 
     def cancel(self, run: str) -> None:
         self.ask("POST", f"/flow_runs/{run}/set_state", state={"type": "CANCELLING", "name": "Cancelling"})
 
     def ended(self, run: str) -> str:
-        """Wait for the end; its state type. Twice the same: a worker may report a crash that the run reported already."""
-        until(lambda: self.state(run)["type"] in ENDED, f"run {run} to end")
+        """Wait for the end, of its process too; its state type. Twice the same: a worker may report a crash that the run
+        reported already, and after a retry that would count against the new attempt."""
+        until(lambda: self.state(run)["type"] in ENDED and not self.find("flow"), f"run {run} to end")
         time.sleep(2)
         return str(self.state(run)["type"]) if self.state(run)["type"] in ENDED else self.ended(run)
 

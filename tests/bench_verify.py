@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -38,7 +39,7 @@ def outputs(shared: Path) -> dict[str, list[Item]]:
     }
 
 
-def _records(path: Path) -> list[dict]:
+def _records(path: Path) -> list[dict[str, Any]]:
     with gzip.open(path, "rt") as lines:
         return [json.loads(line) for line in lines]
 

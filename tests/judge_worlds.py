@@ -107,7 +107,8 @@ def write_model(stages: Stages, folder: Path) -> None:
 
 def write_puzzles(path: Path, seed: int) -> None:
     """PUZZLES of three numbers, one JSON record each: prompt, answer and solution."""
-    world, records = countdown.World(seed, LARGEST_NUMBER, LARGEST_TARGET), []
+    world = countdown.World(seed, LARGEST_NUMBER, LARGEST_TARGET)
+    records: list[dict[str, str]] = []
     while len(records) < PUZZLES:
         (puzzle,) = world.puzzles(1, (3,))
         if solution := worked(puzzle.expression):

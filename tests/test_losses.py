@@ -322,26 +322,6 @@ def check_trained(campaign: Campaign, reference: bool) -> None:
         assert len(steps) == 6
 
 
-def test_lora_trains_against_the_named_reference(finished: Finished, tmp_path: Path) -> None:  # noqa: F811
-    # adapters: only they move, the stored checkpoint is merged and plain, and the first step's margins are 0 whether the
-    # reference is the start itself (adapters off) or a second copy of it, which is how one sees what the reference is
-    lora = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear"}
-    logs = []
-    for name in ("shared", "copied"):
-        work = work_of(finished, tmp_path / name, steps=3, learning_rate=1e-2, lora=lora)
-        if name == "copied":
-            import shutil
-
-            shutil.copytree(work.inputs["reference"], tmp_path / "reference")
-            work = replace(work, inputs={**work.inputs, "reference": tmp_path / "reference"})
-        train(work)
-        logs.append({(r["step"], r["metric"]): r["value"] for r in read(work.out / "training.parquet", tables.TRAINING)})
-        assert not list(work.out.glob("adapter*"))
-    assert logs[0][1, "rewards/margins"] == pytest.approx(0.0, abs=1e-6)
-    assert logs[0][3, "rewards/margins"] == pytest.approx(logs[1][3, "rewards/margins"], abs=1e-5)
-    assert logs[0][3, "rewards/margins"] != 0.0
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.data == "online"])
 def test_online_losses_train_two_rounds(run_micro: Any, shelf: Path, name: str) -> None:

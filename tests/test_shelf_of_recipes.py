@@ -13,7 +13,7 @@ from data import recipe as recipes
 from data import tables
 from data.campaign import Campaign
 from flows import check, environment
-from flows.check import bind
+from flows.check import bind, cost
 from flows.estimate import drawn, rows_per_prompt, seven_b
 from flows.resolve import accumulation, micro_batches
 from tests.micro import SETS
@@ -57,7 +57,7 @@ def test_every_published_recipe_has_its_cost_on_7b(name: str, monkeypatch: pytes
     assert all(re.search(r"\d", line) for line in cost.lines())
 
 
-def test_the_cost_follows_what_changes_between_rounds_and_who_else_writes() -> None:
+def test_the_cost_follows_what_changes_between_rounds_and_who_else_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     # a window that grows counts as long as it is; other samples and a judge's answers are decoded too; a cap bounds the pairs
     def of_four(*sets: str) -> tuple[int, int]:
         return drawn(load_shipped("iterative_dpo", "generate.n=4", "generate.max_tokens=100", *sets), 10)
@@ -70,6 +70,13 @@ def test_the_cost_follows_what_changes_between_rounds_and_who_else_writes() -> N
     assert of_four("pool.base=true") == (80, 8000)
     assert of_four(judged("additive5")) == (40, 4000 + 40 * 3 * 50)
     assert of_four(judged("better_of_two")) == (40, 4000 + 10 * (4 * 3) * 3 * 50)
+    monkeypatch.setattr(check, "model_bytes", lambda recipe: 0)
+    counts = {"seed": 0, "rounds": 10, "held_out": 0, "test": 0, "ood": 0}
+    few = ("generate.n=4", "rounds=2", "probe.samples=4", "prompts.probe=5", judged("additive5"))
+    at_most = [cost(load_shipped("iterative_dpo", *few), counts | {"probe": probe}, 0) for probe in (0, 5)]
+    told = at_most[1]["tokens_at_most"] - at_most[0]["tokens_at_most"]
+    sampled = at_most[1]["completions"] - at_most[0]["completions"]
+    assert told == sampled * load_shipped("iterative_dpo").generate.max_tokens + 5 * 3 * (4 * 3 * 50)  # 3 drawings judged
     longer = load_shipped("context_lengthening")
     at = [drawn(longer.at_round(number), 10)[1] for number in (1, 3, 5)]
     assert at == [80 * 8192, 80 * 16384, 80 * 24576]
@@ -108,6 +115,10 @@ def test_the_cost_on_7b_is_its_formula() -> None:
     assert "does not fit" in cost.lines()[1]
     lora = seven_b(load_shipped("iterative_dpo", *sets, "train.lora={rank=16}"), 1000, 1)
     assert lora.memory_gb == pytest.approx(4 * 7.6)
+    four_bit = seven_b(load_shipped("iterative_dpo", *sets, "train.lora={four_bit=true}"), 1000, 1)
+    assert four_bit.memory_gb == pytest.approx(2 * 7.6)  # the reference, proved in bfloat16 before anything is rounded
+    four_bit = seven_b(load_shipped("raft", *sets[:2], "train.lora={four_bit=true}"), 1000, 1)
+    assert four_bit.memory_gb == pytest.approx(4.127 / 8 * 7.6)
 
 
 # Each recipe as it is, but in the micro world, with its verifier, steps and sample counts.

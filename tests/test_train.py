@@ -42,10 +42,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
 
 
 def work_of(campaign: Campaign, folder: Path, **changes: Any) -> Work:
-    """The campaign's train call as plain Work, in folders of the test."""
+    """The campaign's train (or online) call as plain Work, in folders of the test."""
     ref = campaign.rounds()[1].artifacts["train"]
     manifest = campaign.store.manifest(ref.key)
-    settings = module_of("train").Settings(**manifest["job"]["settings"] | changes)
+    settings = module_of(manifest["job"]["stage"]).Settings(**manifest["job"]["settings"] | changes)
     inputs = {name: campaign.store.folder(key) / "payload" for name, key in manifest["input_keys"].items()}
     for name in ("out", "scratch"):
         (folder / name).mkdir(parents=True, exist_ok=True)
