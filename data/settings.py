@@ -232,7 +232,7 @@ class Train(Strict):
     checkpointing: Literal["auto", "on", "off"] = Field(
         "auto", description="recompute activations in the backward pass to save memory; auto: on a GPU"
     )
-    lora: Lora | None = Field(None, description="train adapters: lora = { rank = 16, alpha = 32 }")
+    lora: Lora | None = Field(None, description="train adapters: lora = { rank = 16, alpha = 32 }; four_bit = true is QLoRA")
     validation: float = Field(0.0, ge=0, lt=1, description="share of the prompts kept aside; the best save on it is the result")
     patience: int = Field(3, ge=1, description="with validation: evaluations (one every save_every steps) without a better one")
     start_from: Checkpoint = "previous"
