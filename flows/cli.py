@@ -301,7 +301,7 @@ app.command()(audit)
 def entry() -> None:
     """Run the app; every error of ours is one clear line and an exit code."""
     try:
-        app()
+        app(prog_name="ratchet")
     except RatchetError as error:
         Console(stderr=True, highlight=False).print(f"[red]{type(error).__name__}[/red]: {escape(str(error))}", soft_wrap=True)
         sys.exit(error.exit_code)

@@ -181,7 +181,7 @@ def test_what_four_bits_need_is_said_before_anything_runs(monkeypatch: pytest.Mo
     with pytest.raises(PartError, match=r"one process; leave out hardware\.accelerate"):
         can_hold_four_bits(micro(*four_bit, "hardware.accelerate=two.yaml"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(PartError, match=r"four_bit needs bitsandbytes, which is not installed; \./ratchet setup --help"):
+    with pytest.raises(PartError, match=r"four_bit needs bitsandbytes, which is not installed; it comes with \./ratchet setup"):
         can_hold_four_bits(micro(*four_bit))
 
 

@@ -113,7 +113,7 @@ def test_too_little_disk(
     monkeypatch.setattr("flows.check.free_bytes", lambda place: 1_000_000)
     error = refused(ratchet, capsys, home, "run", "tiny_raft")
     assert "expected room for about" in error
-    assert "0.0 GB" in error
+    assert "1.0 MB" in error
 
 
 @pytest.mark.parametrize("name", ["../escape", "/abs", "a b", "", "-dash", "x" * 65])

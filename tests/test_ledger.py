@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from pathlib import Path
@@ -13,10 +14,11 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from data import recipe as recipes
 from tasks import bias, observe, overoptimisation, parts, pressure
-from tasks.alarms import Alarm, gravest, judge, mitigations, sentence
+from tasks.alarms import FAULTS, Alarm, gravest, judge, mitigations, sentence
 from tasks.bias import answer_collapse
 from tasks.effects import changes, cohens_h
 from tasks.ledger import Entry, Kind, Sample, compare
+from tasks.twin_features import COLUMNS
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -166,6 +168,7 @@ def test_what_acts_on_a_feature_is_there() -> None:
         for name in mitigations(feature, kind):
             section, _, key = name.partition(".")
             assert name in shelf or key in known[section]
+    assert {*KNOWN, *itertools.chain(*COLUMNS.values())} >= FAULTS
 
 
 def test_pressure_is_what_the_simulation_oracle_says() -> None:
