@@ -98,7 +98,8 @@ def _in_four_bits(device: str) -> dict[str, Any]:
     config = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
     )
-    return {"quantization_config": config, "device_map": {"": device}}
+    place = torch.cuda.current_device() if device == "cuda" else device  # by its number: accelerate compares it with its own
+    return {"quantization_config": config, "device_map": {"": place}}
 
 
 def keep_freed_memory() -> None:
