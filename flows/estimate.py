@@ -96,8 +96,8 @@ def seven_b(recipe: Recipe, per_round: int, decoded: int) -> Cost:
     referred = any(recipe.at_round(number).loss.needs_reference for number in range(1, recipe.rounds + 1))
     copies = 1 + (0 if lora else 3 + referred)  # weights; gradient, two moments, reference
     memory = float32 * copies
-    if lora and lora.four_bit:  # the policy and another reference; before that the reference whole, in bfloat16, to be proved
-        memory = max(float32 * (1 + referred) * NF4_BITS / 32, float32 / 2 * referred)
+    if lora and lora.four_bit:  # the policy and another reference; before that the reference whole, to be proved
+        memory = max(float32 * (1 + referred) * NF4_BITS / 32, float32 * referred)
     kept = 3 if recipe.keep.checkpoints == "best+last" else recipe.rounds + 1
     saves = 0 if lora else 2 * 3
     return Cost(

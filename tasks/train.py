@@ -177,15 +177,17 @@ def _models(work: Work, tokenizer: Any) -> tuple[Any, Any]:
     """
     s: Settings = work.settings
     four_bit = s.lora is not None and s.lora.four_bit
-    load = functools.partial(models.load_model, device=device_of(work.hardware), trust_remote_code=s.trust_remote_code)
+    load = functools.partial(
+        models.load_model, device=device_of(work.hardware), dtype="float32", trust_remote_code=s.trust_remote_code
+    )
     if "reference" in work.inputs and four_bit:
-        prove_reference(work, load(work.inputs["reference"], dtype=s.precision), tokenizer)
-    policy = load(work.inputs["checkpoint"], dtype="float32", four_bit=four_bit)
+        prove_reference(work, load(work.inputs["reference"]), tokenizer)
+    policy = load(work.inputs["checkpoint"], four_bit=four_bit)
     reference = None
     if "reference" in work.inputs:
         shared = s.lora and work.inputs["reference"] == work.inputs["checkpoint"]
         if not shared:
-            reference = load(work.inputs["reference"], dtype="float32", four_bit=four_bit)
+            reference = load(work.inputs["reference"], four_bit=four_bit)
         if not four_bit:
             prove_reference(work, policy if shared else reference, tokenizer)
     return (adapted(policy, s.lora, work.seed) if s.lora else policy), reference
