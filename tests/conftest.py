@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,14 @@ for name, value in environment.DEFAULTS.items():
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would everything they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 environment.prepare(Path(os.environ["RATCHET_HOME"]))  # one Prefect database for the session, whatever home a test uses
+
+
+@pytest.fixture(scope="module", autouse=True)
+def left_open() -> Iterator[None]:
+    """What a file's libraries left open (a client's socket) is collected at its end, and not in the midst of a later file whose
+    warnings are errors."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture
