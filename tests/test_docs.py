@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
+import typing
 from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -38,29 +41,54 @@ def part_table() -> str:
 
 
 def reference() -> str:
-    rows = ["| key | default | meaning |", "|---|---|---|"]
-    for name, field in Recipe.model_fields.items():
-        inner = field.default if isinstance(field.default, BaseModel) else None
-        if inner is None:
-            rows.append(f"| `{name}` | {_plain(field.default)} | {field.description or ''} |")
-            continue
-        rows += _rows(name, inner)
-    return "\n".join(rows)
+    return "\n".join(["| key | default | meaning |", "|---|---|---|", *_rows("", Recipe, None, {})])
 
 
-def _rows(name: str, table: BaseModel) -> list[str]:
+def _rows(prefix: str, model: type[BaseModel], table: BaseModel | None, listed: dict[type, str]) -> list[str]:
+    """A row per setting of a model; those of a nested one follow its own row, once: `listed` says where a model stands."""
     rows = []
-    for key, field in type(table).model_fields.items():
-        value = getattr(table, key)
-        nested = isinstance(value, BaseModel)
-        rows += (
-            _rows(f"{name}.{key}", value) if nested else [f"| `{name}.{key}` | {_plain(value)} | {field.description or ''} |"]
-        )
+    for key, field in model.model_fields.items():
+        place = prefix + key
+        value = getattr(table, key) if table else field.get_default(call_default_factory=True)
+        default = "required" if field.is_required() else _plain(value)
+        inner, many = _nested(field.annotation), typing.get_origin(field.annotation) is tuple
+        if isinstance(value, BaseModel) and type(value) not in listed:  # a table with defaults of its own needs no row itself
+            listed[type(value)] = f"`{place}`"
+            rows += _rows(f"{place}.", type(value), value, listed)
+            continue
+        meaning = _choices(field.annotation, field.description or "")
+        if inner in listed:
+            default = ""
+            meaning = meaning or f"as {listed[inner]}"
+        rows.append(f"| `{place}` | {default} | {meaning} |")
+        if inner and inner not in listed:
+            listed[inner] = f"`[[{place}]]`" if many else f"`{place}`"
+            rows += _rows(f"[[{place}]] " if many else f"{place}.", inner, None, listed)
     return rows
 
 
+def _nested(annotation: Any) -> type[BaseModel] | None:
+    """The model in an annotation, also in `Model | None` and `tuple[Model, ...]`."""
+    kinds = [annotation, *typing.get_args(annotation)]
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
+def _choices(annotation: Any, meaning: str) -> str:
+    """The meaning, and behind it the values that a Literal allows."""
+    kinds = [annotation, *typing.get_args(annotation)]
+    literal = next((kind for kind in kinds if typing.get_origin(kind) is Literal), None)
+    allowed = f"{'one' if literal is annotation else 'any'} of {', '.join(typing.get_args(literal))}" if literal else ""
+    said = "; ".join(filter(None, [meaning, allowed]))
+    return re.sub(r"<(\w+)>", r"&lt;\1&gt;", said)  # a word between < and > would be taken for HTML
+
+
 def _plain(value: object) -> str:
-    return "" if value in ("", None, ()) else f"`{value}`" if not isinstance(value, tuple) else "exact_match"
+    if value in ("", None, ()):
+        return ""
+    if isinstance(value, tuple):  # what was set of each table, or the plain values as TOML has them
+        sets = [list(one.model_dump(exclude_unset=True).values()) if isinstance(one, BaseModel) else one for one in value]
+        value = ", ".join(str(one[0]) for one in sets if isinstance(one, list)) or json.dumps(sets)
+    return f"`{value}`".replace("\n", "\\n")  # a line break would end the row
 
 
 GENERATED = {"TREE": tree, "PARTS": part_table, "REFERENCE": reference}
