@@ -144,13 +144,15 @@ def _observe(call: Call, source: Path, asked: _Asked, before: Mapping[str, Artif
     from flows.artifacts import external_file
     from tasks.observe import everything
     from tasks.read_prompts import SPLIT
+    from tasks.work import device_of
 
     checkpoint: Artifact | None = None
     more: dict[str, Artifact] = {}
     columns = {"map": asked.map, "template": "{prompt}"}
     if source.is_dir():
         prompts, checkpoint, drawn = _drawn(call, source, asked)
-        for name, other in before.items():
+        asked_of = {"own": checkpoint if device_of(Hardware()) == "cuda" else None, **before}  # there it draws in bfloat16
+        for name, other in asked_of.items():
             if other is not None:
                 inputs = {"checkpoint": other, "prompts": prompts, "completions": drawn}
                 more[f"{name}_logprobs"] = call("logprobs", {"split": SPLIT, "limit": 0}, inputs)

@@ -11,6 +11,7 @@ from data import tables
 from data.campaign import Metric, Round
 from data.store import Artifact, Store
 from flows.artifacts import held
+from flows.resolve import precision
 from flows.scoring import score_one
 from flows.stages import Stages
 from tasks import observe
@@ -83,6 +84,8 @@ def drawing(
     drawn = stages.do(f"{place}/completions", "generate", decoding, sources, stages.seed(f"probe/{number}", 0))
     verdicts = stages.verify(f"{place}/verdicts", "probe", prompts, drawn)
     inputs = {"prompts": prompts, "completions": drawn, "verdicts": verdicts}
+    if others and precision(stages.recipe) != "float32":
+        others = {"own": checkpoint, **others}
     for name, other in others.items():
         settings = {**split, "limit": 0, "trust_remote_code": stages.recipe.model.trust_remote_code}
         sources = {"checkpoint": other, "prompts": prompts, "completions": drawn}

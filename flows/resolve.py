@@ -79,7 +79,8 @@ def _memory(recipe: Recipe) -> int:
 
 def accumulation(recipe: Recipe, t: Train, loss: Loss) -> int:
     """Micro-batches per optimizer step of a training, resolved like `precision`; KTO's KL estimate needs two rows in each."""
-    sides = 2 if loss.kind.data == "pairs" else 1
+    listed = recipe.generate.n * (1 + recipe.pool.earlier)  # a row is a prompt with its completions
+    sides = {"pairs": 2, "ranked": listed}.get(loss.kind.data, 1)
     return t.accumulate or micro_batches(recipe, t.batch, sides * t.max_length, least=2 if loss.name == "kto" else 1)
 
 

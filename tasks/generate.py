@@ -87,11 +87,11 @@ def _draw_missing(work: Work, prompts: list[Row], shards: Mapping[int, range], m
             return
         except EngineLost as error:
             work.record(f"engine lost with {size * s.n} sequences at a time: {error}")
-            last = error
+            last = str(error)
     raise StageFailed(
         f"engine '{s.engine}' was lost {ATTEMPTS} times, at last with {size * s.n} sequences at a time: {last}. Finished "
         f"shards are kept. Set a smaller batch or max_tokens in [generate], or give the engine more memory (README, Engines)"
-    ) from last
+    )
 
 
 def _shard(work: Work, engine: Engine, index: int, prompts: list[Row], rows: range, size: int) -> list[Row]:

@@ -6,6 +6,7 @@ without them it is stock TRL. RRHF, PRO and LiPO-lambda train on ranked completi
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -146,10 +147,7 @@ def list_trainer() -> type[Any]:
 
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
             logps, lengths = _sums(model, inputs)
-            h = logps
-            if self.reference is not None:
-                with torch.no_grad():
-                    h = logps - _sums(self.reference, inputs)[0]
+            h = logps - self._of_reference(model, inputs) if self.loss.needs_reference else logps
             total, start = logps.new_zeros(()), 0
             for size in inputs["sizes"].tolist():
                 group = slice(start, start + size)
@@ -161,6 +159,12 @@ def list_trainer() -> type[Any]:
                 total = total - self.loss.terms.get("nll", 0.0) * logps[group.start] / lengths[group.start]  # the best one
             mean = total / len(inputs["sizes"])
             return (mean, logps) if return_outputs else mean
+
+        def _of_reference(self, model: Any, inputs: Any) -> Any:
+            """By the reference; where adapters start from it there is none in memory but the policy without them."""
+            off = contextlib.nullcontext() if self.reference else self.accelerator.unwrap_model(model).disable_adapter()
+            with torch.no_grad(), off:
+                return _sums(self.reference or model, inputs)[0]
 
     def _sums(model: Any, inputs: Any) -> tuple[Any, Any]:
         ids, mask = inputs["input_ids"], inputs["completion_mask"]

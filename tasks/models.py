@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data.errors import ModelError
 
 SHORT = 512  # positions
+CELLS = 1 << 30  # logits held at once: 4 GiB in float32, and as much again while they are summed
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 
 
@@ -150,8 +151,8 @@ def completion_logprobs(
     import torch
 
     results: list[list[float]] = []
-    for start in range(0, len(sequences), batch):
-        rows = sequences[start : start + batch]
+    vocabulary = model.get_input_embeddings().num_embeddings
+    for rows in _within(sequences, batch, CELLS // vocabulary):
         width = max(len(p) + len(c) for p, c in rows)
         ids = torch.full((len(rows), width), pad, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -167,6 +168,22 @@ def completion_logprobs(
             first = len(prompt) - 1
             results.append(logprobs[index, first : first + len(completion)].tolist())
     return results
+
+
+def _within(
+    sequences: Sequence[tuple[Sequence[int], Sequence[int]]], rows: int, positions: int
+) -> Iterator[list[tuple[Sequence[int], Sequence[int]]]]:
+    """Batches in order, each of at most `rows` sequences and, padded to its longest, `positions`; one too long stands alone."""
+    held: list[tuple[Sequence[int], Sequence[int]]] = []
+    width = 0
+    for sequence in sequences:
+        wider = max(width, sum(map(len, sequence)))
+        if held and (len(held) == rows or (len(held) + 1) * wider > positions):
+            yield held
+            held, wider = [], sum(map(len, sequence))
+        held, width = [*held, sequence], wider
+    if held:
+        yield held
 
 
 def next_token_probabilities(

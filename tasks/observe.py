@@ -28,6 +28,7 @@ Feature = Callable[..., list[float | None]]
 SOURCES = {  # supplied parameter -> (input, its file, its schema, the column)
     "verdicts": ("verdicts", "scores.parquet", tables.SCORES, "value"),
     "answers": ("verdicts", "scores.parquet", tables.SCORES, "detail"),
+    "own_logprobs": ("own_logprobs", "logprobs.parquet", tables.LOGPROBS, "logprobs"),
     "base_logprobs": ("base_logprobs", "logprobs.parquet", tables.LOGPROBS, "logprobs"),
     "previous_logprobs": ("previous_logprobs", "logprobs.parquet", tables.LOGPROBS, "logprobs"),
 }
@@ -53,7 +54,8 @@ def observe(work: Work) -> None:
     """FEATURES (`features.parquet`) and PROMPT_FEATURES (`prompt_features.parquet`) of `inputs["completions"]`.
 
     `prompts`, and row for row with the completions `verdicts` (SCORES), `base_logprobs` and `previous_logprobs` (LOGPROBS) are
-    inputs that may be there; a feature that asks for what is not has a column of nulls.
+    inputs that may be there; a feature that asks for what is not has a column of nulls. `own_logprobs`, of the checkpoint that
+    drew, come in where the sampler's own numbers are of another format than these; else they are the sampler's.
     """
     s: Settings = work.settings
     given = _given(work)
@@ -97,7 +99,7 @@ def kinds(settings: Settings) -> dict[str, str]:
 
 def _given(work: Work) -> set[str]:
     there = {parameter for parameter, (source, *_) in SOURCES.items() if source in work.inputs}
-    return there | ({"prompts"} if "prompts" in work.inputs else set())
+    return there | {"own_logprobs"} | ({"prompts"} if "prompts" in work.inputs else set())
 
 
 def _bind(family: str, name: str, settings: dict[str, Any], given: set[str]) -> tuple[Feature | None, set[str]]:
@@ -137,12 +139,16 @@ def _values(name: str, feature: Feature | None, rows: Sequence[Any], supplied: d
 def _batches(work: Work, given: set[str]) -> Iterator[tuple[Batch, dict[str, list[Any]]]]:
     """About BATCH completions at a time, whole prompts, with what is supplied row for row."""
     path = work.inputs["completions"] / "completions.parquet"
-    streams = {name: _Rows(work.inputs[SOURCES[name][0]], *SOURCES[name][1:]) for name in given - {"prompts"}}
+    sources = {name: SOURCES[name] for name in given - {"prompts"}}
+    streams = {
+        name: _Rows(work.inputs[source], *column) for name, (source, *column) in sources.items() if source in work.inputs
+    }
     prompts = _prompts(work)
     for rows in whole_prompts(
         row for table in tables.read_stream(path, tables.COMPLETIONS, BATCH, COLUMNS) for row in table.to_pylist()
     ):
         supplied: dict[str, list[Any]] = {name: rest.of(rows) for name, rest in streams.items()}
+        supplied.setdefault("own_logprobs", [row.get("logprobs") for row in rows])
         if prompts is not None:
             supplied["prompts"] = [prompts[row["prompt_id"]] for row in rows]
         yield Batch(rows), supplied

@@ -28,7 +28,7 @@ T = TypeVar("T")
 FAMILIES = ("scorers", "selectors", "pairers", "curators", "engines", "features", "prompt_features", "mitigations")
 SUPPLIED = (  # given by the stage, never settings
     *("workers", "device", "dtype", "trust_remote_code", "warm", "checkpoint"),
-    *("verdicts", "origins", "against", "prompts", "answers", "base_logprobs", "previous_logprobs"),
+    *("verdicts", "origins", "against", "prompts", "answers", "own_logprobs", "base_logprobs", "previous_logprobs"),
     *("requests", "scratch", "record", "rollouts"),
 )
 TEXTS = {"judges": templates.digest}  # what a part may stand on that is no code: family -> hash of the file

@@ -29,7 +29,7 @@ from pydantic import BaseModel
 from data.errors import HomeError, StageFailed
 from data.settings import Hardware
 from data.store import Artifact, External, Job, Store, locked
-from tasks.work import Tick, Work, device_of, gpus, module_of, silent
+from tasks.work import Tick, Work, device_of, give_back_memory, gpus, module_of, silent
 
 Input = Artifact | External
 Around = Callable[[Work], AbstractContextManager[Work]]
@@ -134,7 +134,10 @@ def _make(
 
                 run_apart(job.stage, watched)
             else:
-                getattr(module_of(job.stage), job.stage)(watched)
+                try:
+                    getattr(module_of(job.stage), job.stage)(watched)
+                finally:
+                    give_back_memory()
         events = work.events()
         for event in events:
             notes.warn(f"{job.stage}: {event}")

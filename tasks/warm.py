@@ -20,7 +20,7 @@ from tasks import models
 from tasks import parts as shelves
 from tasks.engines import Engine, WarmEngine
 from tasks.stage import own_process
-from tasks.work import Work, device_of
+from tasks.work import Work, device_of, give_back_memory
 
 PROBE_ROWS, PROBE_TOKENS = 16, 128
 # Mean |difference| in nats a token. Kernels differ by 1e-5 in float32, in half precision by their rounding of logits near 16.
@@ -104,7 +104,10 @@ def _reference(work: Work, checkpoint: Path) -> tuple[Sequences, list[list[float
     ]
     probe = [(ids[:1], ids[1:PROBE_TOKENS]) for ids in texts]
     model = models.load_model(checkpoint, device_of(work.hardware), s.dtype, s.trust_remote_code)
-    return probe, models.completion_logprobs(model, probe, tokenizer.pad_token_id)
+    expected = models.completion_logprobs(model, probe, tokenizer.pad_token_id)
+    del model
+    give_back_memory()
+    return probe, expected
 
 
 def _gap(engine: WarmEngine, probe: Sequences, expected: list[list[float]]) -> float:

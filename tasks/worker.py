@@ -19,7 +19,7 @@ from typing import Any
 from data import errors
 from data.errors import StageFailed
 from data.settings import Hardware
-from tasks.work import Work, device_of, module_of
+from tasks.work import Work, device_of, gpus, module_of
 
 TICK = "ratchet-tick "
 PR_SET_PDEATHSIG = 1
@@ -45,7 +45,7 @@ def run_apart(stage: str, work: Work) -> None:
     }
     job.write_text(json.dumps(fields))
     checkout = str(Path(__file__).parent.parent)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([checkout, *sys.path])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([checkout, *sys.path])} | _one_gpu(stage, work.hardware)
     child = subprocess.Popen(
         [sys.executable, "-m", "tasks.worker", str(job)], stdout=subprocess.PIPE, text=True, env=environment
     )
@@ -80,8 +80,18 @@ def run_apart(stage: str, work: Work) -> None:
         raise StageFailed(f"{stage}: {last or f'its process ended with exit code {code}'}")
 
 
+def _one_gpu(stage: str, hardware: Hardware) -> dict[str, str]:
+    """What a training in one process may see of several GPUs: the Trainer would spread its batches over all of them."""
+    alone = getattr(module_of(stage), "LAUNCHED", False) and not hardware.accelerate and device_of(hardware) == "cuda"
+    return {"CUDA_VISIBLE_DEVICES": gpus()[0]} if alone else {}
+
+
 def die_with_parent(parent: int) -> None:
-    """Ask the kernel to kill this process when its parent dies, even by SIGKILL; checks that it is not too late."""
+    """Ask the kernel to kill this process when its parent dies, even by SIGKILL; checks that it is not too late.
+
+    vLLM is told to run in it: a process of its own would live on, and hold the GPU.
+    """
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         sys.exit("the process that asked for this stage is gone")
@@ -112,6 +122,10 @@ def main(path: str) -> int:
         hardware=hardware,
         tick=tick,
     )
+    if rank is not None and device_of(hardware) == "cuda":
+        import torch
+
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # before a model is loaded: "cuda" is the first GPU otherwise
     try:
         getattr(module, job["stage"])(work)
     except Exception as error:

@@ -153,6 +153,17 @@ def test_adapters_resume_from_a_save(finished: Campaign, tmp_path: Path, lora: d
     assert hash_folder(first.out) == hash_folder(second.out)
 
 
+def test_ranked_losses_keep_their_reference_under_adapters(run_micro: Any, tmp_path: Path) -> None:
+    # LiPO compares with the reference: adapters that do nothing yet give the first loss of whole weights
+    lipo = ("rounds=1", "loss.name=lipo", "select.selector=ranked", "train.replay=false", "train.steps=2", "evaluate.samples=0")
+    first = []
+    for name, more in {"whole": (), "adapters": ("train.lora={rank=4}",)}.items():
+        campaign = run_micro("tiny_raft", *lipo, *more, name=name, place=tmp_path)
+        folder = campaign.store.folder(campaign.rounds()[1].artifacts["train"].key) / "payload"
+        first.append(next(r["value"] for r in read(folder / "training.parquet", tables.TRAINING) if r["metric"] == "loss"))
+    assert first[0] == pytest.approx(first[1], abs=1e-6)
+
+
 @pytest.mark.slow
 @needs_bitsandbytes
 @pytest.mark.parametrize("loss", ["sft", "kto", "rrhf", "grpo", "irpo", "orpo", "simpo"])

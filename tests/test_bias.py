@@ -144,6 +144,15 @@ def test_the_recipe_chooses_the_features(run_micro: Callable[..., Any]) -> None:
     assert not [name for name in [*off.metrics, *off.artifacts] if name.startswith(("bias", "probe"))]
 
 
+def test_formats_that_differ_are_no_distance(run_micro: Callable[..., Any]) -> None:
+    # Claim: a checkpoint that did not move is at distance 0, also where it draws in bfloat16, not in the float32 of distances.
+    still = ("rounds=1", WATCHED, 'probe.features=["kl_base", "kl_base_token"]', "train.precision=bfloat16")
+    _, after = run_micro("tiny_control", *still, "train.learning_rate=1e-12", "gate.rule=always_promote").rounds()
+    assert "probe/own_logprobs" in after.artifacts
+    assert after.metrics["bias/kl_base/mean"].value == pytest.approx(0.0, abs=1e-4)
+    assert after.metrics["bias/kl_base_token/mean"].value == pytest.approx(0.0, abs=1e-6)
+
+
 def test_a_reward_beside_the_verifier_is_asked_about_the_probe(run_micro: Callable[..., Any]) -> None:
     # the proxy pays for length beside gold: the ledger knows how far it outran gold, and says null where gold alone rewards
     score = 'score=[{scorer="tests.micro:ends_even"}, {scorer="tests.test_bias:long", weight=0.5}]'

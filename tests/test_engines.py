@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -155,6 +157,42 @@ def test_an_engine_that_is_always_lost_is_reported(run_micro: Callable[..., Camp
     # Claim: where no batch is small enough, the stage ends and says what to change.
     with pytest.raises(StageFailed, match=r"lost 4 times, at last with 10 sequences at a time: out of memory.*smaller batch"):
         run_micro("tiny_raft", "rounds=1", "generate.engine=tests.test_engines:frail", "generate.n=10", "generate.batch=80")
+
+
+def test_an_engine_without_memory_gives_all_of_it_back(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Claim: the next attempt finds room: nothing of the model is left while its end is still being told, no collector needed.
+    import torch
+
+    def too_large(**_: Any) -> None:
+        model = engine.model  # as the frames of a real one hold it
+        assert model is not None
+        raise torch.OutOfMemoryError("tried to allocate 2.00 GiB")
+
+    engine: Any = transformers(checkpoint)
+    engine.model.generate, held = too_large, weakref.ref(engine.model)
+    gc.disable()
+    try:
+        with pytest.raises(EngineLost, match=r"out of memory: tried to allocate 2\.00 GiB") as told:
+            draw(engine, Decoding(n=1, temperature=1.0, top_p=1.0, max_tokens=4), seed=1)
+        engine.close()
+        assert held() is None, told
+    finally:
+        gc.enable()
+
+
+def test_long_rows_are_measured_a_few_at_a_time(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Claim: logits held at once stay within a bound, whatever the rows' length; order and values do not change.
+    tokenizer, model = models.load_tokenizer(checkpoint), models.load_model(checkpoint, "cpu", "float32")
+    rows = [([1, 2, 3], [4] * length) for length in (2, 30, 3, 60, 1, 5)]
+    expected = models.completion_logprobs(model, rows, tokenizer.pad_token_id)
+    shapes, forward = [], model.forward
+    monkeypatch.setattr(model, "forward", lambda **given: (shapes.append(tuple(given["input_ids"].shape)), forward(**given))[1])
+    monkeypatch.setattr(models, "CELLS", 70 * model.config.vocab_size)
+    found = models.completion_logprobs(model, rows, tokenizer.pad_token_id)
+    assert [len(row) for row in found] == [2, 30, 3, 60, 1, 5]
+    for row, other in zip(found, expected, strict=True):
+        assert row == pytest.approx(other, abs=1e-5)
+    assert shapes == [(2, 33), (1, 6), (1, 63), (2, 8)]
 
 
 class Short(Frail):

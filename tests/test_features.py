@@ -143,10 +143,16 @@ def test_kl_estimates_against_hand_values() -> None:
     ours, base = [math.log(0.5), math.log(0.8)], [math.log(0.25), math.log(0.8)]
     rows = [row("", logprobs=ours), row("", logprobs=None)]
     known = [base, base]
-    assert policy.kl_base(rows, base_logprobs=known) == [pytest.approx(math.log(2)), None]
-    assert policy.kl_base_token(rows, base_logprobs=known) == [pytest.approx((0.5 - 1 + math.log(2)) / 2), None]
-    assert policy.kl_base_start(rows, base_logprobs=known) == policy.kl_base_token(rows, base_logprobs=known)
-    assert policy.kl_previous(rows, previous_logprobs=[None, None]) == [None, None]
+    own = [ours, None]
+    assert policy.kl_base(rows, own_logprobs=own, base_logprobs=known) == [pytest.approx(math.log(2)), None]
+    assert policy.kl_base_token(rows, own_logprobs=own, base_logprobs=known) == [
+        pytest.approx((0.5 - 1 + math.log(2)) / 2),
+        None,
+    ]
+    assert policy.kl_base_start(rows, own_logprobs=own, base_logprobs=known) == policy.kl_base_token(
+        rows, own_logprobs=own, base_logprobs=known
+    )
+    assert policy.kl_previous(rows, own_logprobs=own, previous_logprobs=[None, None]) == [None, None]
     assert of(policy.token_entropy, "", logprobs=[-1.0, -3.0]) == 2.0
 
 

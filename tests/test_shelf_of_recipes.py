@@ -91,6 +91,8 @@ def test_the_cost_follows_what_changes_between_rounds_and_who_else_writes(monkey
         ("raft", ("train.batch=36", "train.max_length=4096"), 4),  # 9 times 4: the fewest that divide
         ("raft", ("train.batch=8", "train.max_length=100000"), 1),
         ("kto", ("train.batch=8", "train.max_length=100000"), 2),
+        # a row of a list is a prompt with its completions: 16,384 tokens hold two of 4 x 2,048
+        ("raft", ("train.batch=8", "train.max_length=2048", "generate.n=4", "loss.name=rrhf", "select.selector=ranked"), 2),
     ],
 )
 def test_micro_batches_follow_the_device(name: str, sets: tuple[str, ...], micro: int) -> None:

@@ -22,6 +22,7 @@ from data.recipe import load
 from data.settings import Hardware
 from data.store import Artifact, External, Store, sha256_file
 from tasks import stage as running
+from tasks import worker
 from tasks.stage import Notes, describe, perform
 from tasks.work import Work, chunks, module_of
 
@@ -353,6 +354,21 @@ def apart(source: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call
     (tmp_path / "site" / "sitecustomize.py").write_text(APART_STAGE.format(folder=str(source.parent)))
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     return lambda store, **values: toy(store, hardware=APART, **values)
+
+
+def test_one_process_trains_on_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    # of several GPUs a training sees the first, or the Trainer would spread its batches; engines and launched ones see all
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
+    here = Hardware(device="cuda")
+    assert worker._one_gpu("train", here) == {"CUDA_VISIBLE_DEVICES": "3"}
+    assert worker._one_gpu("train", here.model_copy(update={"accelerate": "two.yaml"})) == {}
+    assert worker._one_gpu("generate", here) == worker._one_gpu("train", Hardware(device="cpu")) == {}
+
+
+def test_vllm_ends_with_its_stage(store: Store, apart: Callable[..., Artifact]) -> None:
+    # its engine runs in the stage's process: in one of its own it would outlive a kill, and hold the GPU
+    said = "import os; (work.out / 'said').write_text(os.environ['VLLM_ENABLE_V1_MULTIPROCESSING'])"
+    assert apart(store, then=said).file("said").read_text() == "0"
 
 
 def test_a_stage_apart_reports_its_progress(store: Store, apart: Callable[..., Artifact]) -> None:

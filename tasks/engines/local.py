@@ -9,6 +9,7 @@ from typing import Any
 from data.errors import StageFailed
 from tasks.engines import Batch, Decoding, Engine, EngineLost, Row, Texts
 from tasks.models import load_model
+from tasks.work import give_back_memory
 
 BLOWN_UP = (
     "the model's logits are not finite numbers: expected a checkpoint that was trained to the end, found one that blew up; "
@@ -31,10 +32,13 @@ class _Transformers(Texts):
         import torch
 
         for index, batch in enumerate(batches):
+            lost = ""
             try:
                 rows = self._draw(batch.prompts, decoding, batch.seed)
             except torch.OutOfMemoryError as error:
-                raise EngineLost(f"out of memory: {error}") from error
+                lost = str(error)  # the error itself holds what the frames it came through held: the model, and its cache
+            if lost:
+                raise EngineLost(f"out of memory: {lost}")
             yield index, [{**row, "seed": batch.seed} for row in rows]
 
     def _draw(self, prompts: Sequence[Row], decoding: Decoding, seed: int) -> list[Row]:
@@ -70,6 +74,7 @@ class _Transformers(Texts):
 
     def close(self) -> None:
         del self.model
+        give_back_memory()
 
 
 class _LogprobTap:

@@ -20,7 +20,12 @@ LIBRARIES = {"vllm": (*_installed, *DISTRIBUTIONS[: not _installed])}
 
 VERSIONS = {"vllm": 2}
 
-DEFAULTS = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_HOST_IP": "127.0.0.1"}
+DEFAULTS = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # whoever starts it may have used CUDA, which no fork survives
+}
 ON_CPU = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a second process would share the same cores
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
@@ -133,9 +138,10 @@ class _Vllm(Texts):
         try:
             return [(output.request_id, output) for output in self.engine.step() if output.finished]
         except torch.OutOfMemoryError as error:
-            raise EngineLost(f"out of memory: {error}") from error
-        except EngineDeadError as error:
-            raise EngineLost("its process died, its last words are above (out of memory?)") from error
+            lost = f"out of memory: {error}"  # not the error: it holds the engine
+        except EngineDeadError:
+            lost = "its process died, its last words are above (out of memory?)"
+        raise EngineLost(lost)
 
     def _row(self, output: Any) -> Row:
         return self.row(list(output.token_ids), list(output.logprobs.logprobs))

@@ -2,9 +2,9 @@
 
 A part's name in a recipe is the name of a public function here; keyword-only parameters are its settings, except those the
 stage supplies, row for row with the completions: `prompts` (rows of PROMPTS), `verdicts` (the verifier's values), and
-`base_logprobs`, `previous_logprobs` (per token, by checkpoint 0 and by the checkpoint before; none for a row that was not
-measured). A feature that needs what is not there is left out by the stage. None means "cannot be known" or "does not apply",
-never 0. What needs all samples of a prompt lies on the other shelf, tasks/prompt_features.
+`own_logprobs`, `base_logprobs`, `previous_logprobs` (per token, by the checkpoint that drew, by checkpoint 0 and by the one
+before; none for a row that was not measured). A feature that needs what is not there is left out by the stage. None means
+"cannot be known" or "does not apply", never 0. What needs all samples of a prompt lies on the other shelf, prompt_features.
 
 Completions are untrusted: patterns are RE2's (pyarrow), which takes time linear in the text whatever the text is.
 A file's KINDS says which of its features are a "rate" (0 or 1 a completion) or a "length" (a count that the ledger compares on

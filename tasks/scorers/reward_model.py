@@ -29,7 +29,6 @@ class reward_model:
         *,
         checkpoint: Path | None = None,
         device: str = "cpu",
-        dtype: str = "float32",
         trust_remote_code: bool = False,
         batch: Annotated[int, Ge(1)] = 32,
         max_length: Annotated[int, Ge(8)] = 4096,
@@ -43,7 +42,7 @@ class reward_model:
         self.tokenizer = models.load_tokenizer(checkpoint, trust_remote_code)
         self.model = AutoModelForSequenceClassification.from_pretrained(
             checkpoint,
-            dtype=getattr(torch, dtype),
+            dtype=torch.float32,  # bfloat16 has steps of 1/32 from 4 on: ties, and orders that swap
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
