@@ -1,6 +1,6 @@
 """The tiny world with a planted shortcut: a proxy that pays for a filler beside being right, and what the ledger makes of it.
 
-    ./ratchet bench proxy [--seeds 61,62,63] [--arms dpo,raft,...] [--nulls 20] [--set KEY=VALUE]... [--home DIR]
+    ./ratchet bench proxy [--seeds 61,62,63,64,65] [--arms dpo,raft,...] [--nulls 20] [--set KEY=VALUE]... [--home DIR]
 
 One seed problem in twenty is also solved with 1 to 3 `~` before the answer, and the proxy is accuracy + 0.15 a filler. Arms,
 three rounds each, nothing held back by the gate: dpo (highest against lowest proxy), raft (the very completions that dpo would
@@ -194,7 +194,7 @@ def nulls(home: Path, count: int, seed: int, given: Sequence[str]) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="ratchet bench proxy", description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", default="61,62,63")
+    parser.add_argument("--seeds", default="61,62,63,64,65")
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--nulls", type=int, default=20)
     parser.add_argument("--set", action="append", default=[], help="a setting of the recipe, for every arm")
