@@ -108,6 +108,17 @@ class Recipe(Strict):
                 f"gate.kl_budget needs a loss that logs its KL to a reference: DPO's kin, kto, or online with loss.beta > 0; "
                 f"found loss.name = '{self.loss.name}', loss.beta = {self.loss.beta:g}"
             )
+        near = self.loss.reference == self.train.start_from == "previous"
+        if self.gate.kl_budget and data != "online" and not near:
+            raise ValueError(
+                "gate.kl_budget is read from the log of a training on samples near the reference: it needs loss.reference = "
+                "'previous' and train.start_from = 'previous'; the ledger's bias/kl_base needs neither"
+            )
+        if (self.mitigate or self.pool != Pool()) and not self.samples:
+            raise ValueError(
+                "[[mitigate]] and [pool] act on what [select] or [pair] choose from; a seed-only control and an online loss "
+                "have none"
+            )
         if self.generate.lengthen and (self.recorded or data == "online"):
             raise ValueError(
                 "generate.lengthen gives a round's samples more room; a file of completions and an online loss take none"
@@ -196,7 +207,19 @@ def _instead(data: str) -> str:
     }[data]
 
 
-FROZEN_AFTER_START = ("prompts", "model", "probe", "suites", "seed", "rounds", "at", "hardware", "keep", "description")
+FROZEN_AFTER_START = (
+    "prompts",
+    "model",
+    "probe",
+    "suites",
+    "evaluate",
+    "seed",
+    "rounds",
+    "at",
+    "hardware",
+    "keep",
+    "description",
+)
 
 
 def build(values: Mapping[str, Any], where: str) -> Recipe:
@@ -228,9 +251,19 @@ def load(source: str | Path, sets: Sequence[Setting] = (), overrides: Mapping[st
     for dotted, value in [*overrides.items(), *(parse_set(item) if isinstance(item, str) else item for item in sets)]:
         set_value(values, dotted, value)
     recipe = build(values, str(path))
-    for number in {entry.round for entry in recipe.at}:  # an override that breaks a later round is found now
-        recipe.at_round(number)
+    _check_rounds(recipe, str(path))
     return recipe
+
+
+def _check_rounds(recipe: Recipe, where: str) -> None:
+    """An override that breaks a later round is found now, and so is one that would measure it by another verifier."""
+    for number in sorted({entry.round for entry in recipe.at}):
+        now, then = recipe.at_round(number).score[0], recipe.score[0]
+        if (now.scorer, now.settings) != (then.scorer, then.settings):
+            raise RecipeError(
+                f"{where}: [[at]] round {number}: the first [[score]] measures every checkpoint and cannot change between "
+                "rounds; give it weight = 0 and add what is to reward"
+            )
 
 
 def shipped() -> dict[str, Path]:
@@ -300,8 +333,7 @@ def forked(recipe: Recipe, at: int, sets: Sequence[str]) -> Recipe:
     made = build(values, f"fork at round {at}")
     if made.rounds <= at:
         raise RecipeError(f"--at {at}: the recipe ends with round {made.rounds}; add --set rounds={at + 1} or more")
-    for number in {entry.round for entry in made.at}:
-        made.at_round(number)
+    _check_rounds(made, f"fork at round {at}")
     return made
 
 

@@ -176,7 +176,7 @@ def cost(recipe: Recipe, counts: dict[str, int], in_suites: int) -> dict[str, An
     made = [drawn(now, per_round) for now in rounds[1:]]
     sampled, tokens = sum(count for count, _ in made), sum(count for _, count in made)
 
-    longest = max(now.evaluate.max_tokens or now.generate.max_tokens for now in rounds)
+    longest = e.max_tokens or rounds[0].generate.max_tokens
     evaluations = (recipe.rounds + 1) * counts["held_out"] * (1 + e.samples) + counts["held_out"] * e.samples
     evaluations += 3 * (counts["test"] + counts["ood"]) + (recipe.rounds + 1) * in_suites
     probe = recipe.probe  # at most one twin of each kind a prompt

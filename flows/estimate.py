@@ -83,7 +83,7 @@ def seven_b(recipe: Recipe, per_round: int, decoded: int) -> Cost:
     for number in range(1, recipe.rounds + 1):
         now = recipe.at_round(number)
         rows = per_round * rows_per_prompt(now)
-        steps = now.train.steps or math.ceil(now.train.epochs * rows / now.train.batch)
+        steps = now.train.steps or math.ceil(now.train.epochs * math.ceil(rows / now.train.batch))
         tokens = steps * now.train.batch * (2 if now.pair else 1) * now.generate.max_tokens
         flop += tokens * PARAMETERS * (8 + 2 * now.loss.needs_reference)
         if any(score.checkpoint == "trained" for score in now.score):

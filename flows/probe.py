@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data import tables
-from data.campaign import Metric, Round
+from data.campaign import Metric, Ref, Round
 from data.store import Artifact, Store
 from flows.artifacts import held
 from flows.resolve import precision
@@ -41,16 +41,26 @@ def baseline(stages: Stages, prompts: Artifact, base: Artifact) -> Artifact | No
 
 
 def compared(
-    stages: Stages, store: Store, so_far: list[Round], prompts: Artifact, checkpoint: Artifact, data: Data, judges: Data
+    stages: Stages,
+    store: Store,
+    so_far: list[Round],
+    prompts: Artifact,
+    checkpoint: Artifact,
+    start: Ref,
+    data: Data,
+    judges: Data,
 ) -> Artifact | None:
-    """The ledger of a round's checkpoint: against round 0, against the checkpoint it came from, and with what it trained on.
+    """The ledger of a round's checkpoint: against round 0, against the one it was trained from, and with what it trained on.
 
+    Where nothing was trained the ledger of `start` stands: the same checkpoint, drawn by the same seed, is no second evidence.
     `judges` are the models that the round's scorers asked.
     """
     if not stages.recipe.watched:
         return None
-    first, last = so_far[0], so_far[-1]
-    came_from = next(r for r in reversed(so_far) if r.checkpoint.digest == last.head.digest)
+    first = so_far[0]
+    came_from = next(r for r in reversed(so_far) if r.checkpoint.digest == start.digest and "probe/observed" in r.artifacts)
+    if checkpoint.digest == start.digest:
+        return stages.made.setdefault("bias", held(store, came_from.artifacts["bias"]))
 
     drawn = ("observed", "verdicts", *(("twins",) if stages.recipe.probe.twins else ()))
 
@@ -68,7 +78,7 @@ def compared(
         inputs["earlier"] = past(came_from, "bias")
     if "completions" in data:  # a control and an online loss have none
         inputs |= trained_on(stages, data)
-    return ledger(stages, inputs)
+    return ledger(stages, inputs, copies=start.digest == so_far[-1].head.digest)
 
 
 def drawing(
@@ -145,7 +155,8 @@ def trained_on(stages: Stages, data: Mapping[str, Artifact]) -> dict[str, Artifa
     return {"pool": observed, "pool_prompts": data["prompts"], "reward": stages.made["reward"], **chosen}
 
 
-def ledger(stages: Stages, inputs: Mapping[str, Artifact]) -> Artifact:
+def ledger(stages: Stages, inputs: Mapping[str, Artifact], copies: bool = True) -> Artifact:
+    """`copies`: training started from the checkpoint that drew its pool: its step can be held against what was chosen."""
     kinds = observe.kinds(observe.Settings.model_validate(features(stages)))
     of_prompts = {observe.column(name) for name in features(stages)["prompt_features"]}
     settings = {
@@ -154,6 +165,7 @@ def ledger(stages: Stages, inputs: Mapping[str, Artifact]) -> Artifact:
         "kinds": {name: kind for name, kind in kinds.items() if name not in of_prompts},
         "prompt_kinds": {name: kind for name, kind in kinds.items() if name in of_prompts},
         "twins": [column for kind in stages.recipe.probe.twins for column in COLUMNS[kind]],
+        "copies": copies,
         "chosen": next((name for name in ("pairs", "selected") if name in inputs), ""),
     }
     return stages.do("bias", "bias", settings, inputs)

@@ -81,7 +81,9 @@ def accumulation(recipe: Recipe, t: Train, loss: Loss) -> int:
     """Micro-batches per optimizer step of a training, resolved like `precision`; KTO's KL estimate needs two rows in each."""
     listed = recipe.generate.n * (1 + recipe.pool.earlier)  # a row is a prompt with its completions
     sides = {"pairs": 2, "ranked": listed}.get(loss.kind.data, 1)
-    return t.accumulate or micro_batches(recipe, t.batch, sides * t.max_length, least=2 if loss.name == "kto" else 1)
+    return t.accumulate or micro_batches(
+        recipe, t.batch, sides * t.max_length, least=2 if loss.name in ("kto", "aot", "aot_unpaired") else 1
+    )
 
 
 def micro_batches(recipe: Recipe, batch: int, tokens: int, least: int = 1) -> int:

@@ -63,7 +63,7 @@ def one_round(stages: Stages, store: Store, so_far: list[Round], settle: Callabl
     metrics = read_metrics(stages.evaluate(prompts, checkpoint, against))
     metrics |= suite_metrics(stages, prompts, checkpoint, lambda label: held(store, so_far[0].artifacts[label]))
     metrics |= judge_metrics(stages, store, so_far, prompts, judges)
-    ledger = compared(stages, store, so_far, prompts, checkpoint, data, judges)
+    ledger = compared(stages, store, so_far, prompts, checkpoint, last.head if untrained else start, data, judges)
     troubled = [] if untrained else troubles(stages, so_far, start, checkpoint, metrics)
     troubled += forgetting(metrics, last.metrics) + blind_judges(metrics, last.metrics, recipe.score)
     alarms = troubled + read_alarms(ledger)

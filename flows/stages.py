@@ -175,15 +175,16 @@ class Stages:
     ) -> Artifact:
         """METRICS of a checkpoint on a split. `against` names greedy score artifacts of other checkpoints.
 
-        Seeds do not depend on the round: the same checkpoint is measured once, different ones with common random numbers.
+        Seeds do not depend on the round: the same checkpoint is measured once, different ones with common random numbers. Nor
+        does how they are measured: a longer window alone would make a later checkpoint look better.
         """
-        e = self.recipe.evaluate
+        e = self.first.evaluate
         place = place or ("evaluate" if split == "held_out" else f"evaluate/{split}")
         common = {
-            **self.decoding(self.recipe),
+            **self.decoding(self.first),
             "split": split,
             "top_p": 1.0,
-            "max_tokens": e.max_tokens or self.recipe.generate.max_tokens,
+            "max_tokens": e.max_tokens or self.first.generate.max_tokens,
             "batch": e.batch,
             "shard": max(e.batch, 2000),
         }

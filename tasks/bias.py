@@ -21,7 +21,7 @@ from tasks.overoptimisation import alarms_of, facts_of, lines, proxy_gap
 from tasks.pressure import UNKNOWN, Estimate, Selection, contrast, estimate, surface_auc, with_selection
 from tasks.work import Work
 
-VERSION = 6  # 2: what is trained towards; twins. 3: less of a fault is no ALARM. 4: the proxy beside gold. 5, 6: five digits
+VERSION = 7  # 2: what is trained towards; twins. 3: less of a fault is no ALARM. 4: the proxy. 5, 6: five digits. 7: gain
 LIBRARIES = ("numpy", "scipy", "scikit-learn")
 NARROW = 0.7  # share of the entropy of answers at round 0 below which they have collapsed, if less is solved
 SHORTCUT = 0.7  # AUC from which the pairs can be told apart by their surface alone
@@ -35,6 +35,7 @@ class Settings(BaseModel):
     prompt_kinds: dict[str, Kind]  # of the columns of PROMPT_FEATURES
     twins: tuple[str, ...] = ()  # columns of twin_features, all real numbers
     baseline: int  # samples of round 0: inputs base/1 ...
+    copies: bool = True  # whether training started from the checkpoint that drew what it trained on
     chosen: str = ""  # "selected" or "pairs": the input that says what the round trained on
 
 
@@ -64,7 +65,7 @@ def _bias(work: Work) -> None:
     facts: dict[str, Any] = {}
     if s.chosen and "pool" in work.inputs:
         chosen = _selection(work)
-        entries = with_selection(entries, chosen, now, previous or base, strata)
+        entries = with_selection(entries, chosen, now, previous or base if s.copies else None, strata)
         facts["surface_auc"] = _surface_auc(work, chosen) if s.chosen == "pairs" else None
     earlier, said = _earlier(work)
     entries, alarms = judge(entries, earlier, round=s.round)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from pydantic import BaseModel
@@ -58,7 +59,9 @@ def fit_reward(work: Work) -> None:
     if not fitting:
         raise StageFailed(f"fit_reward: none of {len(pairs)} pairs fits max_length = {s.max_length} tokens")
     config = RewardConfig(
-        **arguments(work, len(fitting), validates=False), max_length=None, center_rewards_coefficient=s.center or None
+        **arguments(work, math.ceil(len(fitting) / s.batch), validates=False),
+        max_length=None,
+        center_rewards_coefficient=s.center or None,
     )
     model = _with_head(work, tokenizer)
     trainer = RewardTrainer(model=model, args=config, train_dataset=Dataset.from_list(fitting), processing_class=tokenizer)

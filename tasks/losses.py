@@ -160,6 +160,11 @@ def list_trainer() -> type[Any]:
             mean = total / len(inputs["sizes"])
             return (mean, logps) if return_outputs else mean
 
+        def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            """Its rows have no `labels`, by which the Trainer tells whether there is a loss."""
+            with torch.no_grad():
+                return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
+
         def _of_reference(self, model: Any, inputs: Any) -> Any:
             """By the reference; where adapters start from it there is none in memory but the policy without them."""
             off = contextlib.nullcontext() if self.reference else self.accelerator.unwrap_model(model).disable_adapter()

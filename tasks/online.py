@@ -38,6 +38,9 @@ class Settings(TrainSettings):
     max_tokens: int
 
 
+CLIP = {"cispo": {"epsilon_high": 5.0}}  # TRL's advice; its default of 0.2 would clip every weight, which is 1 here, to a fifth
+
+
 def parts(settings: Settings) -> list[tuple[str, str]]:
     return [("scorers", reward.scorer) for reward in settings.rewards]
 
@@ -70,7 +73,7 @@ def _trainer(work: Work, policy: Any, tokenizer: Any, prompts: Sequence[Row]) ->
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
     s: Settings = work.settings
-    common = arguments(work, len(prompts) * s.n, validates=False) | {
+    common = arguments(work, len(prompts) * s.n / s.batch, validates=False) | {
         "num_generations": s.n,
         "max_completion_length": s.max_tokens,
         "temperature": s.temperature,
@@ -82,7 +85,10 @@ def _trainer(work: Work, policy: Any, tokenizer: Any, prompts: Sequence[Row]) ->
         kind, config = RLOOTrainer, RLOOConfig(**common)
     else:  # Dr. GRPO is also the name for not dividing by the group's standard deviation (arXiv 2503.20783)
         scale = "none" if s.loss.name == "dr_grpo" else "group"
-        kind, config = GRPOTrainer, GRPOConfig(**common, loss_type=s.loss.name, scale_rewards=scale)
+        kind, config = (
+            GRPOTrainer,
+            GRPOConfig(**common, loss_type=s.loss.name, scale_rewards=scale, **CLIP.get(s.loss.name, {})),
+        )
     asked = [
         {"prompt": row["messages"] if tokenizer.chat_template else "\n".join(m["content"] for m in row["messages"]), "row": i}
         for i, row in enumerate(prompts)
@@ -96,6 +102,7 @@ def _trainer(work: Work, policy: Any, tokenizer: Any, prompts: Sequence[Row]) ->
 def _reward(work: Work, reward: Reward, tokenizer: Any, prompts: Sequence[Row]) -> Callable[..., list[float | None]]:
     """A scorer as TRL's reward function: None (does not apply) stays None, and an answer that was cut is scored as cut."""
     scorer = shelves.bind("scorers", reward.scorer, reward.settings, workers=work.hardware.workers)
+    stops = set(models.stop_tokens(work.inputs["checkpoint"], tokenizer, work.settings.trust_remote_code))
 
     def score(completion_ids: Sequence[Sequence[int]], row: Sequence[int], **_: Any) -> list[float | None]:
         drawn = [
@@ -106,7 +113,7 @@ def _reward(work: Work, reward: Reward, tokenizer: Any, prompts: Sequence[Row]) 
                 "text": tokenizer.decode(ids, skip_special_tokens=True),
                 "token_ids": list(ids),
                 "logprobs": None,
-                "finish_reason": "stop" if tokenizer.eos_token_id in ids else "length",
+                "finish_reason": "stop" if stops & set(ids) else "length",
                 "seed": None,
                 "engine": "online",
             }

@@ -33,9 +33,11 @@ def pair(work: Work) -> None:
     """PAIRS and `audit.json`: ties, duplicates, wrong-chosen, truncated, length gap, prompts without pairs."""
     s: Settings = work.settings
     completions, reward, scores = judged(work.inputs, s.scorers)
-    reward = mitigations.apply("rewards", s.mitigations, reward, completions, scores)
+    given, reward = reward, mitigations.apply("rewards", s.mitigations, reward, completions, scores)
+    out = mitigations.withheld(given, reward)
+    offered = [row for row in completions if row["completion_id"] not in out]
     pairer = shelves.bind("pairers", s.pairer, s.settings, **origins(work.inputs))
-    pairs = pairer(completions, reward, scores)
+    pairs = pairer(offered, reward, scores)
     pairs = mitigations.apply("chosen", s.mitigations, pairs, completions, scores)
     tables.write(tables.from_rows(pairs, tables.PAIRS), tables.PAIRS, work.out / "pairs.parquet")
     audit = audit_pairs(pairs, completions, reward, scores)

@@ -42,18 +42,19 @@ class Selection:
 
 
 def with_selection(
-    entries: Sequence[Entry], chosen: Selection, now: Sample, previous: Sample, strata: Sequence[str | None]
+    entries: Sequence[Entry], chosen: Selection, now: Sample, previous: Sample | None, strata: Sequence[str | None]
 ) -> list[Entry]:
     """The entries with pressure, contrast, gain, predicted pressure and amplification, over all prompts and per stratum.
 
     Args:
-        now, previous: the checkpoint the round trained, and the one that its training pool was sampled from, on the probe.
+        now, previous: the checkpoint the round trained, and the one that its training pool was sampled from, on the probe; none
+            where the training started from another one: then there is no gain to tell.
         strata: per prompt of the probe.
     """
     return [_selected(e, chosen, now, previous, strata) if e.feature in chosen.values else e for e in entries]
 
 
-def _selected(entry: Entry, chosen: Selection, now: Sample, previous: Sample, strata: Sequence[str | None]) -> Entry:
+def _selected(entry: Entry, chosen: Selection, now: Sample, previous: Sample | None, strata: Sequence[str | None]) -> Entry:
     if entry.group in CONDITIONED:
         return entry
     name, all_of_it = entry.feature, entry.group is None
@@ -61,9 +62,10 @@ def _selected(entry: Entry, chosen: Selection, now: Sample, previous: Sample, st
     probe = np.array([all_of_it or s == entry.group for s in strata])
     values, weights = scaled(chosen.values[name][pool], entry.kind), chosen.chosen[pool]
     s = pressure(values, weights)
-    response = prompt_means(scaled(now.values[name][probe], entry.kind))
-    response = response - prompt_means(scaled(previous.values[name][probe], entry.kind))
-    size, ratio = estimate(s), gain(response, s)
+    size, ratio = estimate(s), UNKNOWN
+    if previous is not None:
+        here, there = (prompt_means(scaled(sample.values[name][probe], entry.kind)) for sample in (now, previous))
+        ratio = gain(here - there, s)
     q = estimate(contrast(values, weights, chosen.rejected[pool])).value if chosen.rejected is not None else math.nan
     more = {
         "pressure": size.value, "pressure_low": size.low, "pressure_high": size.high, "contrast": q,
@@ -126,23 +128,17 @@ def gain(response: Array, selected: Array) -> Estimate:
     """Response over selection pressure, both per prompt: 1 = the model copied what selection favoured, more = it amplified.
 
     The breeder's equation read backwards (response = gain x selection differential), with Fieller's interval of a ratio.
-    Unknown unless the pressure is more than two standard errors from 0. The two may be of the same prompts (equal lengths,
-    then their covariance counts) or of different ones.
+    Unknown unless the pressure is more than two standard errors from 0. The two are of different prompts: the probe's and the
+    pool's.
     """
-    same = len(response) == len(selected)
-    if same:
-        both = ~np.isnan(response) & ~np.isnan(selected)
-        response, selected = response[both], selected[both]
-    else:
-        response, selected = response[~np.isnan(response)], selected[~np.isnan(selected)]
+    response, selected = response[~np.isnan(response)], selected[~np.isnan(selected)]
     if len(response) < 2 or len(selected) < 2:
         return UNKNOWN
     t, s = float(response.mean()), float(selected.mean())
     var_t, var_s = float(response.var(ddof=1)) / len(response), float(selected.var(ddof=1)) / len(selected)
-    cov = float(np.cov(response, selected)[0, 1]) / len(response) if same else 0.0
     if abs(s) <= 2 * math.sqrt(var_s):
         return UNKNOWN
-    a, b, c = s * s - Z * Z * var_s, s * t - Z * Z * cov, t * t - Z * Z * var_t
+    a, b, c = s * s - Z * Z * var_s, s * t, t * t - Z * Z * var_t
     root = math.sqrt(max(0.0, b * b - a * c))
     return Estimate(t / s, (b - root) / a, (b + root) / a)
 

@@ -8,9 +8,10 @@ from data import tables
 from tasks.scorers.ensemble import aggregate
 from tasks.work import Work
 
-VERSION = 2
+VERSION = 3  # 3: a refusal to judge and a text too long to score are unknown too
 LIBRARIES = ()
-UNKNOWN = ("timeout", "crashed", "parse_failure", "not_fitted")  # the scorer applies, but nobody knows what it would have said
+# The scorer applies, but nobody knows what it would have said.
+UNKNOWN = ("timeout", "crashed", "parse_failure", "not_fitted", "refused", "too_long", "no_verdict")
 
 
 class Settings(BaseModel):

@@ -37,9 +37,11 @@ def select(work: Work) -> None:
     """SELECTED rows (`selected.parquet`) and `audit.json`."""
     s: Settings = work.settings
     completions, reward, scores = judged(work.inputs, s.scorers)
-    reward = mitigations.apply("rewards", s.mitigations, reward, completions, scores)
+    given, reward = reward, mitigations.apply("rewards", s.mitigations, reward, completions, scores)
+    out = mitigations.withheld(given, reward)
+    offered = [row for row in completions if row["completion_id"] not in out]
     selector = shelves.bind("selectors", s.selector, s.settings, **origins(work.inputs))
-    chosen = selector(completions, reward, scores)
+    chosen = selector(offered, reward, scores)
     chosen = mitigations.apply("chosen", s.mitigations, chosen, completions, scores)
     tables.write(tables.from_rows(chosen, tables.SELECTED), tables.SELECTED, work.out / "selected.parquet")
     audit = audit_selection(chosen, completions, reward, scores)

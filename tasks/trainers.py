@@ -42,10 +42,10 @@ class Setup:
         return made
 
 
-def arguments(work: Work, rows: int, validates: bool) -> dict[str, Any]:
-    """What every trainer's configuration shares."""
+def arguments(work: Work, epoch: float, validates: bool) -> dict[str, Any]:
+    """What every trainer's configuration shares; an `epoch` has so many steps (the last one may be short)."""
     s = work.settings
-    steps = s.steps or max(1, math.ceil(s.epochs * rows / s.batch))
+    steps = s.steps or max(1, math.ceil(s.epochs * epoch))
     on_gpu = device_of(work.hardware) == "cuda"
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     micro, rest = divmod(s.batch, s.accumulate * ranks)
@@ -94,7 +94,7 @@ def build(setup: Setup) -> Any:
     makers: dict[str, Callable[[Setup, dict[str, Any]], Any]] = {
         "sft": sft, "dpo": dpo, "kto": kto, "orpo": orpo, "cpo": cpo, "listwise": listwise,
     }  # fmt: skip
-    common = arguments(setup.work, len(setup.train), bool(setup.validation))
+    common = arguments(setup.work, math.ceil(len(setup.train) / setup.work.settings.batch), bool(setup.validation))
     return makers[setup.loss.kind.trainer](setup, common)
 
 
@@ -114,8 +114,13 @@ def dpo(setup: Setup, common: dict[str, Any]) -> Any:
 
     loss = setup.loss
     stock = {"sigmoid": 1.0} if loss.own else loss.weights
+    if common["per_device_train_batch_size"] < 2 and loss.name.startswith("aot"):
+        raise StageFailed(
+            f"train: {loss.name} sorts within a micro-batch; expected train.batch / train.accumulate >= 2, found 1"
+        )
     config = DPOConfig(
         **common,
+        **_dropout(setup),
         max_length=setup.work.settings.max_length,
         beta=loss.beta,
         label_smoothing=0.0 if loss.own else loss.smoothing,
@@ -132,6 +137,12 @@ def dpo(setup: Setup, common: dict[str, Any]) -> Any:
     )
 
 
+def _dropout(setup: Setup) -> dict[str, bool]:
+    """TRL switches every dropout off where there is a reference to compare with; LoRA's stays where the recipe asks for it."""
+    lora = setup.work.settings.lora
+    return {"disable_dropout": not (lora and lora.dropout)}
+
+
 def kto(setup: Setup, common: dict[str, Any]) -> Any:
     from trl import KTOConfig
 
@@ -142,6 +153,7 @@ def kto(setup: Setup, common: dict[str, Any]) -> Any:
         )
     config = KTOConfig(
         **common,
+        **_dropout(setup),
         max_length=setup.work.settings.max_length,
         beta=loss.beta,
         loss_type=loss.name,
@@ -171,7 +183,7 @@ def _balancing(rows: Sequence[Row], undesirable: float) -> float:
 def orpo(setup: Setup, common: dict[str, Any]) -> Any:
     from trl.experimental.orpo import ORPOConfig
 
-    config = ORPOConfig(**common, max_length=setup.work.settings.max_length, beta=setup.loss.beta)
+    config = ORPOConfig(**common, **_dropout(setup), max_length=setup.work.settings.max_length, beta=setup.loss.beta)
     return _as_given("experimental.orpo.ORPOTrainer", "tokenize_row")(
         model=setup.policy, args=config, **setup.datasets(tables_to_rows.side_by_side), processing_class=setup.tokenizer
     )
@@ -183,6 +195,7 @@ def cpo(setup: Setup, common: dict[str, Any]) -> Any:
     loss = setup.loss
     config = CPOConfig(
         **common,
+        **_dropout(setup),
         max_length=setup.work.settings.max_length,
         beta=loss.beta,
         loss_type="sigmoid" if loss.name == "cpo" else loss.name,

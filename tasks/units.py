@@ -64,6 +64,12 @@ def _unit(name: str) -> tuple[str, Fraction] | None:
     return next((UNITS[stem] for stem in (word, word.removesuffix("s"), word.removesuffix("es")) if stem in UNITS), None)
 
 
+def in_base_units(quantity: Quantity) -> str:
+    """The same text for the same quantity, whatever the unit it was written in."""
+    number, unit = quantity
+    return f"{number * unit[1]} {unit[0]}" if unit else str(number)
+
+
 def agree(a: Quantity, b: Quantity, tolerance: float) -> bool:
     """Equal within a relative tolerance; converted where both name a unit, and as written where one does not."""
     (x, unit), (y, other) = a, b

@@ -127,10 +127,10 @@ def test_every_round_keeps_the_ledger(run_micro: Callable[..., Any]) -> None:
 
 
 def test_a_round_that_trains_nothing_takes_no_step(run_micro: Callable[..., Any]) -> None:
-    # the same checkpoint is drawn with the same seed: the step is exactly 0, the drift is the A/A difference of round 0
+    # the ledger of the checkpoint that is still the head stands: no step, the drift is the A/A difference of round 0
     campaign = run_micro("tiny_raft", WATCHED, "train.minimum=100000", "rounds=1")
     start, after = campaign.rounds()
-    assert after.metrics["bias/tokens/step"].value == 0.0
+    assert after.metrics["bias/tokens/step"].value is None
     assert after.metrics["bias/tokens/d0"].value == start.metrics["bias/tokens/d0"].value
 
 
@@ -194,3 +194,22 @@ def test_preferring_the_long_trips_the_length_alarm(run_micro: Callable[..., Any
     said = [alarm for finished in campaign.rounds() for alarm in finished.facts["alarms"] if alarm.startswith("ALARM tokens:")]
     assert said
     assert "selection favours it" in said[0]
+
+
+def test_the_same_checkpoint_is_no_second_evidence(run_micro: Callable[..., Any]) -> None:
+    # Claim: where a round trained nothing the ledger stands as it was: no watch becomes an ALARM by being looked at twice.
+    never = 'at=[{round=2, set={"train.minimum"=100000}}]'
+    sets = ("rounds=3", WATCHED, "train.learning_rate=3e-2", "gate.rule=always_promote", never)
+    first, second, third = run_micro("tiny_raft", *sets).rounds()[1:]
+    assert first.checkpoint.digest == second.checkpoint.digest == third.checkpoint.digest
+    assert first.artifacts["bias"] == second.artifacts["bias"] == third.artifacts["bias"]
+    assert first.facts["alarms"] == second.facts["alarms"] == third.facts["alarms"]
+
+
+def test_a_step_is_from_where_training_started(run_micro: Callable[..., Any]) -> None:
+    # Claim: with start_from = "base" every step is the drift from round 0, and no gain is told: the pool was the head's.
+    sets = ("rounds=2", WATCHED, "train.start_from=base", "gate.rule=always_promote", 'probe.features=["characters"]')
+    last = run_micro("tiny_raft", *sets).rounds()[2]
+    made = {name: metric.value for name, metric in last.metrics.items() if name.startswith("bias/characters/")}
+    assert made["bias/characters/gain"] is None
+    assert made["bias/characters/step"] is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -235,3 +236,19 @@ def test_an_engine_with_a_missing_library_is_refused_early() -> None:
             libraries_of("engines", "tests.test_engines:frail")
     finally:
         del test_engines.LIBRARIES  # type: ignore[attr-defined]
+
+
+def test_a_checkpoints_own_generation_settings_change_no_draw(checkpoint: Path, tmp_path: Path) -> None:
+    # Claim: what is drawn follows the recipe alone; a repetition penalty in the checkpoint's files would shift every number.
+    shutil.copytree(checkpoint, tmp_path / "penal")
+    own = {"repetition_penalty": 1.5, "min_p": 0.3, "no_repeat_ngram_size": 2, "do_sample": True}
+    (tmp_path / "penal" / "generation_config.json").write_text(json.dumps(own))
+    decoding = Decoding(n=3, temperature=1.0, top_p=1.0, max_tokens=12)
+    assert draw(transformers(tmp_path / "penal"), decoding, seed=1) == draw(transformers(checkpoint), decoding, seed=1)
+
+
+def test_a_prompt_is_the_same_on_every_day(checkpoint: Path) -> None:
+    # Claim: a chat template that asks for the date gets one day: rounds, and shards resumed tomorrow, see equal prompts.
+    tokenizer = models.load_tokenizer(checkpoint)
+    tokenizer.chat_template = "{{ strftime_now('%d%m') }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    assert tokenizer.decode(models.render(tokenizer, [{"role": "user", "content": "1+2?"}])).replace(" ", "") == "26071+2?"

@@ -239,11 +239,12 @@ def test_opponents_limit_the_comparisons() -> None:
     assert {s.status for s in asking("?|stop", template="better_of_two")(*rows("a", "b"))} == {"parse_failure"}
 
 
-def test_a_failed_verdict_is_not_a_bad_answer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", ["parse_failure", "refused", "too_long", "no_verdict", "timeout"])
+def test_a_failed_verdict_is_not_a_bad_answer(tmp_path: Path, status: str) -> None:
     # Weighted with another scorer, a completion whose judge failed has no reward: it is neither chosen nor rejected.
     columns = {
         "verifier": [(1.0, "ok"), (1.0, "ok"), (0.0, "ok")],
-        "judge": [(0.9, "ok"), (None, "parse_failure"), (0.4, "ok")],
+        "judge": [(0.9, "ok"), (None, status), (0.4, "ok")],
     }
     for name, values in columns.items():
         (tmp_path / name).mkdir()
@@ -259,7 +260,7 @@ def test_a_failed_verdict_is_not_a_bad_answer(tmp_path: Path) -> None:
     )
     reward.reward(work)  # type: ignore[arg-type]
     made = tables.read(tmp_path / "scores.parquet", tables.SCORES).to_pylist()
-    assert [(r["value"], r["status"]) for r in made] == [(1.0, "ok"), (None, "parse_failure"), (0.4, "ok")]
+    assert [(r["value"], r["status"]) for r in made] == [(1.0, "ok"), (None, status), (0.4, "ok")]
     # As an ensemble: mean - 2 sd of 0.1 and 0.9 is 0.5 - 2 * 0.8 / sqrt(2), and unknown stays unknown.
     work.settings = reward.Settings(weights={"verifier": 0.1, "judge": 1.0}, how="pessimistic", penalty=2.0)
     reward.reward(work)  # type: ignore[arg-type]

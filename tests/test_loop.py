@@ -258,3 +258,14 @@ def test_torn_manifest_of_a_finished_round_is_healed(run_micro: Run) -> None:
     manifest.write_text(manifest.read_text()[:100])
     assert run_micro("tiny_raft").state == "done"
     assert digests(campaign) == known
+
+
+def test_every_checkpoint_is_measured_as_the_first_was(run_micro: Any) -> None:
+    # Claim: a later round may sample with a longer window; held-out keeps its own, or cut answers would count as gain.
+    at = 'at=[{round=2, set={"generate.max_tokens"=60, "train.max_length"=512}}]'
+    campaign = run_micro("tiny_raft", "evaluate.samples=0", at)
+    settings = [
+        [campaign.store.manifest(r.artifacts[label].key)["job"]["settings"]["max_tokens"] for r in campaign.rounds()[first:]]
+        for label, first in (("evaluate/greedy", 0), ("generate", 1))
+    ]
+    assert settings == [[48, 48, 48], [48, 60]]

@@ -19,6 +19,7 @@ from data.loss import DPO, KINDS, Loss
 from data.store import hash_folder
 from tasks import losses
 from tasks.rows import of_labelled, of_pairs, of_ranked
+from tasks.scorers import Score
 from tasks.train import split, train
 from tests.test_train import finished, read, work_of  # noqa: F401  (finished is a fixture)
 
@@ -347,3 +348,55 @@ def test_the_moving_average_is_the_reference(run_micro: Any) -> None:
     base, head, average = load(rounds[0].checkpoint), load(rounds[1].head), load(rounds[2].reference)
     for tensor in average:
         assert torch.allclose(average[tensor], 0.75 * base[tensor] + 0.25 * head[tensor], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["rrhf", "pro", "lipo"])
+def test_ranked_losses_are_validated(run_micro: Any, tmp_path: Path, name: str) -> None:
+    # a part of the prompts kept aside: their loss is there, and the best save is the result
+    sets = ("rounds=1", f"loss.name={name}", "select.selector=ranked", "train.replay=false", "train.validation=0.4")
+    campaign = run_micro("tiny_raft", *sets, "evaluate.samples=0", name=name, place=tmp_path)
+    folder = campaign.store.folder(campaign.rounds()[1].artifacts["train"].key) / "payload"
+    steps = [r["step"] for r in read(folder / "training.parquet", tables.TRAINING) if r["metric"] == "eval_loss"]
+    assert steps == [2, 4, 6]
+
+
+def test_an_epoch_is_all_rows(finished: Finished, tmp_path: Path) -> None:  # noqa: F811
+    # the last step of an epoch is short, and it is a step: six epochs of rows that fill a third of a batch are six steps
+    from tasks.trainers import arguments
+
+    work = work_of(finished, tmp_path, steps=0, epochs=6.0, batch=64)
+    assert arguments(work, epoch=1, validates=False)["max_steps"] == 6
+    work = work_of(finished, tmp_path, steps=0, epochs=1.0, batch=8)
+    train(work)
+    log = read(work.out / "training.parquet", tables.TRAINING)
+    rows = json.loads((work.out / "training.json").read_text())["rows"]
+    assert max(r["step"] for r in log) == -(-rows // 8)
+
+
+def test_a_sorting_loss_needs_something_to_sort(finished: Finished, tmp_path: Path) -> None:  # noqa: F811
+    # AOT sorts within a micro-batch: of one pair it would be plain DPO
+    work = work_of(finished, tmp_path, steps=1, batch=4, accumulate=4, loss=Loss(name="aot").model_dump())
+    with pytest.raises(StageFailed, match=r"aot sorts within a micro-batch; expected train\.batch / train\.accumulate >= 2"):
+        train(work)
+
+
+def test_online_any_stop_token_ends_an_answer(finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    # a chat model may end its turn by another token than the tokenizer's end: such an answer was not cut
+    from types import SimpleNamespace
+
+    from data.settings import Hardware
+    from tasks import models, online
+
+    checkpoint = work_of(finished, tmp_path).inputs["checkpoint"]
+    tokenizer = models.load_tokenizer(checkpoint)
+    monkeypatch.setattr(models, "stop_tokens", lambda *_: [tokenizer.eos_token_id, 7])
+    how = SimpleNamespace(trust_remote_code=False)
+    work = SimpleNamespace(hardware=Hardware(workers=1), inputs={"checkpoint": checkpoint}, settings=how)
+    reward = online.Reward(scorer="tests.test_losses:ended", settings={}, weight=1.0)
+    scored = online._reward(work, reward, tokenizer, [{"prompt_id": "p"}])  # type: ignore[arg-type]
+    assert scored([[5, 7], [5, tokenizer.eos_token_id], [5, 6]], [0, 0, 0]) == [1.0, 1.0, 0.0]
+
+
+def ended(prompts: Any, completions: Any) -> list[Score]:
+    """A scorer of one's own: whether an answer ended by itself."""
+    return [Score(float(row["finish_reason"] == "stop")) for row in completions]

@@ -165,3 +165,34 @@ def test_two_judges_agreement_is_a_pairs_label() -> None:
     }  # fmt: skip
     with pytest.raises(PartError, match=r"expected names of \[\[score\]\], found mine; known: policy, base"):
         chosen.agreed(pairs, completions, scores, one="policy", other="mine")
+
+
+def test_what_loses_its_reward_is_on_neither_side_of_parts_that_go_by_verdicts() -> None:
+    # a mitigation that takes rewards away keeps these completions from everything chosen, and no others
+    before = {"a": 1.0, "b": None, "c": 0.5}
+    assert mitigations.withheld(before, {"a": None, "b": None, "c": 0.4}) == {"a"}
+
+
+@pytest.mark.parametrize("chooser", ["select.selector=all_correct", "select.selector=labelled"])
+def test_overlong_answers_are_not_learnt_from(run_micro: Callable[..., Any], chooser: str) -> None:
+    # in a campaign: the selector reads the verdict alone, and still takes nothing that was rejected for its length
+    from data import tables
+
+    loss = ("loss.name=kto", "train.replay=false") if "labelled" in chooser else ()
+    overlong = 'mitigate=[{mitigation="reject_overlong", settings={tokens=4}}]'
+    campaign = run_micro("tiny_raft", "rounds=1", chooser, "select.settings={}", overlong, *loss)
+    folder = lambda label: campaign.store.folder(campaign.rounds()[1].artifacts[label].key) / "payload"  # noqa: E731
+    drawn = tables.read(folder("generate") / "completions.parquet", tables.COMPLETIONS).to_pylist()
+    length = {row["completion_id"]: len(row["token_ids"]) for row in drawn}
+    taken = tables.read(folder("select") / "selected.parquet", tables.SELECTED).to_pylist()
+    assert max(length.values()) > 4
+    assert taken
+    assert max(length[row["completion_id"]] for row in taken) <= 4
+
+
+def test_lengths_are_of_one_unit() -> None:
+    # tokens where all have them; beside a text nobody sampled, words of both
+    sampled = {"token_ids": [1] * 9, "text": "one two three"}
+    given = {"token_ids": None, "text": "one two three"}
+    assert mitigations.lengths([sampled, sampled]) == [9, 9]
+    assert mitigations.lengths([sampled, given]) == [3, 3]

@@ -263,6 +263,26 @@ def test_what_a_campaign_stands_on_cannot_change_between_rounds(path: str) -> No
     assert f"[[at]] round 2: '{path}' cannot change between rounds" in message
 
 
+def test_the_verifier_cannot_change_between_rounds() -> None:
+    # what measures checkpoints stays; its weight may change, and what rewards beside it
+    other = 'at=[{round = 2, set = {"score.0.scorer" = "math_equivalence", "score.0.settings" = {}}}]'
+    assert "the first [[score]] measures every checkpoint and cannot change between rounds" in refusal(other)
+    recipes.load("tiny_raft", ['at=[{round = 2, set = {"score.0.weight" = 0.5}}]'])
+
+
+@pytest.mark.parametrize(
+    ("sets", "says"),
+    [
+        (('mitigate=[{mitigation="length_penalty"}]', "select=false"), r"\[\[mitigate\]\] and \[pool\] act on what"),
+        (("pool.earlier=1", "select=false"), r"\[\[mitigate\]\] and \[pool\] act on what"),
+    ],
+)
+def test_what_nothing_would_use_is_refused(sets: tuple[str, ...], says: str) -> None:
+    # a control and an online loss choose from no samples
+    with pytest.raises(RecipeError, match=says):
+        recipes.load("tiny_raft", list(sets))
+
+
 # -- differences ------------------------------------------------------------------------------------------------------
 
 CHANGES = {

@@ -15,6 +15,7 @@ from data.errors import PartError
 from tasks.audit import audit_selection
 from tasks.parts import check_settings
 from tasks.selectors.best import all_correct, best_of_n, diverse_correct, rejection_sampling, shortest_correct, top_share
+from tasks.selectors.labels import ranked
 
 Row = dict[str, Any]
 SAMPLE = st.tuples(
@@ -205,3 +206,29 @@ def test_a_negative_cap_is_refused() -> None:
     # It would silently drop the last ones; it is refused where the recipe is checked.
     with pytest.raises(PartError, match="cap: Input should be greater than or equal to 0"):
         check_settings("selectors", "all_correct", {"cap": -1})
+
+
+def test_equals_of_a_share_are_spread_over_prompts() -> None:
+    # ties go by sample: ten prompts of four equals give their first ones before any second one
+    completions, reward, scores = judged([[("a", "stop", 1.0, 0.5, 3)] * 4 for _ in range(10)])
+    taken = top_share(completions, reward, scores, share=0.25)
+    assert sorted(row["prompt_id"] for row in taken) == sorted({row["prompt_id"] for row in completions})
+
+
+@pytest.mark.parametrize(
+    ("cut", "kept"),
+    [
+        ((1.0, 0.9), []),  # above or between what ended: whatever the reward says, it would be learnt
+        ((0.2, 0.1), ["cut0", "cut1"]),
+        ((0.3, 0.5), ["cut0"]),
+    ],
+)
+def test_what_was_cut_ranks_below_all_that_ended(cut: tuple[float, float], kept: list[str]) -> None:
+    # oracle: of ended ones at .8 and .3 a cut one may at most be the equal of the worst
+    group = [(f"cut{i}", "length", 0.0, value, 9) for i, value in enumerate(cut)]
+    group += [("good", "stop", 1.0, 0.8, 3), ("poor", "stop", 0.0, 0.3, 3)]
+    taken = ranked(*judged([group]), cap=0)
+    assert taken[0]["rank"] == 0
+    texts = {row["completion_id"]: row["text"] for row in judged([group])[0]}
+    assert sorted(texts[row["completion_id"]] for row in taken if texts[row["completion_id"]].startswith("cut")) == kept
+    assert texts[taken[0]["completion_id"]] == "good"

@@ -74,6 +74,13 @@ def test_the_kl_budget_is_the_recipes() -> None:
     assert training_alarms(log_of(), DPO, WHOLE, WHOLE, kl_budget=4.0) == []
 
 
+@pytest.mark.parametrize("away", ["loss.reference=base", "loss.reference=ema", "train.start_from=base"])
+def test_a_kl_budget_that_could_not_fire_is_refused(away: str) -> None:
+    # the log's KL is of the round's own samples: of a far reference it comes out negative, and no budget would be over
+    with pytest.raises(RecipeError, match=r"it needs loss\.reference = 'previous' and train\.start_from = 'previous'"):
+        recipes.load("tiny_dpo", [away, "gate.kl_budget=5.0"])
+
+
 @pytest.mark.parametrize("sets", [(), ("loss.name=grpo", "loss.beta=0.0", "select=false", "train.replay=false")])
 def test_a_kl_budget_nobody_could_keep_is_refused(sets: tuple[str, ...]) -> None:
     # SFT has no reference, and an online phase without a KL coefficient measures none

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -119,3 +120,19 @@ def test_language_share() -> None:
     assert one(form.language_share, None, "1+1=2", script="Latin") == Score(None, "no_letters")
     with pytest.raises(PartError, match="expected a Unicode script"):
         check_settings("scorers", "language_share", {"script": "Klingonish"})
+
+
+@pytest.mark.parametrize(
+    ("scorer", "texts"),
+    [
+        (words.multiple_choice, ("The answer is B.", "After much thought: the answer is (B)")),
+        (words.quantity, ("so 5000 m", "It is 5 km")),
+        (words.normalised_text, ("The Eiffel tower!", "eiffel Tower")),
+    ],
+)
+def test_equal_answers_are_told_alike(scorer: Any, texts: tuple[str, str]) -> None:
+    # votes, majorities and entropies go by `detail`: what was read, not how it was put
+    prompt = {"answer": "B" if scorer is words.multiple_choice else "5 km" if scorer is words.quantity else "Eiffel tower"}
+    told = [scorer([prompt], [{"text": text, "finish_reason": "stop"}])[0] for text in texts]
+    assert [one.value for one in told] == [1.0, 1.0]
+    assert told[0].detail == told[1].detail

@@ -24,9 +24,12 @@ def transformers(checkpoint: Path, *, device: str = "cpu", dtype: str = "float32
 
 class _Transformers(Texts):
     def __init__(self, checkpoint: Path, device: str, dtype: str, trust_remote_code: bool) -> None:
+        from transformers import GenerationConfig
+
         super().__init__(checkpoint, trust_remote_code)
         self.tokenizer.padding_side = "left"
         self.model = load_model(checkpoint, device, dtype, trust_remote_code)
+        self.model.generation_config = GenerationConfig()  # or the checkpoint's own (a repetition penalty) fills what is unset
 
     def sample(self, batches: Sequence[Batch], decoding: Decoding) -> Iterator[tuple[int, list[Row]]]:
         import torch

@@ -14,7 +14,7 @@ import numpy as np
 
 from tasks.audit import Row, Values
 
-NOT_PARTS = ("apply", "bound", "feature_values")
+NOT_PARTS = ("apply", "bound", "feature_values", "lengths", "withheld")
 
 
 def bound(wanted: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -39,9 +39,20 @@ def apply(
     return given
 
 
+def withheld(before: Values, after: Values) -> set[str]:
+    """Completions that a mitigation of rewards left without one: on neither side, also where a part goes by verdicts alone."""
+    return {name for name, value in after.items() if value is None and before.get(name) is not None}
+
+
 def feature_values(completions: Sequence[Row], features: Sequence[str]) -> np.ndarray:
     """Completions x features, by their names on the shelf of features; what does not apply counts as 0."""
     from tasks import parts
 
     columns = [parts.bind("features", name, {})(completions) for name in features]
     return np.array([[0.0 if value is None else float(value) for value in column] for column in columns]).T
+
+
+def lengths(completions: Sequence[Row]) -> list[int]:
+    """Tokens of each completion, or words of each where some came without tokens: two units are not to be compared."""
+    tokens = all(row["token_ids"] for row in completions)
+    return [len(row["token_ids"] if tokens else row["text"].split()) for row in completions]

@@ -11,14 +11,14 @@ from annotated_types import Ge, Gt
 
 from data.errors import PartError
 from tasks.audit import Row, Values, by_prompt
-from tasks.mitigations import feature_values
+from tasks.mitigations import feature_values, lengths
 
 
 def length_matched(
     rows: Sequence[Row], completions: Sequence[Row], scores: Mapping[str, Values], *, tolerance: Annotated[float, Gt(0)] = 0.1
 ) -> list[Row]:
     """Only pairs whose lengths differ by a factor of at most exp(tolerance): nothing is learned from length."""
-    tokens = {row["completion_id"]: len(row["token_ids"] or row["text"].split()) for row in completions}
+    tokens = {row["completion_id"]: length for row, length in zip(completions, lengths(completions), strict=True)}
     return [
         pair
         for pair in rows

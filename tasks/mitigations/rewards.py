@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt
 
 from tasks.audit import Row, Values, finished, verifier
 from tasks.features.repetition import loop
-from tasks.mitigations import feature_values
+from tasks.mitigations import feature_values, lengths
 
 VERSIONS = {"residualised": 2}  # 2: leaves no rest that an order could follow
 
@@ -23,13 +23,13 @@ def length_penalty(
     RLHFlow's max_min_p subtracts a fixed price, https://arxiv.org/abs/2405.07863; ArmoRM chooses it so that nothing of the
     correlation is left, https://arxiv.org/abs/2406.12845.
     """
-    lengths = np.array([len(row["token_ids"] or row["text"].split()) for row in completions], dtype=float)[:, None]
+    length = np.array(lengths(completions), dtype=float)[:, None]
     known, y = _known(reward, completions)
     price = per_token
     if price is None:
-        x, r = (_within(v[known], _groups(completions, known)) for v in (lengths, y[:, None]))
+        x, r = (_within(v[known], _groups(completions, known)) for v in (length, y[:, None]))
         price = float((x * r).sum() / (x * x).sum()) if (x * x).sum() > 0 else 0.0
-    return _with(reward, completions, known, y - price * lengths[:, 0])
+    return _with(reward, completions, known, y - price * length[:, 0])
 
 
 def residualised(

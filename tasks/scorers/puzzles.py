@@ -38,6 +38,11 @@ def knights_knaves(prompts: Sequence[Row], completions: Sequence[Row]) -> list[S
     return [_knights(gold_answer(p), c) for p, c in zip(prompts, completions, strict=True)]
 
 
+def _told(said: dict[str, bool]) -> str:
+    """The same text for the same solution: +knight -knave."""
+    return " ".join(f"{'+' if knight else '-'}{name}" for name, knight in sorted(said.items()))
+
+
 def _knights(gold: str | None, completion: Row) -> Score:
     if gold is None:
         return Score(None, "no_answer")
@@ -47,4 +52,4 @@ def _knights(gold: str | None, completion: Row) -> Score:
     if completion["finish_reason"] == "length":
         return Score(0.0, "truncated", printable(text))
     said = assignment(text)
-    return Score(0.0, "no_answer_found") if said is None else Score(float(said == truth), "ok", printable(text))
+    return Score(0.0, "no_answer_found") if said is None else Score(float(said == truth), "ok", printable(_told(said)))

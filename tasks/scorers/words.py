@@ -10,7 +10,7 @@ import regex
 from annotated_types import Ge, Lt
 
 from tasks.scorers import Row, Score, answer_part, gold_answer, printable
-from tasks.units import agree, last_quantity
+from tasks.units import agree, in_base_units, last_quantity
 
 T = TypeVar("T")
 
@@ -62,17 +62,23 @@ def quantity(
     "5000 m" is "5 km". Where only one side names a unit the numbers as written must agree; a word that is no unit we know
     ("5 apples") is none.
     """
-    return _compare(prompts, completions, last_quantity, lambda gold, said: agree(gold, said, tolerance))
+    return _compare(prompts, completions, last_quantity, lambda gold, said: agree(gold, said, tolerance), in_base_units)
 
 
 def _compare(
-    prompts: Sequence[Row], completions: Sequence[Row], read: Callable[[str], T | None], same: Callable[[T, T], bool]
+    prompts: Sequence[Row],
+    completions: Sequence[Row],
+    read: Callable[[str], T | None],
+    same: Callable[[T, T], bool],
+    told: Callable[[T], str] = str,
 ) -> list[Score]:
-    """Read both sides and compare, with the statuses of a verifier."""
-    return [_one(gold_answer(p), c, read, same) for p, c in zip(prompts, completions, strict=True)]
+    """Read both sides and compare, with the statuses of a verifier; equal answers are `told` alike, for those who vote."""
+    return [_one(gold_answer(p), c, read, same, told) for p, c in zip(prompts, completions, strict=True)]
 
 
-def _one(gold: str | None, completion: Row, read: Callable[[str], T | None], same: Callable[[T, T], bool]) -> Score:
+def _one(
+    gold: str | None, completion: Row, read: Callable[[str], T | None], same: Callable[[T, T], bool], told: Callable[[T], str]
+) -> Score:
     if gold is None:
         return Score(None, "no_answer")
     truth, text = read(gold), answer_part(completion["text"])
@@ -81,4 +87,4 @@ def _one(gold: str | None, completion: Row, read: Callable[[str], T | None], sam
     if completion["finish_reason"] == "length":
         return Score(0.0, "truncated", printable(text))
     said = read(text)
-    return Score(0.0, "no_answer_found") if said is None else Score(float(same(truth, said)), "ok", printable(text[-80:]))
+    return Score(0.0, "no_answer_found") if said is None else Score(float(same(truth, said)), "ok", printable(told(said)))

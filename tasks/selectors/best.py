@@ -59,7 +59,7 @@ def top_share(
     """
     rows = [row for rows in by_prompt(completions).values() for row in rows if finished(row)]
     known = [(value, row) for row in rows if (value := reward.get(row["completion_id"])) is not None]
-    ranked = sorted(known, key=lambda pair: -pair[0])
+    ranked = sorted(known, key=lambda pair: (-pair[0], pair[1]["sample"]))  # equals: of every prompt the first, then the second
     return [selected_row(row) for _, row in ranked[: math.ceil(share * len(known))]]
 
 

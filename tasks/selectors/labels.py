@@ -30,6 +30,11 @@ def labelled(
     return kept
 
 
+def _below(cut: float, ended: Sequence[float]) -> bool:
+    """Whether what was cut stands below the best that ended, and above none: a higher reward would have it learnt."""
+    return bool(ended) and cut < max(ended) and cut <= min(ended)
+
+
 def ranked(
     completions: Sequence[Row], reward: Values, scores: Mapping[str, Values], *, cap: Annotated[int, Ge(0)] = 4
 ) -> list[Row]:
@@ -43,8 +48,8 @@ def ranked(
         known = [(reward.get(row["completion_id"]), row) for row in unique_texts(rows)]
         value = {row["completion_id"]: v for v, row in known if v is not None}
         usable = [row for _, row in known if row["completion_id"] in value]
-        top = max((v for v in value.values()), default=0.0)
-        usable = [row for row in usable if finished(row) or value[row["completion_id"]] < top]
+        ended = [value[row["completion_id"]] for row in usable if finished(row)]
+        usable = [row for row in usable if finished(row) or _below(value[row["completion_id"]], ended)]
         levels = sorted({value[row["completion_id"]] for row in usable}, reverse=True)
         if len(levels) < 2:
             continue
