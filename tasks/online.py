@@ -17,7 +17,7 @@ from tasks.train import libraries as libraries  # which adapters take, as there
 from tasks.trainers import arguments
 from tasks.work import Work, device_of
 
-VERSION = 1
+VERSION = 2  # 2: any stop token ends an answer; CISPO's clip
 LAUNCHED = True
 LIBRARIES = ("torch", "transformers", "tokenizers", "trl", "accelerate", "math-verify")
 

@@ -14,7 +14,7 @@ from tasks.audit import audit_pairs
 from tasks.select import judged, origins
 from tasks.work import Work
 
-VERSION = 2
+VERSION = 3  # 3: what a mitigation leaves without a reward is not offered
 LIBRARIES = ()
 
 
@@ -33,9 +33,7 @@ def pair(work: Work) -> None:
     """PAIRS and `audit.json`: ties, duplicates, wrong-chosen, truncated, length gap, prompts without pairs."""
     s: Settings = work.settings
     completions, reward, scores = judged(work.inputs, s.scorers)
-    given, reward = reward, mitigations.apply("rewards", s.mitigations, reward, completions, scores)
-    out = mitigations.withheld(given, reward)
-    offered = [row for row in completions if row["completion_id"] not in out]
+    offered, reward = mitigations.on_rewards(s.mitigations, reward, completions, scores)
     pairer = shelves.bind("pairers", s.pairer, s.settings, **origins(work.inputs))
     pairs = pairer(offered, reward, scores)
     pairs = mitigations.apply("chosen", s.mitigations, pairs, completions, scores)

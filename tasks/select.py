@@ -15,7 +15,7 @@ from tasks.audit import audit_selection
 from tasks.recorded import as_rows, read_completions
 from tasks.work import Work
 
-VERSION = 1
+VERSION = 2  # 2: what a mitigation leaves without a reward is not offered
 LIBRARIES = ()
 
 Row = dict[str, Any]
@@ -37,9 +37,7 @@ def select(work: Work) -> None:
     """SELECTED rows (`selected.parquet`) and `audit.json`."""
     s: Settings = work.settings
     completions, reward, scores = judged(work.inputs, s.scorers)
-    given, reward = reward, mitigations.apply("rewards", s.mitigations, reward, completions, scores)
-    out = mitigations.withheld(given, reward)
-    offered = [row for row in completions if row["completion_id"] not in out]
+    offered, reward = mitigations.on_rewards(s.mitigations, reward, completions, scores)
     selector = shelves.bind("selectors", s.selector, s.settings, **origins(work.inputs))
     chosen = selector(offered, reward, scores)
     chosen = mitigations.apply("chosen", s.mitigations, chosen, completions, scores)

@@ -25,7 +25,7 @@ from tasks.rows import Row
 from tasks.saves import newest_save, save_callback
 from tasks.work import Work, device_of
 
-VERSION = 3
+VERSION = 4  # 4: an epoch's short last step counts; LiPO's reference, LoRA's dropout, adapters that resume
 LIBRARIES = ("torch", "transformers", "tokenizers", "trl", "accelerate")
 LAUNCHED = True  # under `accelerate launch` where hardware.accelerate names a configuration
 REFERENCE_TOLERANCE = {

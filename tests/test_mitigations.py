@@ -169,8 +169,14 @@ def test_two_judges_agreement_is_a_pairs_label() -> None:
 
 def test_what_loses_its_reward_is_on_neither_side_of_parts_that_go_by_verdicts() -> None:
     # a mitigation that takes rewards away keeps these completions from everything chosen, and no others
-    before = {"a": 1.0, "b": None, "c": 0.5}
-    assert mitigations.withheld(before, {"a": None, "b": None, "c": 0.4}) == {"a"}
+    rows, reward, scores = pool(prompts=2)
+    limit = int(np.median([len(row["token_ids"]) for row in rows]))
+    unknown = rows[0]["completion_id"]
+    reward[unknown] = None  # as before: a part that goes by verdicts may take it
+    wanted = [{"mitigation": "reject_overlong", "settings": {"tokens": limit}}]
+    offered, after = mitigations.on_rewards(wanted, reward, rows, scores)
+    assert {row["completion_id"] for row in offered} == {unknown} | {i for i, value in after.items() if value is not None}
+    assert 0 < len(offered) < len(rows)
 
 
 @pytest.mark.parametrize("chooser", ["select.selector=all_correct", "select.selector=labelled"])

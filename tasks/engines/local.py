@@ -11,6 +11,8 @@ from tasks.engines import Batch, Decoding, Engine, EngineLost, Row, Texts
 from tasks.models import load_model
 from tasks.work import give_back_memory
 
+VERSIONS = {"transformers": 2}  # 2: the checkpoint's own generation settings change nothing
+
 BLOWN_UP = (
     "the model's logits are not finite numbers: expected a checkpoint that was trained to the end, found one that blew up; "
     "lower train.learning_rate, or take another model"

@@ -14,7 +14,7 @@ import numpy as np
 
 from tasks.audit import Row, Values
 
-NOT_PARTS = ("apply", "bound", "feature_values", "lengths", "withheld")
+NOT_PARTS = ("apply", "bound", "feature_values", "lengths", "on_rewards")
 
 
 def bound(wanted: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -39,9 +39,13 @@ def apply(
     return given
 
 
-def withheld(before: Values, after: Values) -> set[str]:
-    """Completions that a mitigation of rewards left without one: on neither side, also where a part goes by verdicts alone."""
-    return {name for name, value in after.items() if value is None and before.get(name) is not None}
+def on_rewards(
+    wanted: Sequence[Mapping[str, Any]], reward: Values, completions: Sequence[Row], scores: Mapping[str, Values]
+) -> tuple[list[Row], dict[str, float | None]]:
+    """Completions that may be chosen from, and their reward: what a mitigation left without one is on neither side, also where
+    a part goes by verdicts alone."""
+    after = dict(apply("rewards", wanted, reward, completions, scores))
+    return [row for row in completions if after.get(i := row["completion_id"]) is not None or reward.get(i) is None], after
 
 
 def feature_values(completions: Sequence[Row], features: Sequence[str]) -> np.ndarray:

@@ -13,6 +13,8 @@ from data.errors import PartError
 from tasks.audit import Row, Values, by_prompt
 from tasks.mitigations import feature_values, lengths
 
+VERSIONS = {"length_matched": 2}  # 2: lengths of one unit
+
 
 def length_matched(
     rows: Sequence[Row], completions: Sequence[Row], scores: Mapping[str, Values], *, tolerance: Annotated[float, Gt(0)] = 0.1

@@ -12,7 +12,7 @@ from tasks.audit import Row, Values, finished, verifier
 from tasks.features.repetition import loop
 from tasks.mitigations import feature_values, lengths
 
-VERSIONS = {"residualised": 2}  # 2: leaves no rest that an order could follow
+VERSIONS = {"residualised": 2, "length_penalty": 2}  # leaves no rest that an order could follow; lengths of one unit
 
 
 def length_penalty(

@@ -8,6 +8,8 @@ from data.countdown import PUZZLE, solves
 from data.knights_knaves import assignment
 from tasks.scorers import Row, Score, answer_part, gold_answer, printable
 
+VERSIONS = {"knights_knaves": 2}  # 2: equal solutions are told alike
+
 
 def countdown(prompts: Sequence[Row], completions: Sequence[Row]) -> list[Score]:
     """1.0 where the expression reaches the target with + - * / and each given number at most once, and nothing else.

@@ -12,6 +12,8 @@ from annotated_types import Ge, Lt
 from tasks.scorers import Row, Score, answer_part, gold_answer, printable
 from tasks.units import agree, in_base_units, last_quantity
 
+VERSIONS = dict.fromkeys(("multiple_choice", "normalised_text", "quantity"), 2)  # 2: equal answers are told alike
+
 T = TypeVar("T")
 
 _LETTER = r"\(?([A-J])\b\)?"

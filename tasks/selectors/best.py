@@ -12,6 +12,8 @@ from annotated_types import Ge, Gt, Le
 from tasks.audit import Row, Values, by_prompt, finished, unique_texts, verifier
 from tasks.selectors import selected_row
 
+VERSIONS = {"top_share": 2}  # 2: equals are spread over prompts
+
 NOT_PARTS = ("accepted",)
 
 

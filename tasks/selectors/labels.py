@@ -13,6 +13,8 @@ from annotated_types import Ge
 from tasks.audit import Row, Values, by_prompt, finished, unique_texts, verifier
 from tasks.selectors import selected_row
 
+VERSIONS = {"ranked": 2}  # 2: what was cut stands below all that ended
+
 
 def labelled(
     completions: Sequence[Row], reward: Values, scores: Mapping[str, Values], *, cap: Annotated[int, Ge(0)] = 4
