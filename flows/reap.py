@@ -1,7 +1,8 @@
-"""Prefect runs whose process is gone: SIGKILL of a run and its worker leaves them Running until somebody says Crashed."""
+"""Prefect runs and stages whose end nobody reported: they stay Running until somebody says what became of them."""
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,8 @@ from flows import environment
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.client.schemas.objects import FlowRun, State, TaskRun
 
 FLOWS = ["campaign", "improve"]  # the flows that run a campaign, by their names in Prefect
 
@@ -51,6 +53,31 @@ def reap() -> list[str]:
     return dead
 
 
+def settle(quiet: float = 20.0) -> int:
+    """Give stages that still run in a run that ended `quiet` seconds ago the end of that run; returns how many.
+
+    A run reports its own end to the server and waits for the answer, but its stages' ends travel as events, and what a server
+    holds in memory when it is killed is lost. Stages of a run that completed had completed; the others died with theirs.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterEndTime, FlowRunFilterState
+    from prefect.client.schemas.filters import FlowRunFilterStateType as Types
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import Completed
+
+    before = FlowRunFilterEndTime(before_=datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=quiet))
+    done: State[None] = Completed(message="its run completed; the report of its own end was lost with the server")
+    ends = {StateType.COMPLETED: done, **dict.fromkeys((StateType.FAILED, StateType.CRASHED, StateType.CANCELLED), _crashed())}
+    settled = 0
+    with get_client(sync_client=True) as client:
+        for ended, end in ends.items():
+            runs = FlowRunFilter(state=FlowRunFilterState(type=Types(any_=[ended])), end_time=before)
+            for stage in _unfinished(client, runs):
+                client.set_task_run_state(stage.id, end, force=True)
+                settled += 1
+    return settled
+
+
 def campaign_of(run: FlowRun) -> tuple[Path, str] | None:
     """Home and name of the campaign that a run runs; None for a flow of somebody else's that bears the same name."""
     order: Any = run.parameters.get("order", run.parameters)
@@ -69,16 +96,27 @@ def _running(client: SyncPrefectClient) -> Iterator[FlowRun]:
     yield from client.read_flow_runs(flow_filter=ours, flow_run_filter=FlowRunFilter(state=state))
 
 
-def _crash(client: SyncPrefectClient, run: FlowRun, stages_only: bool = False) -> None:
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, TaskRunFilter, TaskRunFilterState
+def _unfinished(client: SyncPrefectClient, runs: FlowRunFilter) -> list[TaskRun]:
+    """The stages of our runs that Prefect shows as running or about to run."""
+    from prefect.client.schemas.filters import FlowFilter, FlowFilterName, TaskRunFilter, TaskRunFilterState
     from prefect.client.schemas.filters import TaskRunFilterStateType as Types
-    from prefect.client.schemas.objects import State, StateType
+    from prefect.client.schemas.objects import StateType
+
+    state = TaskRunFilterState(type=Types(any_=[StateType.RUNNING, StateType.PENDING]), name=None)
+    ours = FlowFilter(name=FlowFilterName(any_=FLOWS))
+    return client.read_task_runs(flow_filter=ours, flow_run_filter=runs, task_run_filter=TaskRunFilter(state=state))
+
+
+def _crashed() -> State[None]:
     from prefect.states import Crashed
 
-    crashed: State[None] = Crashed(message="its process is gone")
-    its = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
-    running = TaskRunFilter(state=TaskRunFilterState(type=Types(any_=[StateType.RUNNING]), name=None))
-    for stage in client.read_task_runs(flow_run_filter=its, task_run_filter=running):
-        client.set_task_run_state(stage.id, crashed, force=True)
+    return Crashed(message="its process is gone")
+
+
+def _crash(client: SyncPrefectClient, run: FlowRun, stages_only: bool = False) -> None:
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    for stage in _unfinished(client, FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))):
+        client.set_task_run_state(stage.id, _crashed(), force=True)
     if not stages_only:
-        client.set_flow_run_state(run.id, crashed, force=True)
+        client.set_flow_run_state(run.id, _crashed(), force=True)

@@ -68,6 +68,7 @@ def _serve(home: Path, port: int, mlflow_port: int) -> None:
         _reap()
         deploy()
         worker.start()
+        threading.Thread(target=_settle, args=[stop], name="settle", daemon=True).start()
         _say_where(home, api, f"http://{HOST}:{mlflow_port}" if mlflow else "")
         keep([*first, worker], stop)
 
@@ -128,6 +129,21 @@ def _reap() -> None:
 
     for name in reap():
         out.print(f"the last run of {name} died with its process; Prefect shows it as Crashed now, retry it there")
+
+
+def _settle(stop: threading.Event, every: float = 20.0) -> None:
+    """Until told to stop, end the stages whose own end the server did not hear of."""
+    import httpx
+
+    from flows.reap import settle
+
+    while not stop.is_set():
+        try:
+            settle()
+        except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: Prefect's client found no server; it is started again
+            if not stop.is_set():
+                out.print(f"did not look for stages without an end, will in {every:.0f} s: {error}", markup=False)
+        stop.wait(every)
 
 
 def deploy() -> None:

@@ -123,9 +123,9 @@ class Stand:
         return str(self.state(run)["type"]) if self.state(run)["type"] in ENDED else self.ended(run)
 
     def still_running(self, run: str) -> list[str]:
-        """Stages of an ended run that Prefect shows as running; it learns of stages from events, which may come late."""
+        """Stages of an ended run that Prefect shows as running; it learns from events, of lost ends from `serve`."""
         wanted = {"flow_runs": {"id": {"any_": [run]}}, "task_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}
-        deadline = time.time() + 60
+        deadline = time.time() + PATIENCE
         while (found := self.ask("POST", "/task_runs/filter", **wanted)) and time.time() < deadline:
             time.sleep(0.5)
         return [stage["name"] for stage in found]

@@ -114,3 +114,29 @@ def test_a_resumed_campaign_marks_its_dead_predecessor(run_micro: Callable[..., 
     assert improve(done.name, str(home)) == "done"
     assert (state_of(own), state_of(other)) == ("Crashed", "Running")
     assert reap() == ["other"]
+
+
+def test_a_stage_whose_end_was_lost_ends_as_its_run_did(home: Path) -> None:
+    # Claim: it becomes Completed where its run completed, else Crashed, once; a living run's stages are let be.
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.objects import State
+    from prefect.states import Completed, Failed, Pending, Running
+
+    from flows.calls import _task
+    from flows.improve import improve
+    from flows.reap import settle
+
+    stages = []
+    cases: list[tuple[State[None], State[None]]]
+    cases = [(Running(), Completed()), (Pending(), Failed()), (Running(), Running())]  # of a stage and, in the end, of its run
+    with get_client(sync_client=True) as client:
+        for number, (state, end) in enumerate(cases):
+            parameters = {"name": f"lost-{number}", "home": str(home)}
+            run = client.create_flow_run(improve, parameters=parameters, state=Running())
+            stages.append(client.create_task_run(_task, run.id, dynamic_key="0", state=state).id)
+            client.set_flow_run_state(run.id, end, force=True)
+        assert settle(quiet=3600) == 0  # their reports may still be under way
+        assert settle(quiet=0) == 2
+        assert settle(quiet=0) == 0
+        found = [client.read_task_run(stage).state for stage in stages]
+    assert [state.name for state in found if state] == ["Completed", "Crashed", "Running"]
