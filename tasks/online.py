@@ -11,13 +11,14 @@ from data import tables
 from data.errors import ReferenceMismatch
 from tasks import models
 from tasks import parts as shelves
+from tasks.reward import UNKNOWN
 from tasks.train import Settings as TrainSettings
 from tasks.train import adapted, run, write_checkpoint, write_log
 from tasks.train import libraries as libraries  # which adapters take, as there
 from tasks.trainers import arguments
 from tasks.work import Work, device_of
 
-VERSION = 2  # 2: any stop token ends an answer; CISPO's clip
+VERSION = 3  # 3: samples `together` at once; an unknown word of one scorer leaves a completion without a reward
 LAUNCHED = True
 LIBRARIES = ("torch", "transformers", "tokenizers", "trl", "accelerate", "math-verify")
 
@@ -36,6 +37,7 @@ class Settings(TrainSettings):
     temperature: float
     top_p: float
     max_tokens: int
+    together: int  # completions sampled at once
 
 
 CLIP = {"cispo": {"epsilon_high": 5.0}}  # TRL's advice; its default of 0.2 would clip every weight, which is 1 here, to a fifth
@@ -93,36 +95,75 @@ def _trainer(work: Work, policy: Any, tokenizer: Any, prompts: Sequence[Row]) ->
         {"prompt": row["messages"] if tokenizer.chat_template else "\n".join(m["content"] for m in row["messages"]), "row": i}
         for i, row in enumerate(prompts)
     ]
-    return kind(
-        model=policy, reward_funcs=[_reward(work, reward, tokenizer, prompts) for reward in s.rewards], args=config,
+    return _in_batches(kind, s.together)(
+        model=policy, reward_funcs=_rewards(work, tokenizer, prompts), args=config,
         train_dataset=Dataset.from_list(asked), processing_class=tokenizer,
     )  # fmt: skip
 
 
-def _reward(work: Work, reward: Reward, tokenizer: Any, prompts: Sequence[Row]) -> Callable[..., list[float | None]]:
-    """A scorer as TRL's reward function: None (does not apply) stays None, and an answer that was cut is scored as cut."""
-    scorer = shelves.bind("scorers", reward.scorer, reward.settings, workers=work.hardware.workers)
-    stops = set(models.stop_tokens(work.inputs["checkpoint"], tokenizer, work.settings.trust_remote_code))
+def _in_batches(kind: type[Any], together: int) -> type[Any]:
+    """The trainer, sampling so many completions at once: TRL would hold the caches of a whole optimizer step."""
 
-    def score(completion_ids: Sequence[Sequence[int]], row: Sequence[int], **_: Any) -> list[float | None]:
+    class InBatches(kind):  # type: ignore[misc]
+        def _generate_single_turn(self, prompt_ids: Sequence[Any], *rest: Any, **more: Any) -> Any:
+            begin = super()._generate_single_turn
+            drawn = [begin(prompt_ids[i : i + together], *rest, **more) for i in range(0, len(prompt_ids), together)]
+            if isinstance(drawn[0], tuple):  # GRPO: with log-probabilities, which only vLLM has
+                return [ids for some, _ in drawn for ids in some], None
+            return [ids for some in drawn for ids in some]
+
+    InBatches.__name__ = kind.__name__
+    return InBatches
+
+
+def _rewards(work: Work, tokenizer: Any, prompts: Sequence[Row]) -> list[Callable[..., list[float | None]]]:
+    """The recipe's scorers as TRL's reward functions, one each, called in this order on the same completions.
+
+    None (does not apply) leaves TRL's sum. Where one scorer's word is unknown all say None, as a round's reward would be: TRL
+    then leaves the completion out of its group's mean and gives it no advantage. An answer that was cut is scored as cut.
+    """
+    s: Settings = work.settings
+    scorers = [shelves.bind("scorers", r.scorer, r.settings, workers=work.hardware.workers) for r in s.rewards]
+    stops = set(models.stop_tokens(work.inputs["checkpoint"], tokenizer, s.trust_remote_code))
+    columns: list[list[float | None]] = []
+
+    def score(completion_ids: Sequence[Sequence[int]], row: Sequence[int]) -> list[list[float | None]]:
+        asked = [prompts[index] for index in row]
         drawn = [
-            {
-                "completion_id": f"online-{place}",
-                "prompt_id": prompts[index]["prompt_id"],
-                "sample": place,
-                "text": tokenizer.decode(ids, skip_special_tokens=True),
-                "token_ids": list(ids),
-                "logprobs": None,
-                "finish_reason": "stop" if stops & set(ids) else "length",
-                "seed": None,
-                "engine": "online",
-            }
-            for place, (ids, index) in enumerate(zip(completion_ids, row, strict=True))
+            _completion(place, prompt, ids, tokenizer, stops)
+            for place, (prompt, ids) in enumerate(zip(asked, completion_ids, strict=True))
         ]
-        return [score.value for score in scorer([prompts[index] for index in row], drawn)]
+        said = [scorer(asked, drawn) for scorer in scorers]
+        known = [
+            all(one.value is not None or one.status not in UNKNOWN for one in together) for together in zip(*said, strict=True)
+        ]
+        return [[one.value if whole else None for one, whole in zip(column, known, strict=True)] for column in said]
 
-    score.__name__ = reward.scorer  # TRL logs rewards under this name
-    return score
+    def function(index: int) -> Callable[..., list[float | None]]:
+        def reward(completion_ids: Sequence[Sequence[int]], row: Sequence[int], **_: Any) -> list[float | None]:
+            if index == 0:
+                columns[:] = score(completion_ids, row)
+            return columns[index]
+
+        reward.__name__ = s.rewards[index].scorer  # TRL logs rewards under this name
+        return reward
+
+    return [function(index) for index in range(len(scorers))]
+
+
+def _completion(place: int, prompt: Row, ids: Sequence[int], tokenizer: Any, stops: set[int]) -> Row:
+    """A sampled answer as a row of COMPLETIONS."""
+    return {
+        "completion_id": f"online-{place}",
+        "prompt_id": prompt["prompt_id"],
+        "sample": place,
+        "text": tokenizer.decode(ids, skip_special_tokens=True),
+        "token_ids": list(ids),
+        "logprobs": None,
+        "finish_reason": "stop" if stops & set(ids) else "length",
+        "seed": None,
+        "engine": "online",
+    }
 
 
 def _prove_reference(work: Work, trainer: Any) -> None:

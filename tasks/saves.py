@@ -39,7 +39,8 @@ def _callback_class() -> type[Any]:
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             _wait_for_all()  # each rank writes its own random state into the save
-            if state.is_world_process_zero:
+            over = control.should_training_stop or state.global_step >= state.max_steps
+            if state.is_world_process_zero and not over:  # resumed from the end, a trainer would take one step more
                 seal(self.scratch / f"checkpoint-{state.global_step}")
 
     return Seal

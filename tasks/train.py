@@ -25,7 +25,7 @@ from tasks.rows import Row
 from tasks.saves import newest_save, save_callback
 from tasks.work import Work, device_of
 
-VERSION = 4  # 4: an epoch's short last step counts; LiPO's reference, LoRA's dropout, adapters that resume
+VERSION = 5  # 5: KTO's validation rows are shuffled; 4: an epoch's short last step counts, LiPO's reference, LoRA's dropout
 LIBRARIES = ("torch", "transformers", "tokenizers", "trl", "accelerate")
 LAUNCHED = True  # under `accelerate launch` where hardware.accelerate names a configuration
 REFERENCE_TOLERANCE = {

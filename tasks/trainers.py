@@ -160,10 +160,10 @@ def kto(setup: Setup, common: dict[str, Any]) -> Any:
         desirable_weight=loss.desirable_weight or _balancing(setup.train, loss.undesirable_weight),
         undesirable_weight=loss.undesirable_weight,
     )
-    random.Random(setup.work.seed).shuffle(setup.train)  # KTO walks in order: neighbours must not share a prompt
     # The KL rows are completions of the neighbour, as TRL's own preparation pairs them within a micro-batch.
     size = common["per_device_train_batch_size"]
     for rows in (setup.train, setup.validation):
+        random.Random(setup.work.seed).shuffle(rows)  # KTO walks in order: neighbours must not share a prompt
         for start in range(0, len(rows), size):
             group = rows[start : start + size]
             for index, row in enumerate(group):

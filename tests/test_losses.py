@@ -21,6 +21,7 @@ from tasks import losses
 from tasks.rows import of_labelled, of_pairs, of_ranked
 from tasks.scorers import Score
 from tasks.train import split, train
+from tasks.work import module_of
 from tests.test_train import finished, read, work_of  # noqa: F401  (finished is a fixture)
 
 Finished = Campaign
@@ -163,6 +164,8 @@ def test_online_rewards_have_no_verdicts() -> None:
         ({"name": "hinge", "weighted": True}, "belong to the sigmoid loss"),
         ({"name": "hinge", "smoothing": 0.1}, "does not read smoothing"),
         ({"name": "nll", "terms": {"sft": 1.0}}, "does not read terms"),
+        ({"name": "rrhf", "gamma": 1.0}, "does not read gamma"),
+        ({"name": "sigmoid", "undesirable_weight": 2.0, "ema_decay": 0.5}, "does not read ema_decay, undesirable_weight"),
         ({"name": "sigmoid", "terms": {"sftt": 1.0}}, "takes no term 'sftt'"),
         ({"name": "sigmoid", "terms": {"sft": 1.0}, "weighted": True}, "in terms only sigmoid and nll"),
         ({"name": "sigmoid", "beta": 0.0}, "expected beta > 0"),
@@ -216,6 +219,55 @@ def test_patience_survives_a_crash(finished: Finished, tmp_path: Path) -> None: 
         train(replace(cut, tick=crash))
     train(cut)
     assert hash_folder(cut.out) == hash_folder(whole.out)
+
+
+@pytest.mark.parametrize(("rate", "patience"), [(1e-3, 0), (0.3, 2)])  # to the last step; stopped early
+def test_a_crash_after_the_last_save_trains_no_step_more(
+    finished: Finished,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rate: float,
+    patience: int,
+) -> None:
+    # killed between its last save and the commit, a training with validation ends with the bytes of an uninterrupted one
+    from tasks import train as module
+
+    changes: dict[str, Any] = {"steps": 6, "save_every": 2, "learning_rate": rate, "validation": 0.3, "patience": patience}
+    whole, cut = (work_of(finished, tmp_path / name, **changes) for name in ("whole", "cut"))
+    train(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_checkpoint", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(cut)
+    train(cut)
+    assert hash_folder(cut.out) == hash_folder(whole.out)
+
+
+def interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_kto_neighbours_are_of_different_prompts(finished: Finished, tmp_path: Path) -> None:  # noqa: F811
+    # the completions that estimate its KL answer another prompt, mostly, in validation as in training
+    from types import SimpleNamespace
+
+    from tasks import trainers
+
+    def labelled(prompts: int) -> list[dict[str, Any]]:
+        rows = [(p, i) for p in range(prompts) for i in range(4)]
+        return [{"prompt_ids": [p], "completion_ids": [p, i], "label": i % 2 == 0, "prompt_id": str(p)} for p, i in rows]
+
+    work = work_of(finished, tmp_path, steps=1, batch=4, loss=Loss(name="kto").model_dump())
+    made: dict[str, Any] = {}
+    trainer = lambda *_: lambda **given: made.update(given)  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainers, "_as_given", trainer)
+        tokenizer = SimpleNamespace(pad_token_id=0)
+        setup = trainers.Setup(work, Loss(name="kto"), None, None, tokenizer, labelled(40), labelled(40))
+        trainers.kto(setup, trainers.arguments(work, 1, validates=True))
+    for name in ("train_dataset", "eval_dataset"):
+        shared = [row["KL_completion_ids"][0] == row["completion_ids"][0] for row in made[name]]
+        assert sum(shared) < 0.1 * len(shared), name
 
 
 def test_a_training_shorter_than_a_save_is_validated(finished: Finished, tmp_path: Path) -> None:  # noqa: F811
@@ -392,11 +444,54 @@ def test_online_any_stop_token_ends_an_answer(finished: Finished, tmp_path: Path
     monkeypatch.setattr(models, "stop_tokens", lambda *_: [tokenizer.eos_token_id, 7])
     how = SimpleNamespace(trust_remote_code=False)
     work = SimpleNamespace(hardware=Hardware(workers=1), inputs={"checkpoint": checkpoint}, settings=how)
-    reward = online.Reward(scorer="tests.test_losses:ended", settings={}, weight=1.0)
-    scored = online._reward(work, reward, tokenizer, [{"prompt_id": "p"}])  # type: ignore[arg-type]
+    how.rewards = [online.Reward(scorer="tests.test_losses:ended", settings={}, weight=1.0)]
+    (scored,) = online._rewards(work, tokenizer, [{"prompt_id": "p"}])  # type: ignore[arg-type]
     assert scored([[5, 7], [5, tokenizer.eos_token_id], [5, 6]], [0, 0, 0]) == [1.0, 1.0, 0.0]
 
 
 def ended(prompts: Any, completions: Any) -> list[Score]:
     """A scorer of one's own: whether an answer ended by itself."""
     return [Score(float(row["finish_reason"] == "stop")) for row in completions]
+
+
+def test_online_an_unknown_word_leaves_no_reward(finished: Finished, tmp_path: Path) -> None:  # noqa: F811
+    # a scorer that does not apply leaves the sum; one whose word is unknown takes the others' along, as in a round's reward
+    from types import SimpleNamespace
+
+    from data.settings import Hardware
+    from tasks import models, online
+
+    checkpoint = work_of(finished, tmp_path).inputs["checkpoint"]
+    rewards = [online.Reward(scorer=f"tests.test_losses:{name}", settings={}, weight=1.0) for name in ("ended", "moody")]
+    how = SimpleNamespace(trust_remote_code=False, rewards=rewards)
+    work = SimpleNamespace(hardware=Hardware(workers=1), inputs={"checkpoint": checkpoint}, settings=how)
+    functions = online._rewards(work, models.load_tokenizer(checkpoint), [{"prompt_id": "p"}])  # type: ignore[arg-type]
+    said = [function(completion_ids=[[5], [6], [7]], row=[0, 0, 0]) for function in functions]
+    assert said == [[0.0, 0.0, None], [1.0, None, None]]
+
+
+def moody(prompts: Any, completions: Any) -> list[Score]:
+    """A scorer of one's own: a value, one that does not apply, one that timed out."""
+    return [Score(1.0), Score(None, "not_applicable"), Score(None, "timeout")][: len(completions)]
+
+
+def test_online_samples_no_more_at_once_than_asked(run_micro: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # an optimizer step of 16 completions is sampled 6 at a time where generate.batch says 6
+    from transformers import GenerationMixin
+
+    sizes: list[int] = []
+    generate = GenerationMixin.generate
+
+    def watched(self: Any, *args: Any, input_ids: torch.Tensor, **more: Any) -> Any:
+        sizes.append(len(input_ids))
+        return generate(self, *args, input_ids=input_ids, **more)
+
+    few = ("rounds=1", "train.replay=false", "train.batch=16", "train.steps=2", "evaluate.samples=0", "generate.batch=6")
+    for loss in ("grpo", "rloo"):
+        campaign = run_micro("tiny_raft", f"loss.name={loss}", "loss.beta=0", "select=false", *few, name=loss, place=tmp_path)
+        work = work_of(campaign, tmp_path / loss)
+        with monkeypatch.context() as patch:
+            patch.setattr(GenerationMixin, "generate", watched)
+            module_of("online").online(work)
+        assert sizes == [6, 6, 4] * 2
+        sizes.clear()
