@@ -149,13 +149,18 @@ def _settle(stop: threading.Event, every: float = 20.0) -> None:
 def deploy() -> None:
     """Make the work pool and the deployment of prefect.yaml where they are missing, or where another checkout made them.
 
+    What this checkout made gets the form of its flow as it is now; its schedules stay as they were set.
+
     Raises:
         ServiceFailed: Prefect refused, with its own words.
     """
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+    from prefect.utilities.callables import parameter_schema
     from prefect.workers.process import ProcessWorker
+
+    from flows.scheduled import campaign
 
     with get_client(sync_client=True) as client:
         try:
@@ -164,11 +169,18 @@ def deploy() -> None:
         except ObjectAlreadyExists:
             pass
         try:
-            known = client.read_deployment_by_name(DEPLOYMENT).job_variables.get("working_dir")
+            known = client.read_deployment_by_name(DEPLOYMENT)
         except ObjectNotFound:
             known = None
-    if known == str(CHECKOUT):
-        return
+        if known is not None and known.job_variables.get("working_dir") == str(CHECKOUT):
+            form = parameter_schema(campaign).model_dump_for_openapi()
+            if known.parameter_openapi_schema != form:
+                client.update_deployment(known.id, DeploymentUpdate(parameter_openapi_schema=form))
+            return
+    _deploy_all()
+
+
+def _deploy_all() -> None:
     command = [*PREFECT, "--no-prompt", "deploy", "--all"]
     done = subprocess.run(
         command, cwd=CHECKOUT, env=os.environ | {"PWD": str(CHECKOUT)}, capture_output=True, text=True, check=False

@@ -22,6 +22,7 @@ for name, value in environment.DEFAULTS.items():
     os.environ[name] = value
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would everything they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"  # what needs a server asks for the fixture
 environment.prepare(Path(os.environ["RATCHET_HOME"]))  # one Prefect database for the session, whatever home a test uses
 
 
@@ -31,6 +32,16 @@ def left_open() -> Iterator[None]:
     warnings are errors."""
     yield
     gc.collect()
+
+
+@pytest.fixture(scope="module")
+def prefect() -> Iterator[None]:
+    """A Prefect server. Its port is one that the kernel gives away once: Prefect's own temporary servers draw theirs from
+    `random`, which a training seeds, so two test workers could meet on one server and mark each other's runs as dead."""
+    from flows.services import prefect_api
+
+    with prefect_api(Path(os.environ["RATCHET_HOME"])):
+        yield
 
 
 @pytest.fixture

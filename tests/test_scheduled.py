@@ -14,6 +14,7 @@ from data.campaign import Campaign
 from tests.micro import SETS, micro
 
 ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.usefixtures("prefect")
 
 
 def test_the_deployment_agrees_with_the_code() -> None:
@@ -140,3 +141,29 @@ def test_a_stage_whose_end_was_lost_ends_as_its_run_did(home: Path) -> None:
         assert settle(quiet=0) == 0
         found = [client.read_task_run(stage).state for stage in stages]
     assert [state.name for state in found if state] == ["Completed", "Crashed", "Running"]
+
+
+def test_an_older_form_becomes_the_flows() -> None:
+    # Claim: a deployment that this checkout made before its form changed gets the new one; a schedule stays switched on.
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+    from prefect.client.schemas.schedules import CronSchedule
+    from prefect.utilities.callables import parameter_schema
+
+    from flows.scheduled import campaign
+    from flows.serve import CHECKOUT, DEPLOYMENT, POOL, deploy
+
+    with get_client(sync_client=True) as client:
+        name = DEPLOYMENT.partition("/")[2]
+        daily = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 2 * * *", timezone="UTC"), active=True)
+        flow = client.create_flow(campaign)
+        variables, old = {"working_dir": str(CHECKOUT)}, {"type": "object", "properties": {}}
+        client.create_deployment(flow, name, schedules=[daily], job_variables=variables, parameter_openapi_schema=old)
+        deploy()
+        known = client.read_deployment_by_name(DEPLOYMENT)
+        assert client.read_work_pool(POOL).type == "process"
+        assert known.parameter_openapi_schema == parameter_schema(campaign).model_dump_for_openapi()
+        assert [schedule.active for schedule in known.schedules] == [True]
+        unchanged = known.updated
+        deploy()
+        assert client.read_deployment_by_name(DEPLOYMENT).updated == unchanged
