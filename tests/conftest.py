@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("RATCHET_HOME", tempfile.mkdtemp(prefix="ratchet-tests-"))
@@ -20,6 +21,8 @@ from flows import environment
 
 for name, value in environment.DEFAULTS.items():
     os.environ[name] = value
+settings.register_profile("ratchet", deadline=None)  # what a claim costs is not the claim, and the cores are shared
+settings.load_profile("ratchet")
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would everything they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"  # what needs a server asks for the fixture

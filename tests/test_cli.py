@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -168,12 +167,10 @@ def test_json_of_a_campaign(
 
 
 def test_help_is_quick_and_has_examples() -> None:
-    # Claim: `--help` answers at once (no torch, no Prefect) and shows examples.
+    # Claim: `--help` imports nothing that takes seconds (no torch, no Prefect) and shows examples.
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    began = time.process_time(), time.time()
     command = [sys.executable, "-X", "importtime", "-m", "flows.cli", "run", "--help"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert time.time() - began[1] < 5
     assert "ratchet run tiny_raft" in done.stdout
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert not imported & {"torch", "prefect", "mlflow", "transformers", "trl", "vllm"}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data import tables
@@ -74,7 +74,6 @@ def test_guessable_prompts() -> None:
 WORDS = st.lists(st.sampled_from("abc"), min_size=1, max_size=6).map(" ".join)
 
 
-@settings(deadline=None)
 @given(st.lists(WORDS, max_size=8), st.sampled_from((0.3, 0.6, 1.0)))
 def test_no_near_duplicates(contents: list[str], likeness: float) -> None:
     # No two that stay are that alike, and each that goes is that like one that stays and stood before it.

@@ -163,7 +163,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=200) | st.lis
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(texts, max_size=4))
 def test_any_text_gets_a_finite_number_or_none(batch: list[str]) -> None:
     # Claim: no text, however odd, makes a feature raise, be infinite, or depend on what else is in its batch.
@@ -175,7 +175,7 @@ def test_any_text_gets_a_finite_number_or_none(batch: list[str]) -> None:
         assert values == [of(feature, text) for text in batch], name
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(texts)
 def test_patterns_count_as_pythons_re_does(text: str) -> None:
     # Claim: that RE2 goes on behind a match as if the text began there changes no count.

@@ -115,7 +115,7 @@ def test_planted_biases_are_found_and_kept_apart() -> None:
 VERDICT = st.sampled_from([0.0, 0.5, 1.0, None])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(st.integers(0, 4), st.sampled_from([0.0, 0.5, 1.0, None]), st.sampled_from([0.0, 0.5, 1.0, None])),

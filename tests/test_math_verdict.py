@@ -39,7 +39,7 @@ def _quiet() -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("ignore")  # sympy compiles what it reads
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(GOLD, TEXT, st.sampled_from(("", "A: 18", "the answer is 1,234.", "\\(\\boxed{-3}\\)")))
 def test_the_shortcut_reaches_math_verifys_verdict(gold: str, text: str, end: str) -> None:
     # Where the shortcut speaks, value, status and detail are what a worker would have said, whatever stands before.

@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data import tables
@@ -64,7 +64,6 @@ def check_pairs(pairs: list[Row], completions: list[Row]) -> list[tuple[Row, Row
     return both
 
 
-@settings(deadline=None)
 @given(GROUPS, st.integers(0, 3))
 def test_right_vs_wrong(groups: list[list[Any]], cap: int) -> None:
     # Chosen is right, rejected is wrong, no pair twice, within the cap; a prompt with both always gives a pair.
@@ -83,7 +82,6 @@ def test_right_vs_wrong(groups: list[list[Any]], cap: int) -> None:
         assert pair["margin"] == (1.0 if high is None or low is None else high - low)
 
 
-@settings(deadline=None)
 @given(GROUPS, st.sampled_from((0.0, 0.5, 1.0)), st.booleans())
 def test_best_vs_worst(groups: list[list[Any]], minimum: float, allow: bool) -> None:
     # At most one pair per prompt, its margin positive and not below the minimum; chosen is wrong only where that is allowed.
@@ -100,7 +98,6 @@ def test_best_vs_worst(groups: list[list[Any]], minimum: float, allow: bool) -> 
         assert reward[chosen["completion_id"]] == max(known)
 
 
-@settings(deadline=None)
 @given(GROUPS)
 def test_the_order_of_rows_changes_nothing(groups: list[list[Any]]) -> None:
     # Pairs and their audit are the same for any order of the completions.
@@ -114,7 +111,6 @@ def test_the_order_of_rows_changes_nothing(groups: list[list[Any]]) -> None:
         assert audit_pairs(pairs[::-1], other, turned, scores) == audit_pairs(pairs, completions, reward, scores)
 
 
-@settings(deadline=None)
 @given(GROUPS, st.sampled_from((0.25, 1.0, 2.0)), st.integers(0, 3), st.booleans())
 def test_all_over_margin(groups: list[list[Any]], minimum: float, cap: int, allow: bool) -> None:
     # Every pair is wide enough and none is missing but for the cap, which keeps the widest; wrong is chosen only where allowed.
@@ -129,7 +125,6 @@ def test_all_over_margin(groups: list[list[Any]], minimum: float, cap: int, allo
         assert [pair["margin"] for pair in pairs if pair["prompt_id"] == f"p{p}"] == margins[: cap or None]
 
 
-@settings(deadline=None)
 @given(GROUPS)
 def test_most_vs_least_voted(groups: list[list[Any]]) -> None:
     # At most one pair a prompt; the margin is positive and is the weight; a majority below the minimum gives none.
@@ -142,7 +137,6 @@ def test_most_vs_least_voted(groups: list[list[Any]]) -> None:
         assert reward[pair["chosen_id"]] >= 0.5
 
 
-@settings(deadline=None)
 @given(GROUPS, st.integers(2, 5), st.sampled_from((0.1, 1.0, 100.0)))
 def test_rejection_sampled_pairs(groups: list[list[Any]], count: int, beta: float) -> None:
     # Two accepted completions a pair, the better one chosen, none in two pairs; the accepted are those RSO's selector takes.
@@ -156,7 +150,6 @@ def test_rejection_sampled_pairs(groups: list[list[Any]], count: int, beta: floa
     assert set(sides) <= taken
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.tuples(st.lists(st.sampled_from("ab"), max_size=4), st.booleans()), max_size=5), max_size=3))
 def test_prefix_pairs_part_at_the_first_wrong_step(groups: list[list[tuple[list[str], bool]]]) -> None:
     # Right against wrong, with whole steps in common, and no other right answer shares more of them.
@@ -217,7 +210,6 @@ def test_the_same_text_right_and_cut_is_no_pair() -> None:
     assert right_vs_wrong(*judged([[("a", "stop", 1.0, 1.0, 3), ("a", "length", 0.0, 0.0, 3)]])) == []
 
 
-@settings(deadline=None)
 @given(GROUPS)
 def test_audit_is_plain_json(groups: list[list[Any]]) -> None:
     # An audit holds no NaN, its counts add up, and it finds no fault in our own pairs.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data import tables
@@ -94,7 +94,6 @@ def test_what_cannot_be_is_refused() -> None:
         micro("tiny_dpo", "pool.contrast=worse")
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(SAMPLE, max_size=6), max_size=3), st.integers(0, 3), st.booleans())
 def test_pairs_across_origins(groups: list[list[Any]], cap: int, allow: bool) -> None:
     # Each side from its origin, never the same text, never a cut or (unless allowed) a wrong one chosen, ties no pair.

@@ -66,7 +66,7 @@ def test_the_worked_example() -> None:
     assert "6+0+0=06;6+5+0=11;...;#9016" in addition.__doc__
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.integers(0, 10**6))
 def test_problems_are_distinct_both_ways_round(seed: int) -> None:
     # 12+34 and 34+12 never both come up; every length does; what is drawn depends on the seed alone
@@ -95,7 +95,7 @@ def test_the_seed_set_has_the_size_and_shares_it_was_asked_for(count: int) -> No
     assert abs(lengths.count(3) - addition.THREE_DIGITS * count) <= 0.5
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.integers(0, 10**6))
 def test_tiny_splits_share_no_problem_nor_its_mirror(seed: int) -> None:
     # nothing a model is trained on is asked again, not even turned round
@@ -238,7 +238,7 @@ def test_columns_are_found_by_name_or_told(tmp_path: Path) -> None:
         assert len(split(jsonl(tmp_path / "p.jsonl", [{name: f"{i}?"} for i in range(6)]))["rounds"]) == 2
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sets(st.integers(0, 39), min_size=8), st.integers(0, 20), st.randoms())
 def test_what_was_trained_on_is_never_measured_on_when_a_file_grows(
     tmp_path: Path, first: set[int], limit: int, chance: Any

@@ -305,7 +305,7 @@ def changed(changes: Mapping[str, Any]) -> Recipe:
     return build(values, "test")
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(CHANGED, CHANGED)
 def test_differences_are_what_changed_and_hardware_never_is(one: dict[str, Any], two: dict[str, Any]) -> None:
     # no line exactly where the recipes mean the same work (1, 1.0, true and "-" are different), a line for each place else

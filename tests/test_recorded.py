@@ -248,7 +248,7 @@ selector = "all_correct"
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.lists(st.tuples(st.text(max_size=3), st.integers(0, 9)), max_size=4), max_size=4))
 def test_a_list_column_is_n_rows(groups: list[list[tuple[str, int]]]) -> None:
     # n samples in one row, and a row per sample, are the same completions with the same values beside them

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import ModelError
@@ -28,7 +28,6 @@ def recipe_of(folder: Path, config: dict[str, Any], *sets: str) -> Recipe:
     return load("raft", ["generate.batch=0", *sets], {"model.path": str(folder), "prompts.path": "p.jsonl"})
 
 
-@settings(deadline=None)  # the first one imports torch
 @given(st.integers(0, 2**40), st.integers(0, 2**40))
 def test_more_memory_never_decodes_less_together(one: int, more: int) -> None:
     # the size is a power of two between 1 and the most, grows with memory, and what a recipe says goes before it

@@ -313,7 +313,7 @@ def test_a_regex_bomb_costs_a_second() -> None:
     # Catastrophic backtracking on hostile text stops, as a time-out without a value.
     start = time.monotonic()
     assert one(form.format, None, "a" * 5000 + "b", pattern="(a|aa)+") == Score(None, "timeout")
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data import tables
@@ -44,7 +44,6 @@ def shuffled(completions: list[Row], reward: dict[str, Any]) -> tuple[list[Row],
     return random.Random(1).sample(completions, len(completions)), dict(reversed(reward.items()))
 
 
-@settings(deadline=None)
 @given(GROUPS, st.integers(0, 3), st.booleans())
 def test_all_correct(groups: list[list[Any]], cap: int, deduplicate: bool) -> None:
     # Selected is right, finished, once per text, within the cap, of its own prompt; nothing that qualifies is left out.
@@ -64,7 +63,6 @@ def test_all_correct(groups: list[list[Any]], cap: int, deduplicate: bool) -> No
         assert chosen == (expected[:cap] if cap else expected)
 
 
-@settings(deadline=None)
 @given(GROUPS, st.sampled_from((None, 0.0, 1.0)))
 def test_best_of_n(groups: list[list[Any]], minimum: float | None) -> None:
     # At most one per prompt: the first finished sample with the highest known reward; null never wins.
@@ -78,7 +76,6 @@ def test_best_of_n(groups: list[list[Any]], minimum: float | None) -> None:
             assert f"p{p}" not in selected
 
 
-@settings(deadline=None)
 @given(GROUPS)
 def test_the_order_of_rows_changes_nothing(groups: list[list[Any]]) -> None:
     # Selections and their audit are the same for any order of the completions.
@@ -91,7 +88,6 @@ def test_the_order_of_rows_changes_nothing(groups: list[list[Any]]) -> None:
         assert audit_selection(selected[::-1], other, turned, scores) == audit_selection(selected, completions, reward, scores)
 
 
-@settings(deadline=None)
 @given(GROUPS, st.sampled_from((0.25, 0.5, 1.0)))
 def test_top_share(groups: list[list[Any]], share: float) -> None:
     # So many of the finished completions with a reward, and none left out is better than one taken.
@@ -106,7 +102,6 @@ def test_top_share(groups: list[list[Any]], share: float) -> None:
     assert not taken or not left or min(reward[key] for key in taken) >= max(left)
 
 
-@settings(deadline=None)
 @given(GROUPS, st.integers(1, 3))
 def test_shortest_and_diverse_take_right_ones(groups: list[list[Any]], cap: int) -> None:
     # Right and finished, each text once, up to the cap; the shortest are not longer than what is left.
@@ -161,7 +156,6 @@ def judged_apart(groups: list[list[Any]]) -> Any:
     return rows, reward, {"verifier": dict.fromkeys(reward, 1.0)}
 
 
-@settings(deadline=None)
 @given(GROUPS)
 def test_audit_is_plain_json(groups: list[list[Any]]) -> None:
     # An audit holds no NaN, and its counts add up.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks import verify_pool
@@ -61,7 +61,6 @@ def test_cosine_length() -> None:
     assert shaping.cosine_length(prompts, completions, max_tokens=100, verdicts=[1.0]) == [Score(-10.0)]
 
 
-@settings(deadline=None)
 @given(GROUPS)
 def test_shaping_is_bounded_and_prefers_short_right_ones(groups: list[list[tuple[int, float | None]]]) -> None:
     # Within a prompt, among right answers a shorter one never gets less; no verdict, no value; nothing leaves its range.

@@ -100,7 +100,7 @@ def test_a_value_json_cannot_hold_has_no_key() -> None:
         _ = replace(JOB, settings={"x": float("nan")}).key
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(FILES, FILES)
 def test_a_digest_is_the_names_and_bytes_of_the_files(tmp_path_factory: pytest.TempPathFactory, one: Any, two: Any) -> None:
     # equal files give equal digests whatever their times and order of writing; any other byte or name gives another one
@@ -495,7 +495,7 @@ def test_without_a_stamp_everything_is_hashed(store: Store, whole: Artifact) -> 
     assert found.absent == "damaged"
 
 
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(min_value=0), bit=st.integers(0, 7))
 def test_verify_sees_any_flipped_bit(store: Store, place: int, bit: int) -> None:
     # no bit of a payload can change unseen

@@ -30,9 +30,7 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {
     tables.MESSAGES: st.lists(st.fixed_dictionaries({"role": TEXT, "content": TEXT}), max_size=2),
 }
 SCHEMAS = {name: value for name, value in vars(tables).items() if isinstance(value, pa.Schema)}
-QUICK = settings(
-    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-)
+QUICK = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
 
 def rows_of(schema: pa.Schema) -> st.SearchStrategy[list[dict[str, Any]]]:
