@@ -9,6 +9,8 @@ equally many in every arm (tests/judges.py). dpo trains on the pairs, raft on th
 
     random             noise: what training on pairs does by itself
     likelihood         mean log-probability per token under the head: the policy is its own judge
+    cream              dpo: the same, each pair's label softened by how far the checkpoint before ranks its prompt alike
+                       (CREAM; that checkpoint is the base, so in two rounds at most)
     consensus          share of the prompt's samples with the same answer: self-consistency as reward
     taught             a reward model that has seen right and wrong solutions of the seed's problems (tests/judge_worlds.py)
     taught-3           three of them, each of samples of its own: the mean of what they say less its standard deviation
@@ -55,19 +57,21 @@ def judges_of(arm: str, world: str) -> list[Row]:
     entries: dict[str, Row] = {
         "random": {"scorer": "tests.judges:random_judge"},
         "likelihood": {"scorer": "mean_logprob", "checkpoint": "policy"},
+        "cream": {"scorer": "mean_logprob", "checkpoint": "policy"},
         "consensus": {"scorer": "votes", "settings": {"after": WORLDS[world].after}},
         "taught": {"scorer": "reward_model"},
         "planted": {"scorer": "tests.judges:planted_judge", "settings": {"auroc": float(number or 1)}},
     }
     count = int(number or 1) if name == "taught" else 1
-    return [{**entries[name], "name": f"judge{place or ''}"} for place in range(count)]
+    before = [{"scorer": "mean_logprob", "checkpoint": "base", "name": "before", "weight": 0.0}] if name == "cream" else []
+    return [{**entries[name], "name": f"judge{place or ''}"} for place in range(count)] + before
 
 
 def campaign(home: Path, world: str, method: str, arm: str, seed: int, rounds: int, sets: Sequence[str]) -> Campaign:
     from flows.improve import improve
 
     settings = {"after": WORLDS[world].after, "count": PAIRS}
-    choice = {
+    choice: Row = {
         "dpo": {"pair": {"pairer": "tests.judges:sure_pairs", "settings": settings}},
         "raft": {"select": {"selector": "tests.judges:sure_best", "settings": settings}},
     }[method]
@@ -76,7 +80,10 @@ def campaign(home: Path, world: str, method: str, arm: str, seed: int, rounds: i
     for place, judge in enumerate(judges):
         if judge["scorer"] == "reward_model":
             judge["checkpoint"] = str(taught(home, recipes.load("tiny_raft", given, {"score": [verifier]}), place))
-    how = {"score": [{**verifier, "weight": 0.0}, *judges], "reward": {"how": "pessimistic" if len(judges) > 1 else "sum"}}
+    several = sum(judge.get("weight", 1.0) > 0 for judge in judges) > 1
+    how = {"score": [{**verifier, "weight": 0.0}, *judges], "reward": {"how": "pessimistic" if several else "sum"}}
+    if arm == "cream":
+        choice["mitigate"] = [{"mitigation": "agreed", "settings": {"one": "judge", "other": "before"}}]
     recipe = recipes.load(f"tiny_{method}", given, {**how, "health": {"samples": 0}, **choice})
     name = f"{method}-{arm}-{seed}-{rounds}"
     started = Campaign.start(home, name if world == "addition" else f"{world}-{name}", recipe)
