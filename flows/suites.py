@@ -57,7 +57,7 @@ def suite_file(stages: Stages, suite: Suite, what: str, prompts: Artifact) -> Ar
     )
     if what == "completions":
         return stages.do(f"suite/{suite.name}/completions", "import_completions", settings, inputs)
-    settings["answer_after"] = suite.answer_after
+    settings |= {"answer_after": suite.answer_after, "trained": stages.recipe.prompts.template}
     return stages.do(f"suite/{suite.name}/prompts", "read_prompts", settings, {**inputs, "prompts": prompts})
 
 

@@ -40,11 +40,19 @@ def test_every_round_answers_the_suites(run_micro: Callable[..., Any], tmp_path:
 
 
 def test_what_is_measured_is_not_trained_on(run_micro: Callable[..., Any], tmp_path: Path) -> None:
-    # a suite that shares a prompt with the seed or rounds split is refused before anything is trained
+    # a suite that shares a prompt with the seed or rounds split is refused before anything is trained, in other words too
     pairs = [(a, b) for a in range(10, 100) for b in range(10, 100)]
     path = problems(tmp_path / "near.jsonl", *pairs)
     with pytest.raises(Exception, match="expected prompts that are only measured"):
         run_micro("tiny_control", "rounds=1", f'suites=[{{name="near", path="{path}"}}]')
+    with pytest.raises(Exception, match="expected prompts that are only measured"):
+        run_micro(
+            "tiny_control", "rounds=1", f'suites=[{{name="near", path="{path}", template="What is {{prompt}}"}}]', name="b"
+        )
+    polite = [{**json.loads(line), "system": "Be brief."} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in polite))
+    with pytest.raises(Exception, match="expected prompts that are only measured"):
+        run_micro("tiny_control", "rounds=1", f'suites=[{{name="near", path="{path}", map={{system="system"}}}}]', name="c")
 
 
 def measured(value: float, low: float, high: float) -> dict[str, Metric]:
