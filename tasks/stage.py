@@ -170,11 +170,17 @@ def turn_on_gpu(job: Job, hardware: Hardware, notes: Notes) -> Iterator[None]:
 
 
 def on_gpu(job: Job, hardware: Hardware) -> bool:
-    """Whether a stage computes on a GPU: it loads models itself (torch shapes its output), or a part of it takes a device."""
+    """Whether a stage computes on a GPU: it loads models itself (torch shapes its output), or a part of it takes a device.
+
+    One whose engine takes no device asks a model that stands elsewhere.
+    """
     from tasks.parts import takes_device
 
-    models = "torch" in job.libraries or any(takes_device(*part.split(":", 1)) for part in job.parts)
-    return models and device_of(hardware) == "cuda"
+    takes = {part: takes_device(*part.split(":", 1)) for part in job.parts}
+    engines = [taken for part, taken in takes.items() if part.startswith("engines:")]
+    elsewhere = bool(engines) and not any(engines)
+    models = "torch" in job.libraries or any(takes.values())
+    return models and not elsewhere and device_of(hardware) == "cuda"
 
 
 def launched(stage: str, hardware: Hardware) -> bool:

@@ -11,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -143,7 +144,7 @@ def test_a_killed_run_frees_the_gpu_at_once(tmp_path: Path, source: Path) -> Non
 
 
 def test_what_needs_no_gpu_passes(tmp_path: Path) -> None:
-    # Claim: a stage that loads no model does not queue for the GPU; one that binds a part which takes a device does.
+    # Claim: a stage that loads no model, or asks a server, does not queue for the GPU; one whose part takes a device does.
     from tasks.stage import on_gpu
 
     settings = {name: module_of(name).Settings for name in ("draw", "score", "generate", "train", "logprobs")}
@@ -152,6 +153,24 @@ def test_what_needs_no_gpu_passes(tmp_path: Path) -> None:
     own = settings["score"](scorer="tests.test_gpu_lock:judge", settings={}, split="rounds")
     assert on_gpu(describe("score", own, {}, 0), GPU)
     assert not on_gpu(describe("score", own, {}, 0), Hardware(device="cpu"))
+    server = {"url": "http://127.0.0.1:9/v1", "model": "m"}
+    asks = {"template": "additive5", "engine": "endpoint", "engine_settings": server}
+    for how, taken in ((asks, False), ({"template": "additive5"}, True)):
+        judged = settings["score"](scorer="judge", settings=how, split="rounds")
+        assert on_gpu(describe("score", judged, {}, 0), GPU) == taken
+    drawn: dict[str, Any] = {
+        "dtype": "float32",
+        "split": "rounds",
+        "n": 1,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "max_tokens": 8,
+        "batch": 8,
+        "shard": 8,
+    }
+    for engine, taken in (("endpoint", False), ("transformers", True)):
+        how = settings["generate"](engine=engine, settings=server if engine == "endpoint" else {}, **drawn)
+        assert on_gpu(describe("generate", how, {}, 0), GPU) == taken
     for stage in ("generate", "train", "logprobs"):
         assert "torch" in module_of(stage).LIBRARIES
 
