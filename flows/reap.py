@@ -54,27 +54,48 @@ def reap() -> list[str]:
 
 
 def settle(quiet: float = 20.0) -> int:
-    """Give stages that still run in a run that ended `quiet` seconds ago the end of that run; returns how many.
+    """Say the end of what ended `quiet` seconds ago or more and could not say so itself; returns how many runs and stages.
 
-    A run reports its own end to the server and waits for the answer, but its stages' ends travel as events, and what a server
-    holds in memory when it is killed is lost. Stages of a run that completed had completed; the others died with theirs.
+    A run that is being cancelled while nobody holds its campaign is Cancelled: its worker reports that, unless the database is
+    too busy just then. And stages that still run in a run that ended: a run waits for the server's answer to its end, but its
+    stages' ends travel as events, and what a server holds in memory when it is killed is lost. Stages of a run that completed
+    had completed; the others died with theirs.
     """
     from prefect.client.orchestration import get_client
+
+    before = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=quiet)
+    with get_client(sync_client=True) as client:
+        return _cancel(client, before) + _end_stages(client, before)
+
+
+def _cancel(client: SyncPrefectClient, before: datetime.datetime) -> int:
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import Cancelled
+
+    settled = 0
+    for run in _running(client):
+        asked = run.state is not None and run.state.type == StateType.CANCELLING and run.state.timestamp <= before
+        found = campaign_of(run) if asked else None
+        if found and not Campaign.runs(*found):
+            client.set_flow_run_state(run.id, Cancelled(message="its process is gone"), force=True)
+            settled += 1
+    return settled
+
+
+def _end_stages(client: SyncPrefectClient, before: datetime.datetime) -> int:
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterEndTime, FlowRunFilterState
     from prefect.client.schemas.filters import FlowRunFilterStateType as Types
     from prefect.client.schemas.objects import StateType
     from prefect.states import Completed
 
-    before = FlowRunFilterEndTime(before_=datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=quiet))
     done: State[None] = Completed(message="its run completed; the report of its own end was lost with the server")
     ends = {StateType.COMPLETED: done, **dict.fromkeys((StateType.FAILED, StateType.CRASHED, StateType.CANCELLED), _crashed())}
     settled = 0
-    with get_client(sync_client=True) as client:
-        for ended, end in ends.items():
-            runs = FlowRunFilter(state=FlowRunFilterState(type=Types(any_=[ended])), end_time=before)
-            for stage in _unfinished(client, runs):
-                client.set_task_run_state(stage.id, end, force=True)
-                settled += 1
+    for ended, end in ends.items():
+        state = FlowRunFilterState(type=Types(any_=[ended]))
+        for stage in _unfinished(client, FlowRunFilter(state=state, end_time=FlowRunFilterEndTime(before_=before))):
+            client.set_task_run_state(stage.id, end, force=True)
+            settled += 1
     return settled
 
 

@@ -132,7 +132,7 @@ def _reap() -> None:
 
 
 def _settle(stop: threading.Event, every: float = 20.0) -> None:
-    """Until told to stop, end the stages whose own end the server did not hear of."""
+    """Until told to stop, end what ended without the server's hearing of it."""
     import httpx
 
     from flows.reap import settle
@@ -142,7 +142,7 @@ def _settle(stop: threading.Event, every: float = 20.0) -> None:
             settle()
         except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: Prefect's client found no server; it is started again
             if not stop.is_set():
-                out.print(f"did not look for stages without an end, will in {every:.0f} s: {error}", markup=False)
+                out.print(f"did not look for what ended unheard, will in {every:.0f} s: {error}", markup=False)
         stop.wait(every)
 
 

@@ -49,7 +49,7 @@ STAGES = {
 }
 OVERRIDES = [*SETS, "rounds=1"]
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-PATIENCE = 400  # seconds; where its worker does not get to report a cancelled run, Prefect marks it after 300
+PATIENCE = 400  # seconds
 
 
 class Stand:

@@ -143,6 +143,23 @@ def test_a_stage_whose_end_was_lost_ends_as_its_run_did(home: Path) -> None:
     assert [state.name for state in found if state] == ["Completed", "Crashed", "Running"]
 
 
+def test_a_cancelled_run_that_nobody_reports_is_cancelled(home: Path) -> None:
+    # Claim: a run asked to stop a while ago, whose campaign nobody holds, becomes Cancelled; while somebody does it is let be.
+    from prefect.client.orchestration import get_client
+    from prefect.states import Cancelling
+
+    from flows.reap import settle
+
+    held = Campaign.start(home, "slow", micro())
+    gone, slow = (dead_run({"order": {"name": name, "home": str(home), "recipe": "tiny_raft"}}) for name in ("gone", "slow"))
+    with get_client(sync_client=True) as client, held.running():
+        for run in (gone, slow):
+            client.set_flow_run_state(run, Cancelling(), force=True)
+        assert settle(quiet=3600) == 0
+        assert settle(quiet=0) == 1
+    assert (state_of(gone), state_of(slow)) == ("Cancelled", "Cancelling")
+
+
 def test_an_older_form_becomes_the_flows() -> None:
     # Claim: a deployment that this checkout made before its form changed gets the new one; a schedule stays switched on.
     from prefect.client.orchestration import get_client
