@@ -53,19 +53,20 @@ def reap() -> list[str]:
     return dead
 
 
-def settle(quiet: float = 20.0) -> int:
-    """Say the end of what ended `quiet` seconds ago or more and could not say so itself; returns how many runs and stages.
+def settle(quiet: float = 20.0, patience: float = 90.0) -> int:
+    """Say the end of what ended and could not say so itself; returns how many runs and stages.
 
-    A run that is being cancelled while nobody holds its campaign is Cancelled: its worker reports that, unless the database is
-    too busy just then. And stages that still run in a run that ended: a run waits for the server's answer to its end, but its
-    stages' ends travel as events, and what a server holds in memory when it is killed is lost. Stages of a run that completed
-    had completed; the others died with theirs.
+    A run that was asked to stop `patience` seconds ago, and whose campaign nobody holds, is Cancelled: its worker reports that
+    and tries for a minute, and gives up where the database is too busy. Stages that still run in a run that ended `quiet`
+    seconds ago end with it: a run waits for the server's answer to its end, but its stages' ends travel as events, and what a
+    server holds in memory when it is killed is lost. Stages of a run that completed had completed; others died with theirs.
     """
     from prefect.client.orchestration import get_client
 
-    before = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=quiet)
+    now = datetime.datetime.now(datetime.UTC)
+    ago = datetime.timedelta(seconds=1)
     with get_client(sync_client=True) as client:
-        return _cancel(client, before) + _end_stages(client, before)
+        return _cancel(client, now - patience * ago) + _end_stages(client, now - quiet * ago)
 
 
 def _cancel(client: SyncPrefectClient, before: datetime.datetime) -> int:

@@ -155,8 +155,8 @@ def test_a_cancelled_run_that_nobody_reports_is_cancelled(home: Path) -> None:
     with get_client(sync_client=True) as client, held.running():
         for run in (gone, slow):
             client.set_flow_run_state(run, Cancelling(), force=True)
-        assert settle(quiet=3600) == 0
-        assert settle(quiet=0) == 1
+        assert settle(patience=3600) == 0
+        assert settle(patience=0) == 1
     assert (state_of(gone), state_of(slow)) == ("Cancelled", "Cancelling")
 
 
