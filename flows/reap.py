@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -63,13 +63,12 @@ def settle(quiet: float = 20.0, patience: float = 90.0) -> int:
     """
     from prefect.client.orchestration import get_client
 
-    now = datetime.datetime.now(datetime.UTC)
-    ago = datetime.timedelta(seconds=1)
+    now = datetime.now(UTC)
     with get_client(sync_client=True) as client:
-        return _cancel(client, now - patience * ago) + _end_stages(client, now - quiet * ago)
+        return _cancel(client, now - timedelta(seconds=patience)) + _end_stages(client, now - timedelta(seconds=quiet))
 
 
-def _cancel(client: SyncPrefectClient, before: datetime.datetime) -> int:
+def _cancel(client: SyncPrefectClient, before: datetime) -> int:
     from prefect.client.schemas.objects import StateType
     from prefect.states import Cancelled
 
@@ -83,7 +82,7 @@ def _cancel(client: SyncPrefectClient, before: datetime.datetime) -> int:
     return settled
 
 
-def _end_stages(client: SyncPrefectClient, before: datetime.datetime) -> int:
+def _end_stages(client: SyncPrefectClient, before: datetime) -> int:
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterEndTime, FlowRunFilterState
     from prefect.client.schemas.filters import FlowRunFilterStateType as Types
     from prefect.client.schemas.objects import StateType
