@@ -134,10 +134,10 @@ def show(arm: str, seed: int, made: Campaign) -> list[float]:
 
 
 def report(accuracy: Mapping[str, Mapping[int, Sequence[float]]]) -> None:
-    """Each arm's change of greedy accuracy by each round, and its difference to the random arm, seed by seed."""
+    """Each arm's change of greedy accuracy by each round, and its difference to the random arm, seed by seed; CREAM's also to
+    the judge whose labels it softens."""
     from tasks.measure import t_interval
 
-    random = accuracy.get("random", {})
     rounds = min(len(line) for by_seed in accuracy.values() for line in by_seed.values())
     for number in range(1, rounds):
         for arm, by_seed in accuracy.items():
@@ -145,10 +145,12 @@ def report(accuracy: Mapping[str, Mapping[int, Sequence[float]]]) -> None:
             line = (
                 f"round {number} {arm:<14}change {change.mean():+6.1f} {interval(t_interval(change))} over {len(change)} seeds"
             )
-            shared = sorted(by_seed.keys() & random.keys())
-            if shared and arm != "random":
-                over = np.array([by_seed[seed][number] - random[seed][number] for seed in shared])
-                line += f"; over random {over.mean():+6.1f} {interval(t_interval(over))}"
+            for rival in ("random", "likelihood") if arm == "cream" else ("random",):
+                other = accuracy.get(rival, {})
+                shared = sorted(by_seed.keys() & other.keys())
+                if shared and arm != rival:
+                    over = np.array([by_seed[seed][number] - other[seed][number] for seed in shared])
+                    line += f"; over {rival} {over.mean():+6.1f} {interval(t_interval(over))}"
             print(line)
 
 
