@@ -102,18 +102,12 @@ class Loss(BaseModel):
         return self
 
     def _unread(self) -> list[str]:
-        """Settings that were changed and that this loss would ignore: saying so beats a silent no-op.
-
-        But for beta and the reference: most losses read them, and who tries another loss need not put them back.
-        """
+        """Settings that were changed and that this loss would ignore: saying so beats a silent no-op."""
+        fields = ("terms", "smoothing", "weighted", "offset", "length")
         defaults = Loss.model_fields
-        read = {"name", "beta", "reference", *self.kind.reads} - (set() if self.name in SMOOTHED else {"smoothing"})
-        read |= {"ema_decay"} if self.kind.reference and self.reference == "ema" else set()
-        return [
-            name
-            for name in defaults
-            if name not in read and getattr(self, name) != defaults[name].get_default(call_default_factory=True)
-        ]
+        changed = [name for name in fields if getattr(self, name) != defaults[name].get_default(call_default_factory=True)]
+        ignored = [name for name in changed if name not in self.kind.reads]
+        return ignored + ["smoothing"] * (self.smoothing > 0 and "smoothing" not in ignored and self.name not in SMOOTHED)
 
     def _terms_allowed(self) -> tuple[str, ...]:
         by_trainer = {"dpo": (*DPO, "sft", "nll"), "cpo": ("sft",), "listwise": ("nll",)}

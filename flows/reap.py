@@ -53,7 +53,7 @@ def reap() -> list[str]:
     return dead
 
 
-def settle(quiet: float = 20.0, patience: float = 90.0) -> int:
+def settle(quiet: float = 60.0, patience: float = 90.0) -> int:
     """Say the end of what ended and could not say so itself; returns how many runs and stages.
 
     A run that was asked to stop `patience` seconds ago, and whose campaign nobody holds, is Cancelled: its worker reports that
@@ -65,7 +65,8 @@ def settle(quiet: float = 20.0, patience: float = 90.0) -> int:
 
     now = datetime.now(UTC)
     with get_client(sync_client=True) as client:
-        return _cancel(client, now - timedelta(seconds=patience)) + _end_stages(client, now - timedelta(seconds=quiet))
+        ended = _end_stages(client, now - timedelta(seconds=quiet))
+        return ended + _cancel(client, now - timedelta(seconds=patience))
 
 
 def _cancel(client: SyncPrefectClient, before: datetime) -> int:
@@ -83,18 +84,16 @@ def _cancel(client: SyncPrefectClient, before: datetime) -> int:
 
 
 def _end_stages(client: SyncPrefectClient, before: datetime) -> int:
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterEndTime, FlowRunFilterState
-    from prefect.client.schemas.filters import FlowRunFilterStateType as Types
-    from prefect.client.schemas.objects import StateType
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterEndTime
     from prefect.states import Completed
 
     done: State[None] = Completed(message="its run completed; the report of its own end was lost with the server")
-    ends = {StateType.COMPLETED: done, **dict.fromkeys((StateType.FAILED, StateType.CRASHED, StateType.CANCELLED), _crashed())}
     settled = 0
-    for ended, end in ends.items():
-        state = FlowRunFilterState(type=Types(any_=[ended]))
-        for stage in _unfinished(client, FlowRunFilter(state=state, end_time=FlowRunFilterEndTime(before_=before))):
-            client.set_task_run_state(stage.id, end, force=True)
+    for stage in _unfinished(client, FlowRunFilter(end_time=FlowRunFilterEndTime(before_=before))):
+        assert stage.flow_run_id is not None  # the filter is about its run
+        run = client.read_flow_run(stage.flow_run_id)
+        if campaign_of(run) and run.state is not None and run.state.is_final():
+            client.set_task_run_state(stage.id, done if run.state.is_completed() else _crashed(), force=True)
             settled += 1
     return settled
 
@@ -102,7 +101,7 @@ def _end_stages(client: SyncPrefectClient, before: datetime) -> int:
 def campaign_of(run: FlowRun) -> tuple[Path, str] | None:
     """Home and name of the campaign that a run runs; None for a flow of somebody else's that bears the same name."""
     order: Any = run.parameters.get("order", run.parameters)
-    if not isinstance(order, dict) or not isinstance(order.get("name"), str):
+    if not isinstance(order, dict) or not isinstance(order.get("name"), str) or not isinstance(order.get("home", ""), str):
         return None
     return environment.home_of(Path(order["home"]) if order.get("home") else None), order["name"]
 

@@ -66,10 +66,10 @@ class Stages:
         return self.do("base", "train", settings, {"checkpoint": fresh, "seed_data": prompts}, self.seed("base", 0))
 
     # -- a round ----------------------------------------------------------------------------------------------------
-    def draw(self, prompts: Artifact, earlier: Mapping[str, Artifact]) -> Artifact:
+    def draw(self, prompts: Artifact) -> Artifact:
         split = "seed" if self.recipe.pool.given else "rounds"
         settings = {"round": self.number, "count": self.recipe.prompts.per_round, "split": split}
-        return self.do("draw", "draw", settings, {"prompts": prompts, **earlier}, self.seed("draw", 0))
+        return self.do("draw", "draw", settings, {"prompts": prompts}, self.seed("draw", 0))
 
     def import_completions(self) -> Artifact:
         """A copy of the file of recorded completions."""
@@ -146,7 +146,9 @@ class Stages:
         g = self.recipe.generate
         settings = {
             **self.train_settings(self.recipe.train, self.recipe.loss),
-            "rewards": [{"scorer": s.scorer, "settings": s.settings, "weight": s.weight} for s in self.recipe.score],
+            "rewards": [
+                {"name": s.label, "scorer": s.scorer, "settings": s.settings, "weight": s.weight} for s in self.recipe.score
+            ],
             **{name: getattr(g, name) for name in ("n", "temperature", "top_p", "max_tokens")},
             "together": decoded_together(self.recipe),
         }

@@ -23,10 +23,8 @@ def take(
 
 
 def drawn(stages: Stages, store: Store, so_far: list[Round], prompts: Artifact) -> Artifact:
-    """The round's prompts. Curating may change from round to round what there is to draw, so what was drawn is told then."""
-    known = {f"drawn/{r.round}": held(store, r.artifacts["draw"]) for r in so_far if "draw" in r.artifacts}
-    earlier = known if stages.recipe.curate else {}
-    return stages.draw(stages.curate(prompts, sampled_before(stages, store, so_far)), earlier)
+    """The round's prompts."""
+    return stages.draw(stages.curate(prompts, sampled_before(stages, store, so_far)))
 
 
 def sample(

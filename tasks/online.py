@@ -12,6 +12,7 @@ from data.errors import ReferenceMismatch
 from tasks import models
 from tasks import parts as shelves
 from tasks.reward import UNKNOWN
+from tasks.scorers import Score
 from tasks.train import Settings as TrainSettings
 from tasks.train import adapted, run, write_checkpoint, write_log
 from tasks.train import libraries as libraries  # which adapters take, as there
@@ -26,6 +27,7 @@ Row = dict[str, Any]
 
 
 class Reward(BaseModel):
+    name: str  # TRL logs it under this name
     scorer: str
     settings: dict[str, Any]
     weight: float
@@ -105,12 +107,17 @@ def _in_batches(kind: type[Any], together: int) -> type[Any]:
     """The trainer, sampling so many completions at once: TRL would hold the caches of a whole optimizer step."""
 
     class InBatches(kind):  # type: ignore[misc]
-        def _generate_single_turn(self, prompt_ids: Sequence[Any], *rest: Any, **more: Any) -> Any:
-            begin = super()._generate_single_turn
-            drawn = [begin(prompt_ids[i : i + together], *rest, **more) for i in range(0, len(prompt_ids), together)]
+        def _generate_single_turn(
+            self, prompt_ids: Sequence[Any], images: Any, multimodal_fields: Row, *rest: Any, **more: Any
+        ) -> Any:
+            drawn = []
+            for start in range(0, len(prompt_ids), together):
+                some = slice(start, start + together)
+                fields = {name: values[some] for name, values in multimodal_fields.items()}  # of text: token types, by row
+                drawn.append(super()._generate_single_turn(prompt_ids[some], images, fields, *rest, **more))
             if isinstance(drawn[0], tuple):  # GRPO: with log-probabilities, which only vLLM has
-                return [ids for some, _ in drawn for ids in some], None
-            return [ids for some in drawn for ids in some]
+                return [ids for those, _ in drawn for ids in those], None
+            return [ids for those in drawn for ids in those]
 
     InBatches.__name__ = kind.__name__
     return InBatches
@@ -119,8 +126,9 @@ def _in_batches(kind: type[Any], together: int) -> type[Any]:
 def _rewards(work: Work, tokenizer: Any, prompts: Sequence[Row]) -> list[Callable[..., list[float | None]]]:
     """The recipe's scorers as TRL's reward functions, one each, called in this order on the same completions.
 
-    None (does not apply) leaves TRL's sum. Where one scorer's word is unknown all say None, as a round's reward would be: TRL
-    then leaves the completion out of its group's mean and gives it no advantage. An answer that was cut is scored as cut.
+    None (does not apply) leaves TRL's sum. A completion of which a scorer's word is unknown, or that none applies to, has no
+    reward, as in a round (those of weight 0 only watch): all say None of it, and TRL leaves it out of its group's mean and
+    gives it no advantage. An answer that was cut is scored as cut.
     """
     s: Settings = work.settings
     scorers = [shelves.bind("scorers", r.scorer, r.settings, workers=work.hardware.workers) for r in s.rewards]
@@ -134,10 +142,9 @@ def _rewards(work: Work, tokenizer: Any, prompts: Sequence[Row]) -> list[Callabl
             for place, (prompt, ids) in enumerate(zip(asked, completion_ids, strict=True))
         ]
         said = [scorer(asked, drawn) for scorer in scorers]
-        known = [
-            all(one.value is not None or one.status not in UNKNOWN for one in together) for together in zip(*said, strict=True)
-        ]
-        return [[one.value if whole else None for one, whole in zip(column, known, strict=True)] for column in said]
+        counting = [column for column, reward in zip(said, s.rewards, strict=True) if reward.weight]
+        rewarded = [_has_reward(together) for together in zip(*counting, strict=True)]
+        return [[one.value if has else None for one, has in zip(column, rewarded, strict=True)] for column in said]
 
     def function(index: int) -> Callable[..., list[float | None]]:
         def reward(completion_ids: Sequence[Sequence[int]], row: Sequence[int], **_: Any) -> list[float | None]:
@@ -145,10 +152,16 @@ def _rewards(work: Work, tokenizer: Any, prompts: Sequence[Row]) -> list[Callabl
                 columns[:] = score(completion_ids, row)
             return columns[index]
 
-        reward.__name__ = s.rewards[index].scorer  # TRL logs rewards under this name
+        reward.__name__ = s.rewards[index].name
         return reward
 
     return [function(index) for index in range(len(scorers))]
+
+
+def _has_reward(together: Sequence[Score]) -> bool:
+    """Whether scorers that make the reward know one: one of them applies, and none of those that do failed to say."""
+    unknown = any(one.value is None and one.status in UNKNOWN for one in together)
+    return not unknown and any(one.value is not None for one in together)
 
 
 def _completion(place: int, prompt: Row, ids: Sequence[int], tokenizer: Any, stops: set[int]) -> Row:

@@ -154,6 +154,11 @@ def takes_device(family: str, name: str) -> bool:
     return family not in TEXTS and "device" in inspect.signature(find(family, name)).parameters
 
 
+def asks_server(family: str, name: str) -> bool:
+    """Whether a part is an engine whose model stands elsewhere: it asks for the limits of requests."""
+    return family == "engines" and "requests" in inspect.signature(find(family, name)).parameters
+
+
 def libraries_of(family: str, name: str) -> dict[str, str]:
     """Libraries beyond the stage's own that shape what the part returns, with their versions: the LIBRARIES entry of its file.
 

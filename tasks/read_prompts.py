@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from pathlib import Path
 
 from pydantic import BaseModel
 
-from data import prompts, tables
+from data import prompts, records, sources, tables
 from data.errors import PromptsError
 from data.settings import Columns, Prompts
 from tasks.work import Work
@@ -14,6 +15,8 @@ from tasks.work import Work
 VERSION = 1
 LIBRARIES = ()
 SPLIT = "all"
+
+Talk = list[records.Message]
 
 
 class Settings(BaseModel):
@@ -32,21 +35,31 @@ def read_prompts(work: Work) -> None:
     settings = Prompts(**work.settings.model_dump(exclude={"trained"}))
     rows = prompts.distinct(settings, work.inputs["file"])
     if "prompts" in work.inputs:
-        as_trained = prompts.distinct(settings.model_copy(update={"template": work.settings.trained}), work.inputs["file"])
-        _refuse_shared([{_asked(row), _asked(other)} for row, other in zip(rows, as_trained, strict=True)], work)
+        as_trained = settings.model_copy(update={"template": work.settings.trained})
+        _refuse_shared([_rendered(how, work.inputs["file"]) for how in (settings, as_trained)], work)
     tables.write(tables.from_rows(rows, tables.PROMPTS), tables.PROMPTS, work.out / f"{SPLIT}.parquet")
 
 
-def _refuse_shared(measured: list[set[str]], work: Work) -> None:
+def _rendered(settings: Prompts, file: Path) -> list[Talk]:
+    return [records.messages_of(settings, record, place) for place, record in sources.read(file)]
+
+
+def _refuse_shared(ways: list[list[Talk]], work: Work) -> None:
+    """`ways`: the file's prompts as they are measured, and as the trained ones are rendered."""
+    asked = [set(both) for both in zip(*map(_questions, ways), strict=True)]
     for split in ("seed", "rounds"):
-        trained = {_asked(row) for row in tables.read(work.inputs["prompts"] / f"{split}.parquet", tables.PROMPTS).to_pylist()}
-        if shared := sum(not trained.isdisjoint(ways) for ways in measured):
+        trained = set(
+            _questions(tables.read(work.inputs["prompts"] / f"{split}.parquet", tables.PROMPTS)["messages"].to_pylist())
+        )
+        if shared := sum(not trained.isdisjoint(both) for both in asked):
             raise PromptsError(
-                f"expected prompts that are only measured, found {shared} of {len(measured)} in the {split} split, which "
+                f"expected prompts that are only measured, found {shared} of {len(asked)} in the {split} split, which "
                 "is trained on; take them out of one of the two files"
             )
 
 
-def _asked(row: dict[str, Any]) -> str:
-    """A prompt as it is, less its system message: the same question under another one is the same question."""
-    return tables.prompt_id([message for message in row["messages"] if message["role"] != "system"])
+def _questions(talks: list[Talk]) -> list[str]:
+    """Each prompt's id, less a system message that all of them share: it is no part of the question."""
+    systems = {json.dumps([m["content"] for m in talk if m["role"] == "system"]) for talk in talks}
+    kept = [[m for m in talk if len(systems) > 1 or m["role"] != "system"] for talk in talks]
+    return [tables.prompt_id(talk) for talk in kept]

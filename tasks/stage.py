@@ -172,15 +172,15 @@ def turn_on_gpu(job: Job, hardware: Hardware, notes: Notes) -> Iterator[None]:
 def on_gpu(job: Job, hardware: Hardware) -> bool:
     """Whether a stage computes on a GPU: it loads models itself (torch shapes its output), or a part of it takes a device.
 
-    One whose engine takes no device asks a model that stands elsewhere.
+    One whose engine asks a server loads none.
     """
-    from tasks.parts import takes_device
+    from tasks.parts import asks_server, takes_device
 
-    takes = {part: takes_device(*part.split(":", 1)) for part in job.parts}
-    engines = [taken for part, taken in takes.items() if part.startswith("engines:")]
-    elsewhere = bool(engines) and not any(engines)
-    models = "torch" in job.libraries or any(takes.values())
-    return models and not elsewhere and device_of(hardware) == "cuda"
+    parts = [part.split(":", 1) for part in job.parts]
+    if any(asks_server(*part) for part in parts):
+        return False
+    models = "torch" in job.libraries or any(takes_device(*part) for part in parts)
+    return models and device_of(hardware) == "cuda"
 
 
 def launched(stage: str, hardware: Hardware) -> bool:

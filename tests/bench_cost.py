@@ -182,7 +182,7 @@ def child_loop(home: Path, method: str, rounds: int) -> None:
             head = base = stages.base(prompts)
             against: dict[str, Artifact] = {}
         else:
-            drawn = stages.draw(prompts, {})
+            drawn = stages.draw(prompts)
             completions = stages.generate(drawn, head)
             judged = scores(stages, drawn, completions, {})
             data = {"prompts": drawn, "completions": completions, **stages.choose(completions, stages.reward(judged), judged)}

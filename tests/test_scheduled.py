@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,46 +119,72 @@ def test_a_resumed_campaign_marks_its_dead_predecessor(run_micro: Callable[..., 
 
 
 def test_a_stage_whose_end_was_lost_ends_as_its_run_did(home: Path) -> None:
-    # Claim: it becomes Completed where its run completed, else Crashed, once; a living run's stages are let be.
+    # Claim: it becomes Completed where its run completed, else Crashed, once; of a living run or a stranger's it is let be.
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.objects import State
-    from prefect.states import Completed, Failed, Pending, Running
+    from prefect.states import Completed, Crashed, Failed, Pending, Running
 
     from flows.calls import _task
     from flows.improve import improve
     from flows.reap import settle
 
-    stages = []
-    cases: list[tuple[State[None], State[None]]]
-    cases = [(Running(), Completed()), (Pending(), Failed()), (Running(), Running())]  # of a stage and, in the end, of its run
+    cases: list[tuple[Any, State[None], State[None]]] = [  # whose run it is, the stage's state, and the run's in the end
+        ("a", Running(), Completed()),
+        ("b", Pending(), Failed()),
+        ("c", Running(), Running()),
+        (7, Running(), Completed()),
+    ]
+    runs, stages = [], []
     with get_client(sync_client=True) as client:
-        for number, (state, end) in enumerate(cases):
-            parameters = {"name": f"lost-{number}", "home": str(home)}
-            run = client.create_flow_run(improve, parameters=parameters, state=Running())
-            stages.append(client.create_task_run(_task, run.id, dynamic_key="0", state=state).id)
-            client.set_flow_run_state(run.id, end, force=True)
+        for name, state, end in cases:
+            runs.append(client.create_flow_run(improve, parameters={"name": name, "home": str(home)}, state=Running()).id)
+            stages.append(client.create_task_run(_task, runs[-1], dynamic_key="0", state=state).id)
+            client.set_flow_run_state(runs[-1], end, force=True)
         assert settle(quiet=3600) == 0  # their reports may still be under way
         assert settle(quiet=0) == 2
         assert settle(quiet=0) == 0
         found = [client.read_task_run(stage).state for stage in stages]
-    assert [state.name for state in found if state] == ["Completed", "Crashed", "Running"]
+        client.set_flow_run_state(runs[2], Crashed(), force=True)
+    assert [state.name for state in found if state] == ["Completed", "Crashed", "Running", "Running"]
 
 
 def test_a_cancelled_run_that_nobody_reports_is_cancelled(home: Path) -> None:
     # Claim: a run asked to stop a while ago, whose campaign nobody holds, becomes Cancelled; while somebody does it is let be.
     from prefect.client.orchestration import get_client
-    from prefect.states import Cancelling
+    from prefect.states import Cancelling, Crashed
 
     from flows.reap import settle
 
     held = Campaign.start(home, "slow", micro())
-    gone, slow = (dead_run({"order": {"name": name, "home": str(home), "recipe": "tiny_raft"}}) for name in ("gone", "slow"))
+    orders: list[dict[str, Any]] = [{"name": "gone", "home": str(home)}, {"name": "slow", "home": str(home)}]
+    gone, slow, foreign = (dead_run({"order": order}) for order in (*orders, {"name": "x", "home": 5}))
     with get_client(sync_client=True) as client, held.running():
-        for run in (gone, slow):
+        for run in (gone, slow, foreign):
             client.set_flow_run_state(run, Cancelling(), force=True)
         assert settle(patience=3600) == 0
         assert settle(patience=0) == 1
-    assert (state_of(gone), state_of(slow)) == ("Cancelled", "Cancelling")
+        assert [state_of(run) for run in (gone, slow, foreign)] == ["Cancelled", "Cancelling", "Cancelling"]
+        for run in (slow, foreign):
+            client.set_flow_run_state(run, Crashed(), force=True)
+
+
+def test_what_settles_goes_on_after_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    # Claim: whatever goes wrong in one look is said, and the next look comes.
+    from flows import reap, serve
+
+    stop, looks = threading.Event(), []
+
+    def settle() -> int:
+        looks.append(0)
+        if len(looks) == 1:
+            raise OSError("the home is gone")
+        stop.set()
+        return 0
+
+    monkeypatch.setattr(reap, "settle", settle)
+    serve._settle(stop, every=0.01)
+    assert len(looks) == 2
+    assert "will in 0 s: the home is gone" in capsys.readouterr().out
 
 
 def test_an_older_form_becomes_the_flows() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from data.campaign import Metric
+from data.errors import PromptsError
 from tasks.trouble import forgetting
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -53,6 +54,38 @@ def test_what_is_measured_is_not_trained_on(run_micro: Callable[..., Any], tmp_p
     path.write_text("".join(json.dumps(row) + "\n" for row in polite))
     with pytest.raises(Exception, match="expected prompts that are only measured"):
         run_micro("tiny_control", "rounds=1", f'suites=[{{name="near", path="{path}", map={{system="system"}}}}]', name="c")
+
+
+def test_what_the_system_message_holds_counts(tmp_path: Path) -> None:
+    # the same words to the user under different system messages are different prompts
+    from types import SimpleNamespace
+
+    from data import tables
+    from data.prompts import distinct
+    from data.settings import Columns, Prompts
+    from tasks.read_prompts import Settings, read_prompts
+
+    def texts(name: str, *systems: str) -> Path:
+        rows = [{"prompt": "Summarise the text.", "system": text} for text in systems]
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+
+    how = Columns(system="system")
+    trained = tmp_path / "trained"
+    trained.mkdir()
+    for split, systems in (("seed", ()), ("rounds", ("Text one.", "Text two."))):
+        rows = distinct(Prompts(source="file", path="x", map=how), texts(split, *systems)) if systems else []
+        tables.write(tables.from_rows(rows, tables.PROMPTS), tables.PROMPTS, trained / f"{split}.parquet")
+
+    def read(*systems: str) -> None:
+        inputs = {"file": texts("suite", *systems), "prompts": trained}
+        settings = Settings(map=how, template="{prompt}")
+        read_prompts(SimpleNamespace(settings=settings, inputs=inputs, out=tmp_path))  # type: ignore[arg-type]
+
+    read("Text three.", "Text four.")
+    with pytest.raises(PromptsError, match="found 1 of 2 in the rounds split"):
+        read("Text two.", "Text four.")
 
 
 def measured(value: float, low: float, high: float) -> dict[str, Metric]:
