@@ -50,8 +50,9 @@ def samples(pairs: list[Row]) -> list[tuple[int, int]]:
     return [(int(pair["chosen_id"][-1]), int(pair["rejected_id"][-1])) for pair in pairs]
 
 
-def check_pairs(pairs: list[Row], completions: list[Row]) -> list[tuple[Row, Row]]:
-    """What holds for every pairer; returns (chosen, rejected) rows."""
+def check_pairs(pairs: list[Row], completions: list[Row], drawn: bool = False) -> list[tuple[Row, Row]]:
+    """What holds for every pairer; returns (chosen, rejected) rows. Where pairs are `drawn`, two texts may meet again, as other
+    samples: that they come often is part of the distribution."""
     tables.from_rows(pairs, tables.PAIRS)
     row_of = {row["completion_id"]: row for row in completions}
     both = [(row_of[pair["chosen_id"]], row_of[pair["rejected_id"]]) for pair in pairs]
@@ -59,7 +60,8 @@ def check_pairs(pairs: list[Row], completions: list[Row]) -> list[tuple[Row, Row
         assert chosen["prompt_id"] == rejected["prompt_id"] == pair["prompt_id"]
         assert chosen["text"] != rejected["text"]
         assert chosen["finish_reason"] != "length"
-    texts = [(c["prompt_id"], c["text"], r["text"]) for c, r in both]
+    what = "completion_id" if drawn else "text"
+    texts = [(c["prompt_id"], c[what], r[what]) for c, r in both]
     assert len(set(texts)) == len(texts)
     return both
 
@@ -142,7 +144,7 @@ def test_rejection_sampled_pairs(groups: list[list[Any]], count: int, beta: floa
     # Two accepted completions a pair, the better one chosen, none in two pairs; the accepted are those RSO's selector takes.
     completions, reward, scores = judged(groups)
     pairs = rejection_sampled(completions, reward, scores, beta=beta, count=count)
-    check_pairs(pairs, completions)
+    check_pairs(pairs, completions, drawn=True)
     sides = [pair[side] for pair in pairs for side in ("chosen_id", "rejected_id")]
     assert len(set(sides)) == len(sides)
     assert all(pair["margin"] > 0 for pair in pairs)
