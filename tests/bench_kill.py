@@ -85,7 +85,7 @@ def kill_once(home: Path, method: str, after: float) -> str | None:
 def sealed(store: Path) -> set[str]:
     """Shards and trainer saves that were whole when the kill came."""
     scratch = store / "partial"
-    shards = {str(p.relative_to(scratch).with_suffix("")) for p in scratch.glob("*/scratch/*.sha256")}
+    shards = {str(p.relative_to(scratch).with_suffix(".parquet")) for p in scratch.glob("*/scratch/*.sha256")}
     return shards | {str(p.parent.relative_to(scratch)) for p in scratch.glob("*/scratch/checkpoint-*/ratchet-manifest.json")}
 
 
