@@ -11,17 +11,17 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from data import recipe as recipes
-from data.campaign import Campaign, names
 from data.errors import CampaignError, PartError, RatchetError
-from flows import environment
-from flows.audit import audit
-from flows.conduct import EXIT, begin, carry_out, conduct, links, summary
-from flows.history import gc, lineage
-from flows.offline import data
-from flows.options import Columns, Home, Json, Model, Name, Prompts, Refresh, Sets, Source, out, overrides
-from flows.serve import serve
-from flows.variants import fork, sweep
+from data.recipe import recipe as recipes
+from data.store.campaign import Campaign, names
+from flows.commands.audit import audit
+from flows.commands.conduct import EXIT, begin, carry_out, conduct, links, summary
+from flows.commands.data import data
+from flows.commands.history import gc, lineage
+from flows.commands.options import Columns, Home, Json, Model, Name, Prompts, Refresh, Sets, Source, out, overrides
+from flows.commands.variants import fork, sweep
+from flows.service import environment
+from flows.service.serve import serve
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
 
@@ -187,7 +187,7 @@ def check(
 
       ratchet check raft --model ./my-model --prompts questions.jsonl
     """
-    from flows.check import check as ready
+    from flows.commands.check import check as ready
 
     recipe = recipes.load(source, sets or [], overrides(model, prompts, columns))
     estimate = ready(recipe, environment.home_of(home))
@@ -220,7 +220,7 @@ def list_parts(
 
     Example: ratchet parts scorers
     """
-    from tasks import parts
+    from tasks.run import parts
 
     if family and family not in parts.FAMILIES:
         raise PartError(f"no family '{family}': expected one of {', '.join(parts.FAMILIES)}")
@@ -257,7 +257,7 @@ def verify(home: Home = None) -> None:
     """Hash every stored artifact. Damage is named and set aside; the next run that needs it makes it again (exit code 1)."""
     from rich.progress import Progress
 
-    from data.store import Store
+    from data.store.store import Store
 
     place = environment.home_of(home)
     if not (place / "store").exists():
@@ -278,7 +278,7 @@ def demo(home: Home = None, seed: Annotated[int, typer.Option(help="Seed of worl
 
     Example: ratchet demo --home /tmp/try
     """
-    from flows.demo import campaigns
+    from flows.commands.demo import campaigns
 
     place = environment.home_of(home)
     environment.prepare(place)

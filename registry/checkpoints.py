@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.campaign import Campaign, Ref, Round
 from data.errors import CampaignError, DamagedArtifact, StageFailed
+from data.store.campaign import Campaign, Ref, Round
 from registry.client import known_id, memory
 from registry.payload import pointer
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.campaign import Campaign
 from data.errors import CampaignError, StageFailed
-from data.store import locked, write_atomic
+from data.store.campaign import Campaign
+from data.store.store import locked, write_atomic
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from data.campaign import Campaign
+from data.store.campaign import Campaign
 from registry.checkpoints import model_name
 from registry.client import VIEW, experiment, known_id, memory, remote, runs_of, tracking_uri
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from data import templates
-from data.campaign import Campaign
+from data.recipe import templates
+from data.store.campaign import Campaign
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.campaign import Campaign, Round
-from data.store import Artifact
+from data.store.campaign import Campaign, Round
+from data.store.store import Artifact
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput

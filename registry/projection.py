@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from data.campaign import Campaign, Metric, Ref, Round
-from data.recipe import flatten
+from data.recipe.recipe import flatten
+from data.store.campaign import Campaign, Metric, Ref, Round
 from registry.client import plain
 
 LONGEST = 5000  # characters of a parameter or tag; MLflow refuses 6,000 and 8,000

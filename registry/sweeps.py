@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.campaign import Campaign
-from data.sweep import Sweep
+from data.store.campaign import Campaign
+from data.store.sweep import Sweep
 from registry.client import experiment, memory, plain, sweep_run
 
 if TYPE_CHECKING:

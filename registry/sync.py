@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from data.campaign import Campaign, Round
-from data.store import locked
+from data.store.campaign import Campaign, Round
+from data.store.store import locked
 from registry import checkpoints, payload, projection
 from registry.client import MemoryUnreachable, campaign_id, experiment, memory, runs_of
 from registry.judges import mirror_templates

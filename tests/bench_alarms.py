@@ -3,7 +3,7 @@
     ./ratchet bench alarms [--campaigns 1000] [--prompts 512] [--samples 4] [--base-samples 16]
 
 Every campaign has 5 rounds and 25 features (correlated .3) that are judged over all completions and among right and wrong
-answers apart (200 tests a round), by the rule the loop uses (`tasks.alarms.judge`). Prompts differ, and each checkpoint has
+answers apart (200 tests a round), by the rule the loop uses (tasks/bias/alarm_rule.py). Prompts differ, and each checkpoint has
 its own way with each prompt (wobble), which is what makes completions of one prompt poor independent evidence. Rates run from
 0.2% to 50%. The intervals of the ledger are checked for coverage. Exit code 1 where a promise is broken.
 """
@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, logit
 
-from tasks.alarms import LEVELS, judge
-from tasks.effects import Array, Kind, changes, cohens_h, paired_t, prompt_means, resamples
-from tasks.ledger import Entry
+from tasks.bias.alarm_rule import LEVELS, judge
+from tasks.bias.effects import Array, Kind, changes, cohens_h, paired_t, prompt_means, resamples
+from tasks.bias.ledger import Entry
 
 FEATURES, ROUNDS, PLANTED = 25, 5, 5
 RATES = np.array([0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5])
@@ -82,7 +82,7 @@ def _rates(mean: Array, deviate: Array) -> Array:
 
 
 def entries(world: World, now: tuple[Array, Array], base: tuple[Array, Array], last: tuple[Array, Array]) -> list[Entry]:
-    """What `tasks.ledger.compare` gives, with t intervals in place of its bootstrap: that is what takes the time."""
+    """What `tasks.bias.ledger.compare` gives, with t intervals in place of its bootstrap: that is what takes the time."""
     made: list[Entry] = []
     yard = [float(v.std(ddof=1)) for v in base[0]]
     for group in (None, "right", "wrong") if world.groups else (None,):

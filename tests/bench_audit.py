@@ -87,7 +87,7 @@ def measure(pool: list[str], rows: int, which: str) -> dict[str, float]:
 
 
 def write(pool: list[str], rows: int, folder: Path) -> None:
-    from data import tables
+    from data.rows import tables
 
     def batches() -> Iterator[object]:
         for start in range(0, rows, 5000):
@@ -109,9 +109,10 @@ def write(pool: list[str], rows: int, folder: Path) -> None:
 def child(folder: Path, which: str) -> int:
     import pyarrow
 
-    from data.settings import Hardware
-    from tasks import observe, parts
-    from tasks.work import Work
+    from data.recipe.settings import Hardware
+    from tasks.bias import observe
+    from tasks.run import parts
+    from tasks.run.work import Work
 
     pyarrow.set_cpu_count(1)
     pyarrow.set_io_thread_count(1)

@@ -52,11 +52,11 @@ def main() -> int:
 
 def prepare(work: Path, method: str) -> dict[str, Path]:
     """Checkpoint 0 and the prompts, once, in a store that each repeat copies; the plain script gets them as JSONL."""
-    from data import recipe as recipes
-    from data import tables
-    from data.campaign import Campaign
-    from flows.stages import Stages
-    from tasks.stage import perform
+    from data.recipe import recipe as recipes
+    from data.rows import tables
+    from data.store.campaign import Campaign
+    from flows.round.stages import Stages
+    from tasks.run.stage import perform
 
     recipe = recipes.load(f"tiny_{method}", SAME_WORK)
     campaign = Campaign(work / "origin", "bench", recipe)
@@ -148,13 +148,13 @@ def said(number: int, accuracy: float | None, seconds: float) -> None:
 
 def child_loop(home: Path, method: str, rounds: int) -> None:
     """(b) Our stage functions called one after another on plain folders: no store, no Prefect, no MLflow."""
-    from data import recipe as recipes
-    from data.campaign import Campaign
-    from data.store import Artifact
-    from flows.artifacts import read_metrics
-    from flows.scoring import scores
-    from flows.stages import Stages
-    from tasks.work import Work, module_of
+    from data.recipe import recipe as recipes
+    from data.store.campaign import Campaign
+    from data.store.store import Artifact
+    from flows.round.artifacts import read_metrics
+    from flows.round.scoring import scores
+    from flows.round.stages import Stages
+    from tasks.run.work import Work, module_of
 
     recipe = recipes.load(f"tiny_{method}", [f"rounds={rounds}", *SAME_WORK])
     campaign = Campaign(home, "bench", recipe)
@@ -197,12 +197,12 @@ def child_loop(home: Path, method: str, rounds: int) -> None:
 
 def child_campaign(home: Path, method: str, rounds: int) -> None:
     """(c) The campaign as a user runs it, under Prefect with MLflow."""
-    from flows import environment
+    from flows.service import environment
 
     environment.prepare(home)
-    from data import recipe as recipes
-    from data.campaign import Campaign, Round
-    from flows import improve as flow
+    from data.recipe import recipe as recipes
+    from data.store.campaign import Campaign, Round
+    from flows.round import improve as flow
 
     campaign = Campaign.start(home, "bench", recipes.load(f"tiny_{method}", [f"rounds={rounds}", *SAME_WORK]))
     last = tree_cpu()

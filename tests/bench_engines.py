@@ -62,10 +62,10 @@ def main() -> int:
 
 def prepare(place: Path, prompts: int) -> None:
     """Two checkpoints of a 3.4M-parameter Qwen3 shape, and prompts of several lengths."""
-    from data import tables
-    from data.settings import Hardware
-    from tasks.tiny_model import Settings, tiny_model
-    from tasks.work import Work
+    from data.recipe.settings import Hardware
+    from data.rows import tables
+    from tasks.models.tiny_model import Settings, tiny_model
+    from tasks.run.work import Work
 
     for name, seed in (("one", 1), ("two", 2)):
         (place / name).mkdir()
@@ -101,10 +101,10 @@ def make(side: str, place: Path) -> Callable[[int], int]:
 
 
 def stage(engine: str, place: Path, checkpoint: str, seed: int, warm: bool) -> int:
-    from data import tables
-    from data.settings import Hardware
-    from tasks.generate import Settings, generate
-    from tasks.work import Work
+    from data.recipe.settings import Hardware
+    from data.rows import tables
+    from tasks.generate.generate import Settings, generate
+    from tasks.run.work import Work
 
     values: dict[str, Any] = {"n": N, "temperature": 1.0, "top_p": 1.0, "max_tokens": TOKENS, "batch": BATCH, "shard": SHARD}
     settings = Settings(engine=engine, split="rounds", dtype="float32", **values)
@@ -119,11 +119,12 @@ def draw_and_score(place: Path, seed: int, ahead: bool) -> int:
     """Both stages through a store of their own; shards of 16 completions, math-verify in one worker process."""
     from contextlib import nullcontext
 
-    from data.settings import Hardware
-    from data.store import External, Store, digest_of, hash_folder
-    from tasks import generate, score
-    from tasks.ahead import Ahead
-    from tasks.stage import Input, perform
+    from data.recipe.settings import Hardware
+    from data.store.store import External, Store, digest_of, hash_folder
+    from tasks.generate import generate
+    from tasks.run.stage import Input, perform
+    from tasks.score import score
+    from tasks.score.score_while_generating import Ahead
 
     drawing = generate.Settings(
         engine="tests.bench_engines:elsewhere", split="rounds", n=N, temperature=1.0, top_p=1.0, max_tokens=TOKENS,
@@ -159,7 +160,7 @@ def elsewhere(checkpoint: Path) -> Any:
 
 
 def bare_vllm(place: Path, kind: str) -> Callable[[int], int]:
-    from tasks.engines import vllm_engine
+    from tasks.generate.engines import vllm_engine
 
     for name, value in {**vllm_engine.DEFAULTS, **vllm_engine.ON_CPU}.items():
         os.environ.setdefault(name, value)
@@ -183,7 +184,7 @@ def bare_vllm(place: Path, kind: str) -> Callable[[int], int]:
 def bare_transformers(place: Path) -> Callable[[int], int]:
     import torch
 
-    from tasks import models
+    from tasks.models import models
 
     tokenizer, model = models.load_tokenizer(place / "one"), models.load_model(place / "one", "cpu", "float32")
     tokenizer.padding_side = "left"
@@ -205,8 +206,8 @@ def bare_transformers(place: Path) -> Callable[[int], int]:
 
 
 def token_ids(place: Path) -> list[list[int]]:
-    from data import tables
-    from tasks import models
+    from data.rows import tables
+    from tasks.models import models
 
     tokenizer = models.load_tokenizer(place / "one")
     rows = tables.read(place / "rounds.parquet", tables.PROMPTS).to_pylist()

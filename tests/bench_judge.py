@@ -30,9 +30,9 @@ from typing import Any
 
 import numpy as np
 
-from data import recipe as recipes
-from data import tables
-from data.campaign import Campaign, Round
+from data.recipe import recipe as recipes
+from data.rows import tables
+from data.store.campaign import Campaign, Round
 from tests.judge_worlds import WORLDS, settings_of, taught
 
 ARMS = ("random", "likelihood", "consensus", "taught", "planted-0.7", "planted-0.85", "planted-1.0")
@@ -68,7 +68,7 @@ def judges_of(arm: str, world: str) -> list[Row]:
 
 
 def campaign(home: Path, world: str, method: str, arm: str, seed: int, rounds: int, sets: Sequence[str]) -> Campaign:
-    from flows.improve import improve
+    from flows.round.improve import improve
 
     settings = {"after": WORLDS[world].after, "count": PAIRS}
     choice: Row = {
@@ -94,8 +94,8 @@ def campaign(home: Path, world: str, method: str, arm: str, seed: int, rounds: i
 
 def health(made: Campaign, finished: Round) -> Row:
     """What the judge of a round was worth, by the verifier's verdicts on the same completions."""
-    from flows.artifacts import held
-    from tasks.judge_health import agreement
+    from flows.round.artifacts import held
+    from tasks.evaluate.judge_health import agreement
 
     judged, verified = (
         tables.read(held(made.store, finished.artifacts[name]).file("scores.parquet"), tables.SCORES).to_pylist()
@@ -136,7 +136,7 @@ def show(arm: str, seed: int, made: Campaign) -> list[float]:
 def report(accuracy: Mapping[str, Mapping[int, Sequence[float]]]) -> None:
     """Each arm's change of greedy accuracy by each round, and its difference to the random arm, seed by seed; CREAM's also to
     the judge whose labels it softens."""
-    from tasks.measure import t_interval
+    from tasks.evaluate.measure import t_interval
 
     rounds = min(len(line) for by_seed in accuracy.values() for line in by_seed.values())
     for number in range(1, rounds):
@@ -169,7 +169,7 @@ def main() -> int:
     parser.add_argument("--home", type=Path, help="goes on there, and shares what is stored")
     o = parser.parse_args()
     home = o.home or Path(tempfile.mkdtemp(prefix="ratchet-judge-"))
-    from flows import environment
+    from flows.service import environment
 
     environment.prepare(home)
     print("arm            seed round  greedy  sampled  auroc  within   gain  pairs  wrong chosen")

@@ -22,8 +22,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data.campaign import Campaign
-from data.store import Store, locked
+from data.store.campaign import Campaign
+from data.store.store import Store, locked
 from tests.micro import SETS
 
 ROOT = Path(__file__).parent.parent

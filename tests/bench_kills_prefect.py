@@ -31,9 +31,9 @@ from typing import Any
 import httpx
 import psutil
 
-from data.campaign import Campaign, Round
-from data.store import Store
-from flows.services import free_port
+from data.store.campaign import Campaign, Round
+from data.store.store import Store
+from flows.service.services import free_port
 from registry.client import memory
 from tests.bench_kill import left_over
 from tests.micro import SETS

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from data import recipe as recipes
-from data.campaign import Campaign, Round
-from tasks.audit import Values
-from tasks.pairers.rewards import best_vs_worst
-from tasks.scorers import Score
-from tasks.selectors import selected_row
+from data.recipe import recipe as recipes
+from data.store.campaign import Campaign, Round
+from tasks.choose.chosen_facts import Values
+from tasks.choose.pairers.rewards import best_vs_worst
+from tasks.choose.selectors import selected_row
+from tasks.score.scorers import Score
 
 Row = dict[str, Any]
 KINDS = {"filler": "real"}
@@ -91,7 +91,7 @@ def chosen(completions: Sequence[Row], reward: Values, scores: Mapping[str, Valu
 
 
 def campaign(home: Path, arm: str, seed: int, given: Sequence[str]) -> Campaign:
-    from flows.improve import improve
+    from flows.round.improve import improve
 
     source, sets = ARMS[arm]
     started = Campaign.start(home, f"{arm}-{seed}", recipes.load(source, [f"seed={seed}", *WORLD, *sets, *given]))
@@ -161,11 +161,11 @@ def compared(table: Mapping[str, Mapping[str, Sequence[float]]], one: str, other
 
 def nulls(home: Path, count: int, seed: int, given: Sequence[str]) -> list[str]:
     """Campaigns that train nothing, every sampling with a seed of its own; returns the levels of the gravest alarms."""
-    from data.store import Artifact
-    from flows.calls import stages_of
-    from flows.probe import drawing, ledger, named, read_alarms
-    from flows.report import Reporter
-    from tasks.alarms import LEVELS, gravest
+    from data.store.store import Artifact
+    from flows.commands.report import Reporter
+    from flows.round.calls import stages_of
+    from flows.round.probe import drawing, ledger, named, read_alarms
+    from tasks.bias.alarm_rule import LEVELS, gravest
 
     source, sets = ARMS["dpo"]
     made = Campaign.start(home, f"null-{seed}", recipes.load(source, [f"seed={seed}", *WORLD, *sets, *given]))
@@ -201,7 +201,7 @@ def main() -> int:
     parser.add_argument("--home", type=Path, help="goes on there, and shares what is stored")
     o = parser.parse_args()
     home = o.home or Path(tempfile.mkdtemp(prefix="ratchet-proxy-"))
-    from flows import environment
+    from flows.service import environment
 
     environment.prepare(home)
     seeds, arms = [int(s) for s in o.seeds.split(",")], [a for a in o.arms.split(",") if a]

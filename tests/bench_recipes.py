@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data import recipe as recipes
-from data.campaign import Campaign
+from data.recipe import recipe as recipes
+from data.store.campaign import Campaign
 
 FEW = ("prompts.per_round=200", "generate.n=4", "prompts.held_out=300", "train.steps=30", "train.batch=16", "train.minimum=1")
 SIZES = {"small": FEW, "full": ("prompts.held_out=500",)}  # full: the tiny recipes' own, 1,000 prompts of 8, 80 steps of 32
@@ -74,10 +74,10 @@ def main() -> int:
 
 def run(home: Path, name: str, seed: int, rounds: int, size: str) -> list[float]:
     """Held-out accuracy of checkpoint 0, 1, 2, ..."""
-    from flows import environment
+    from flows.service import environment
 
     environment.prepare(home)
-    from flows.improve import improve
+    from flows.round.improve import improve
 
     source, *sets = METHODS[name]
     plain = "".join(c if c.isalnum() else "-" for c in name)

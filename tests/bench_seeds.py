@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.campaign import Campaign
+from data.store.campaign import Campaign
 
 
 def main() -> int:
@@ -46,11 +46,11 @@ def main() -> int:
 
 
 def run(home: Path, seed: int) -> list[Campaign]:
-    from flows import environment
+    from flows.service import environment
 
     environment.prepare(home)
-    from flows.demo import campaigns
-    from flows.improve import improve
+    from flows.commands.demo import campaigns
+    from flows.round.improve import improve
 
     started = campaigns(home, seed, ("hardware.prefect=false",))
     for campaign in started:

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from data import recipe as recipes
-from data import tables
-from data.campaign import Campaign
-from tasks import models
-from tasks.work import Work, module_of
+from data.recipe import recipe as recipes
+from data.rows import tables
+from data.store.campaign import Campaign
+from tasks.models import models
+from tasks.run.work import Work, module_of
 
 SMALLER = ("rounds=1", "model.steps=200", "prompts.per_round=300", "prompts.held_out=50", "prompts.test=0", "prompts.ood=0")
 PLAIN = ("evaluate.samples=0", "hardware.prefect=false", "train.minimum=1")
@@ -68,10 +68,10 @@ def report(seconds: dict[str, list[float]], method: str) -> None:
 
 def prepare(place: Path, method: str, steps: int) -> tuple[Work, list[dict[str, str]]]:
     """A train call of a small campaign, on rows that a tokenizer gives back unchanged; and those rows as texts."""
-    from flows import environment
+    from flows.service import environment
 
     environment.prepare(place)
-    from flows.improve import improve
+    from flows.round.improve import improve
 
     campaign = Campaign.start(
         place, "bench", recipes.load(f"tiny_{method}", [*SMALLER, *PLAIN, "train.replay=false", "train.steps=2"])

@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tasks import verify_pool
+from tasks.score import verify_pool
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 Item = tuple[str, str]

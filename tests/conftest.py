@@ -17,7 +17,7 @@ from hypothesis import settings
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("RATCHET_HOME", tempfile.mkdtemp(prefix="ratchet-tests-"))
 
-from flows import environment
+from flows.service import environment
 
 for name, value in environment.DEFAULTS.items():
     os.environ[name] = value
@@ -41,7 +41,7 @@ def left_open() -> Iterator[None]:
 def prefect() -> Iterator[None]:
     """A Prefect server. Its port is one that the kernel gives away once: Prefect's own temporary servers draw theirs from
     `random`, which a training seeds, so two test workers could meet on one server and mark each other's runs as dead."""
-    from flows.services import prefect_api
+    from flows.service.services import prefect_api
 
     with prefect_api(Path(os.environ["RATCHET_HOME"])):
         yield
@@ -71,8 +71,8 @@ def ratchet(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 @pytest.fixture(scope="session")
 def known_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with the seed model and round 0 of the micro world, which most campaigns here start from."""
-    from data.campaign import Campaign
-    from flows.improve import improve
+    from data.store.campaign import Campaign
+    from flows.round.improve import improve
     from tests.micro import micro
 
     home = tmp_path_factory.mktemp("known")
@@ -84,14 +84,14 @@ def known_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run_micro(home: Path, request: pytest.FixtureRequest) -> Callable[..., object]:
     """Run a micro campaign in this process, without Prefect; returns the campaign. `fresh` starts from an empty store."""
-    from data.campaign import Campaign
+    from data.store.campaign import Campaign
     from tests.micro import micro
 
     def run(source: str = "tiny_raft", *sets: str, name: str = "micro", place: Path = home, fresh: bool = False) -> Campaign:
         environment.prepare(place)
         if not fresh and not (place / "store").exists():
             shutil.copytree(request.getfixturevalue("known_store"), place / "store")
-        from flows.improve import improve
+        from flows.round.improve import improve
 
         campaign = Campaign.start(place, name, micro(source, *sets))
         improve.fn(name, str(place))

@@ -16,13 +16,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from data import countdown
-from data import recipe as recipes
-from data.campaign import Campaign
-from data.loss import Loss
-from data.recipe import Recipe
-from data.settings import Train
-from flows.stages import Stages
+from data.recipe import recipe as recipes
+from data.recipe.loss import Loss
+from data.recipe.recipe import Recipe
+from data.recipe.settings import Train
+from data.store.campaign import Campaign
+from data.worlds import countdown
+from flows.round.stages import Stages
 
 Row = dict[str, Any]
 
@@ -86,7 +86,7 @@ def taught(home: Path, recipe: Recipe, number: int = 0) -> Path:
 
 def outside(home: Path, recipe: Recipe) -> Stages:
     """Stages of no round, in the store of a home."""
-    from tasks.stage import perform
+    from tasks.run.stage import perform
 
     campaign = Campaign(home, "outside", recipe)
     return Stages(
@@ -97,7 +97,7 @@ def outside(home: Path, recipe: Recipe) -> Stages:
 # -- Countdown -----------------------------------------------------------------------------------------------------------------
 def write_model(stages: Stages, folder: Path) -> None:
     """The tiny model as it is born, with an alphabet of our own."""
-    from tasks.tiny_model import write_tokenizer
+    from tasks.models.tiny_model import write_tokenizer
 
     model = stages.recipe.model
     born = stages.do("tiny_model", "tiny_model", {"hidden": model.hidden, "layers": model.layers}, {}, model.init_seed)

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Ge, Le
 
-from tasks.audit import Values, by_prompt
-from tasks.pairers.rewards import best_vs_worst
-from tasks.scorers import Score
-from tasks.selectors import selected_row
+from tasks.choose.chosen_facts import Values, by_prompt
+from tasks.choose.pairers.rewards import best_vs_worst
+from tasks.choose.selectors import selected_row
+from tasks.score.scorers import Score
 
 Row = dict[str, Any]
 

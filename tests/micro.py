@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from data import recipe as recipes
-from data.recipe import Recipe
-from tasks.scorers import Score
+from data.recipe import recipe as recipes
+from data.recipe.recipe import Recipe
+from tasks.score.scorers import Score
 
 Row = dict[str, Any]
 

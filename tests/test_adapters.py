@@ -12,15 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data import tables
-from data.campaign import Campaign
 from data.errors import PartError, ReferenceMismatch
-from data.store import hash_folder
-from flows.check import can_hold_four_bits
-from tasks import models, rows
-from tasks import train as training
-from tasks.train import train
-from tasks.work import Work, module_of
+from data.rows import tables
+from data.store.campaign import Campaign
+from data.store.store import hash_folder
+from flows.commands.check import can_hold_four_bits
+from tasks.models import models
+from tasks.run.work import Work, module_of
+from tasks.train import rows
+from tasks.train import train as training
+from tasks.train.train import train
 from tests.micro import micro
 from tests.test_train import finished, read, work_of  # noqa: F401
 

@@ -10,14 +10,16 @@ from typing import Any
 
 import pytest
 
-from data import tables
 from data.errors import EndpointError, ScorerFailed
-from data.settings import Hardware
-from data.store import Artifact, External, Store, digest_of, hash_folder
-from tasks import generate, parts, score
-from tasks.ahead import Ahead
-from tasks.engines import Batch, Decoding, Row
-from tasks.stage import perform
+from data.recipe.settings import Hardware
+from data.rows import tables
+from data.store.store import Artifact, External, Store, digest_of, hash_folder
+from tasks.generate import generate
+from tasks.generate.engines import Batch, Decoding, Row
+from tasks.run import parts
+from tasks.run.stage import perform
+from tasks.score import score
+from tasks.score.score_while_generating import Ahead
 from tests.tiny_llama import PLACES
 
 PROMPTS, N = 24, 4

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from registry.client import audit_runs, experiment, memory
-from tasks.iterations import halves, ledger_of, null_test
-from tasks.ledger import Sample
+from tasks.bias.iterations import halves, ledger_of, null_test
+from tasks.bias.ledger import Sample
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data import tables
-from data.settings import Hardware
-from tasks.alarms import LEVELS, judge
-from tasks.bias import Settings, grid, read_ledger, sides_of
-from tasks.features import format as styles
-from tasks.features import length, repetition, tone
-from tasks.ledger import Kind, Sample, compare
-from tasks.scorers import Score
-from tasks.work import Work
+from data.recipe.settings import Hardware
+from data.rows import tables
+from tasks.bias.alarm_rule import LEVELS, judge
+from tasks.bias.bias import Settings, grid, read_ledger, sides_of
+from tasks.bias.features import format as styles
+from tasks.bias.features import length, repetition, tone
+from tasks.bias.ledger import Kind, Sample, compare
+from tasks.run.work import Work
+from tasks.score.scorers import Score
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from data import campaign as campaigns
-from data.campaign import Campaign, Decision, Metric, Ref, Round, Verdict, check_name, free_bytes, names
 from data.errors import CampaignError, HomeError
-from data.recipe import load
-from data.store import write_atomic
+from data.recipe.recipe import load
+from data.store import campaign as campaigns
+from data.store.campaign import Campaign, Decision, Metric, Ref, Round, Verdict, check_name, free_bytes, names
+from data.store.store import write_atomic
 
 pytestmark = pytest.mark.filterwarnings("error")
 CHECKOUT = Path(__file__).parents[1]
@@ -145,7 +145,7 @@ def test_room_is_counted_where_the_home_will_be(tmp_path: Path) -> None:
 RUN = """
 import sys, time
 from pathlib import Path
-from data.campaign import Campaign
+from data.store.campaign import Campaign
 with Campaign.open(Path(sys.argv[1]), "first").running():
     print("runs", flush=True)
     time.sleep(60)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from data.campaign import Campaign
-from tasks.parts import FAMILIES
+from data.store.campaign import Campaign
+from tasks.run.parts import FAMILIES
 from tests.micro import SETS
 
 ROOT = Path(__file__).parent.parent
@@ -109,7 +109,7 @@ def test_too_little_disk(
     ratchet: Call, capsys: pytest.CaptureFixture[str], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Claim: a campaign that would not fit is refused before it starts, with what is needed and what is there.
-    monkeypatch.setattr("flows.check.free_bytes", lambda place: 1_000_000)
+    monkeypatch.setattr("flows.commands.check.free_bytes", lambda place: 1_000_000)
     error = refused(ratchet, capsys, home, "run", "tiny_raft")
     assert "expected room for about" in error
     assert "1.0 MB" in error
@@ -178,7 +178,7 @@ def test_help_is_quick_and_has_examples() -> None:
 
 def test_what_a_line_of_progress_quotes_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     # an error or a path with [brackets] is shown as it is, and does not end the run that reports it
-    from flows.report import Reporter
+    from flows.commands.report import Reporter
 
     quoted = "lost: [/tmp/x] of folder[train] [bold]"
     with Reporter("quoting") as report, report.stage(1, "generate", lambda key: None) as notes:

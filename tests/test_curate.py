@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import tables
-from data.campaign import Campaign
 from data.errors import RecipeError, StageFailed
-from flows.artifacts import held
-from tasks.curators import difficulty, texts, word_runs
+from data.rows import tables
+from data.store.campaign import Campaign
+from flows.round.artifacts import held
+from tasks.prompts.curators import difficulty, texts, word_runs
 from tests.micro import micro
 
 RATES = st.dictionaries(st.sampled_from([f"p{n}" for n in range(12)]), st.sampled_from((0.0, 0.25, 0.5, 1.0)))

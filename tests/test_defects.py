@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from data import tables
-from data.campaign import Campaign
 from data.errors import ScorerFailed
-from flows.rounds import held
-from tasks import score
-from tasks.audit import audit_pairs
-from tasks.pairers import rewards
-from tasks.scorers import Score
+from data.rows import tables
+from data.store.campaign import Campaign
+from flows.round.one_round import held
+from tasks.choose.chosen_facts import audit_pairs
+from tasks.choose.pairers import rewards
+from tasks.score import score
+from tasks.score.scorers import Score
 from tests.micro import ends_even
 from tests.test_pairers import judged
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from data.recipe import Recipe
-from tasks import parts
+from data.recipe.recipe import Recipe
+from tasks.run import parts
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

@@ -17,20 +17,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data import tables
 from data.errors import EndpointError, PartError, RecipeError, StageFailed
-from data.recipe import Recipe
-from data.settings import Hardware, Requests
-from data.store import Artifact, External, Store, digest_of, hash_folder
-from flows.check import bind
-from flows.judging import anchors
-from flows.scoring import scores
-from flows.stages import Stages
-from tasks import openai_client, score
-from tasks.engines import Batch, Decoding
-from tasks.engines.endpoint import endpoint
-from tasks.openai_client import Ask, Reply, Server, draw
-from tasks.stage import perform
+from data.recipe.recipe import Recipe
+from data.recipe.settings import Hardware, Requests
+from data.rows import tables
+from data.store.store import Artifact, External, Store, digest_of, hash_folder
+from flows.commands.check import bind
+from flows.round.judging import anchors
+from flows.round.scoring import scores
+from flows.round.stages import Stages
+from tasks.generate import openai_client
+from tasks.generate.engines import Batch, Decoding
+from tasks.generate.engines.endpoint import endpoint
+from tasks.generate.openai_client import Ask, Reply, Server, draw
+from tasks.run.stage import perform
+from tasks.score import score
 from tests.micro import micro
 
 QUICK = Requests(concurrency=8, timeout=2, attempts=5, backoff=0.01)
@@ -388,7 +389,7 @@ def test_a_judge_has_one_model_here_or_at_a_server(server: Unreliable, tmp_path:
 
 def test_a_lost_request_stops_the_stage_and_what_was_answered_is_not_asked_again(server: Unreliable, tmp_path: Path) -> None:
     # refused rows are rows of no text; a lost one stops the stage; the next attempt pays for that one alone
-    from tasks.generate import Settings
+    from tasks.generate.generate import Settings
 
     questions = ["fine #1", "400 x99 #2", "500 x99 #3"]
     prompts = [

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from data import tables
-from data.campaign import Campaign
 from data.errors import PartError, StageFailed
-from tasks import models
-from tasks.engines import Batch, Decoding, Engine, EngineLost, Row
-from tasks.engines.local import transformers
+from data.rows import tables
+from data.store.campaign import Campaign
+from tasks.generate.engines import Batch, Decoding, Engine, EngineLost, Row
+from tasks.generate.engines.local import transformers
+from tasks.models import models
 
 PROMPTS = [
     {"prompt_id": str(i), "messages": [{"role": "user", "content": text}]}
@@ -34,9 +34,9 @@ def draw(engine: Engine, decoding: Decoding, seed: int) -> list[Row]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from data.settings import Hardware
-    from tasks.tiny_model import Settings, tiny_model
-    from tasks.work import Work
+    from data.recipe.settings import Hardware
+    from tasks.models.tiny_model import Settings, tiny_model
+    from tasks.run.work import Work
 
     folder = tmp_path_factory.mktemp("model")
     tiny_model(Work("key", Settings(hidden=32, layers=1), {}, 7, folder, folder, Hardware()))
@@ -85,8 +85,8 @@ def test_stop_token_belongs_to_the_completion(checkpoint: Path) -> None:
 
 def test_a_lost_shard_is_drawn_again_and_equal(run_micro: Callable[..., Campaign]) -> None:
     # Claim: what a shard holds depends on its place alone, so completions are the same however often an attempt was cut short.
-    from tasks.generate import generate
-    from tasks.work import Work, module_of
+    from tasks.generate.generate import generate
+    from tasks.run.work import Work, module_of
 
     campaign = run_micro("tiny_raft", "rounds=1")
     store, ref = campaign.store, campaign.rounds()[1].artifacts["generate"]
@@ -217,7 +217,7 @@ def test_an_engine_that_returns_too_few_rows_is_named(run_micro: Callable[..., C
 
 def test_more_replicas_than_gpus_are_refused(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Claim: before a process is started or a model loaded, both counts are named.
-    from tasks.engines.replicas import Replicas
+    from tasks.generate.engines.replicas import Replicas
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
     with pytest.raises(StageFailed, match="2 replicas of 2 GPUs need 4, found 3"):
@@ -226,7 +226,7 @@ def test_more_replicas_than_gpus_are_refused(checkpoint: Path, monkeypatch: pyte
 
 def test_an_engine_with_a_missing_library_is_refused_early() -> None:
     # Claim: what an engine's library is belongs to its key only, and a missing one is said before anything runs.
-    from tasks.parts import libraries_of
+    from tasks.run.parts import libraries_of
     from tests import test_engines
 
     assert libraries_of("engines", "transformers") == {}

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data import errors, tables
+from data import errors
 from data.errors import (
     DamagedArtifact,
     FeatureFailed,
@@ -29,12 +29,13 @@ from data.errors import (
     TableError,
     WrongUse,
 )
-from data.recipe import load
-from data.store import Store
-from data.sweep import parse_over
-from tasks import parts
-from tasks.observe import _values
-from tasks.score import scored
+from data.recipe.recipe import load
+from data.rows import tables
+from data.store.store import Store
+from data.store.sweep import parse_over
+from tasks.bias.observe import _values
+from tasks.run import parts
+from tasks.score.score import scored
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("data", "tasks", "registry", "flows")
@@ -119,7 +120,7 @@ def test_a_sweep_over_the_same_value_twice() -> None:
 
 def test_model_directories_that_cannot_be_used(tmp_path: Path) -> None:
     # Claim: what is missing is named, what is there is listed, and pickled weights are refused with the reason.
-    from tasks.models import inspect_checkpoint
+    from tasks.models.models import inspect_checkpoint
 
     with pytest.raises(ModelError, match=r"expected config\.json of a Hugging Face model, found no files"):
         inspect_checkpoint(tmp_path)
@@ -214,8 +215,8 @@ def test_a_checkpoint_that_blew_up_draws_nothing(known_store: Path, temperature:
     # Claim: weights that give no probabilities are said to, drawn greedily or not; they are never completions.
     from safetensors.torch import load_file, save_file
 
-    from tasks.engines import Batch, Decoding
-    from tasks.engines.local import transformers
+    from tasks.generate.engines import Batch, Decoding
+    from tasks.generate.engines.local import transformers
 
     model = tmp_path / "model"
     shutil.copytree(trained(Store(known_store)) / "payload", model)
@@ -244,7 +245,7 @@ class NoDeployment:
 
 def test_prefect_that_refuses_the_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
     # Claim: what Prefect says against prefect.yaml reaches the person who started the services.
-    from flows import serve
+    from flows.service import serve
 
     done = subprocess.CompletedProcess([], 1, "", "bad schedule")
     monkeypatch.setattr(serve.subprocess, "run", lambda *args, **kwargs: done)

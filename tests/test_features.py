@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import parts
-from tasks.features import diversity, format, language, length, policy, reflection, repetition, tone
-from tasks.prompt_features import variety, verdicts
+from tasks.bias.features import diversity, format, language, length, policy, reflection, repetition, tone
+from tasks.bias.prompt_features import variety, verdicts
+from tasks.run import parts
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -185,7 +185,7 @@ def test_patterns_count_as_pythons_re_does(text: str) -> None:
 
 
 def format_count(text: str, pattern: str) -> float:
-    from tasks.features import count
+    from tasks.bias.features import count
 
     return float(count([row(text)], pattern)[0])
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.campaign import Decision, Metric, Verdict
-from data.settings import Gate
-from tasks.alarms import Alarm
-from tasks.gate import decide
+from data.recipe.settings import Gate
+from data.store.campaign import Decision, Metric, Verdict
+from tasks.bias.alarm_rule import Alarm
+from tasks.gate.gate import decide
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from data.campaign import Campaign
-from data.store import canonical, sha256_text
+from data.store.campaign import Campaign
+from data.store.store import canonical, sha256_text
 
 GOLDEN = Path(__file__).parent / "golden.json"
 EXACT = ("prepare", "draw")  # no arithmetic of a processor in them: equal everywhere
@@ -26,11 +26,11 @@ def processor() -> str:
 
 
 def record(home: Path) -> dict[str, Any]:
-    from flows import environment
+    from flows.service import environment
     from tests.micro import micro
 
     environment.prepare(home)
-    from flows.improve import improve
+    from flows.round.improve import improve
 
     stages: dict[str, Any] = {}
     for source in ("tiny_raft", "tiny_dpo"):

@@ -16,10 +16,10 @@ from typing import Any
 import psutil
 import pytest
 
-from data.settings import Hardware
-from data.store import Artifact, Store, locked
-from tasks.stage import Notes, describe, perform
-from tasks.work import gpus, module_of
+from data.recipe.settings import Hardware
+from data.store.store import Artifact, Store, locked
+from tasks.run.stage import Notes, describe, perform
+from tasks.run.work import gpus, module_of
 
 pytestmark = pytest.mark.filterwarnings("error")
 CHECKOUT = Path(__file__).parents[1]
@@ -48,14 +48,14 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     yield path
-    del sys.modules["tasks.on_gpu"]
+    del sys.modules["tasks.run.on_gpu"]
 
 
 def load(path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("tasks.on_gpu", path)
+    spec = importlib.util.spec_from_file_location("tasks.run.on_gpu", path)
     assert spec is not None
     assert spec.loader is not None
-    sys.modules["tasks.on_gpu"] = module = importlib.util.module_from_spec(spec)
+    sys.modules["tasks.run.on_gpu"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
 
@@ -121,7 +121,7 @@ def taken(gpu: str) -> bool:
 RUN = """
 import sys, tempfile
 from pathlib import Path
-from data.store import Store
+from data.store.store import Store
 from tests import test_gpu_lock as t
 place, source = sys.argv[1:]
 tempfile.tempdir = str(Path(place))
@@ -145,7 +145,7 @@ def test_a_killed_run_frees_the_gpu_at_once(tmp_path: Path, source: Path) -> Non
 
 def test_what_needs_no_gpu_passes(tmp_path: Path) -> None:
     # Claim: a stage that loads no model, or asks a server, does not queue for the GPU; one whose part takes a device does.
-    from tasks.stage import on_gpu
+    from tasks.run.stage import on_gpu
 
     settings = {name: module_of(name).Settings for name in ("draw", "score", "generate", "train", "logprobs")}
     assert not on_gpu(describe("draw", settings["draw"](round=1, count=1), {}, 0), GPU)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from data import garbage
-from data.campaign import Campaign
 from data.errors import CampaignError, HomeError
-from data.lineage import lineage, resolve
+from data.store import garbage
+from data.store.campaign import Campaign
+from data.store.lineage import lineage, resolve
 
 Run = Callable[..., Campaign]
 Call = Callable[..., int]

@@ -10,17 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import tables, templates
-from data.campaign import Campaign
 from data.errors import PartError, RecipeError
-from flows.check import bind
-from flows.rounds import held
-from tasks import models, reward
-from tasks.engines import Batch, Decoding
-from tasks.pairers.rewards import best_vs_worst
-from tasks.parts import bound, check_settings, version_of
-from tasks.scorers import Score
-from tasks.scorers.judge import _label_tokens, comparisons, judge
+from data.recipe import templates
+from data.rows import tables
+from data.store.campaign import Campaign
+from flows.commands.check import bind
+from flows.round.one_round import held
+from tasks.choose.pairers.rewards import best_vs_worst
+from tasks.generate.engines import Batch, Decoding
+from tasks.models import models
+from tasks.run.parts import bound, check_settings, version_of
+from tasks.score import reward
+from tasks.score.scorers import Score
+from tasks.score.scorers.judge import _label_tokens, comparisons, judge
 from tests.micro import micro
 from tests.tiny_llama import make
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import judge_bias
+from tasks.evaluate import judge_bias
 
 pytestmark = pytest.mark.filterwarnings("error")
 Row = dict[str, object]

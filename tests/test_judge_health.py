@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 
-from data import templates
-from data.campaign import Campaign, Metric
-from data.settings import Score
+from data.recipe import templates
+from data.recipe.settings import Score
+from data.store.campaign import Campaign, Metric
 from registry.judges import mirror_templates, used
-from tasks.judge_health import agreement, drift, orders, probes, spread
-from tasks.scorers.likelihood import mean_logprob
-from tasks.trouble import blind_judges
+from tasks.evaluate.judge_health import agreement, drift, orders, probes, spread
+from tasks.gate.training_alarms import blind_judges
+from tasks.score.scorers.likelihood import mean_logprob
 from tests.test_judge import JUDGED
 
 Row = dict[str, Any]
@@ -168,8 +168,8 @@ def test_a_rounds_judge_health(run_micro: Callable[..., Campaign]) -> None:
 
 def test_mean_logprob_is_the_samplers_own(run_micro: Callable[..., Campaign]) -> None:
     # On completions the same checkpoint sampled, the score is the mean of the log-probabilities stored with them.
-    from data import tables
-    from flows.rounds import held
+    from data.rows import tables
+    from flows.round.one_round import held
 
     campaign = run_micro("tiny_raft", "rounds=1")
     made, head = campaign.rounds()[1].artifacts, campaign.rounds()[0].head

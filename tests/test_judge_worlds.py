@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.scorers.puzzles import countdown
+from tasks.score.scorers.puzzles import countdown
 from tests import judge_worlds
 
 

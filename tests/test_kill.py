@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from data.campaign import Campaign
-from data.store import Store
+from data.store.campaign import Campaign
+from data.store.store import Store
 from tests import bench_kill
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.parts import FAMILIES
+from tasks.run.parts import FAMILIES
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -17,7 +17,11 @@ CHECKOUT = Path(__file__).parents[1]
 ROOMS = ("data", "tasks", "registry", "flows")
 MAY_IMPORT = {"data": set(), "tasks": {"data"}, "registry": {"data"}, "flows": {"data", "tasks", "registry"}}
 HEAVY = {"torch", "vllm", "trl", "transformers", "mlflow", "prefect"}
-FLOW_FILES = ("flows/improve.py", "flows/calls.py", "flows/scheduled.py")  # where Prefect's decorators stand
+FLOW_FILES = (
+    "flows/round/improve.py",
+    "flows/round/calls.py",
+    "flows/service/scheduled.py",
+)  # where Prefect's decorators stand
 
 
 def sources() -> list[Path]:

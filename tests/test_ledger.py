@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from data import recipe as recipes
-from tasks import bias, observe, overoptimisation, parts, pressure
-from tasks.alarms import FAULTS, Alarm, gravest, judge, mitigations, sentence
-from tasks.bias import answer_collapse
-from tasks.effects import changes, cohens_h
-from tasks.ledger import Entry, Kind, Sample, compare
-from tasks.twin_features import COLUMNS
+from data.recipe import recipe as recipes
+from tasks.bias import bias, observe, overoptimisation, pressure
+from tasks.bias.alarm_rule import FAULTS, Alarm, gravest, judge, mitigations, sentence
+from tasks.bias.bias import answer_collapse
+from tasks.bias.effects import changes, cohens_h
+from tasks.bias.ledger import Entry, Kind, Sample, compare
+from tasks.bias.twin_features import COLUMNS
+from tasks.run import parts
 
 pytestmark = pytest.mark.filterwarnings("error")
 

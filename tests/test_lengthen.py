@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from data.campaign import Campaign
 from data.errors import RecipeError
+from data.store.campaign import Campaign
 from tests.micro import micro
 
 

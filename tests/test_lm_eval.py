@@ -10,9 +10,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import tables
-from data.recipe import load
-from tasks.scorers.answers import exact_match
+from data.recipe.recipe import load
+from data.rows import tables
+from tasks.score.scorers.answers import exact_match
 
 TASK: dict[str, Any] = yaml.safe_load((Path(__file__).parent.parent / "data" / "lm_eval" / "held_out.yaml").read_text())
 

@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from data.campaign import Campaign
 from data.errors import ScorerFailed
-from tasks.scorers import Score
+from data.store.campaign import Campaign
+from tasks.score.scorers import Score
 from tests.micro import SETS
 
 ROOT = Path(__file__).parent.parent
@@ -114,13 +114,13 @@ def test_rerun_of_finished_campaign_recomputes_nothing(run_micro: Run, home: Pat
 @pytest.mark.usefixtures("prefect")
 def test_under_prefect_reused_stages_show_as_cached(home: Path) -> None:
     # Claim: a campaign is one Prefect flow run with its own name; tasks are named by round; reused stages end as Cached.
-    from flows import environment
+    from flows.service import environment
 
     environment.prepare(home)
     import anyio
     from prefect.client.orchestration import get_client
 
-    from flows.improve import improve
+    from flows.round.improve import improve
     from tests.micro import micro
 
     for name in ("first", "second"):
@@ -235,8 +235,8 @@ def test_isolated_stages_give_the_same_bytes(run_micro: Run, tmp_path: Path) -> 
     inline = run_micro("tiny_raft", "rounds=1", place=tmp_path / "a")
     recipe_of = json.loads((inline.folder / "recipe.json").read_text())
     assert recipe_of["hardware"]["isolation"] == "auto"
-    from flows.stages import Stages
-    from tasks.stage import perform
+    from flows.round.stages import Stages
+    from tasks.run.stage import perform
 
     hardware = inline.recipe.hardware.model_copy(update={"isolation": "process"})
     apart = Campaign(tmp_path / "b", "apart", inline.recipe)

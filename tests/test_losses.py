@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from data import tables
-from data.campaign import Campaign
 from data.errors import StageFailed
-from data.loss import DPO, KINDS, Loss
-from data.store import hash_folder
-from tasks import losses
-from tasks.rows import of_labelled, of_pairs, of_ranked
-from tasks.scorers import Score
-from tasks.train import split, train
-from tasks.work import module_of
+from data.recipe.loss import DPO, KINDS, Loss
+from data.rows import tables
+from data.store.campaign import Campaign
+from data.store.store import hash_folder
+from tasks.run.work import module_of
+from tasks.score.scorers import Score
+from tasks.train import losses
+from tasks.train.rows import of_labelled, of_pairs, of_ranked
+from tasks.train.train import split, train
 from tests.test_train import finished, read, work_of  # noqa: F401  (finished is a fixture)
 
 Finished = Campaign
@@ -99,7 +99,7 @@ def test_smoothing_of_sigmoid_is_honoured(finished: Finished, tmp_path: Path) ->
 
 def test_soft_labels_reach_the_loss_and_only_sigmoid(finished: Finished, tmp_path: Path) -> None:  # noqa: F811
     # a label in PAIRS becomes the certainty of its row, and a loss that would ignore it is refused
-    from tasks import models
+    from tasks.models import models
 
     work = work_of(finished, tmp_path)
     pairs = read(work.inputs["pairs"] / "pairs.parquet", tables.PAIRS)
@@ -127,7 +127,7 @@ def test_soft_labels_reach_the_loss_and_only_sigmoid(finished: Finished, tmp_pat
 )
 def test_losses_on_labels_and_ranks_need_them(of: Any, says: str, finished: Finished, tmp_path: Path) -> None:  # noqa: F811
     # a selector that gives neither is answered with the one that does
-    from tasks import models
+    from tasks.models import models
 
     work = work_of(finished, tmp_path)
     first = read(work.inputs["completions"] / "completions.parquet", tables.COMPLETIONS)[0]
@@ -139,7 +139,7 @@ def test_losses_on_labels_and_ranks_need_them(of: Any, says: str, finished: Fini
 
 def test_kto_needs_neighbours(finished: Finished, tmp_path: Path) -> None:  # noqa: F811
     # its KL is estimated inside a micro-batch: one row has no neighbour
-    from tasks.trainers import Setup, build
+    from tasks.train.trainers import Setup, build
 
     work = work_of(finished, tmp_path, batch=4, accumulate=4)
     setup = Setup(work, Loss(name="kto"), None, None, None, [{"prompt_id": "p"}] * 4, [])
@@ -150,8 +150,8 @@ def test_kto_needs_neighbours(finished: Finished, tmp_path: Path) -> None:  # no
 def test_online_rewards_have_no_verdicts() -> None:
     # a scorer that stands on the verifier's table is refused before anything runs
     from data.errors import PartError
-    from data.recipe import load
-    from flows.check import bind
+    from data.recipe.recipe import load
+    from flows.commands.check import bind
 
     sets = ["loss.name=grpo", "select=false", 'score=[{scorer="exact_match"}, {scorer="kimi_length"}]', "train.replay=false"]
     with pytest.raises(PartError, match="'kimi_length' asks for verdicts, which grpo has not online"):
@@ -227,7 +227,7 @@ def test_a_crash_after_the_last_save_trains_no_step_more(
     patience: int,
 ) -> None:
     # killed between its last save and the commit, a training with validation ends with the bytes of an uninterrupted one
-    from tasks import train as module
+    from tasks.train import train as module
 
     changes: dict[str, Any] = {"steps": 12, "save_every": 2, "learning_rate": 1e-3, "validation": 0.3, "patience": patience}
     whole, cut = (work_of(finished, tmp_path / name, **changes) for name in ("whole", "cut"))
@@ -249,7 +249,7 @@ def test_kto_neighbours_are_of_different_prompts(finished: Finished, tmp_path: P
     # the completions that estimate its KL answer another prompt, mostly, in validation as in training
     from types import SimpleNamespace
 
-    from tasks import trainers
+    from tasks.train import trainers
 
     def labelled(prompts: int) -> list[dict[str, Any]]:
         rows = [(p, i) for p in range(prompts) for i in range(4)]
@@ -288,7 +288,7 @@ def test_kto_equals_stock_trl(run_micro: Any, shelf: Path, tmp_path: Path) -> No
     from datasets import Dataset
     from trl import KTOConfig, KTOTrainer
 
-    from tasks import models
+    from tasks.models import models
     from tests.test_train import survives
 
     sets = ("evaluate.samples=0", "loss.name=kto", "select.selector=labelled", "train.replay=false", "rounds=1")
@@ -412,7 +412,7 @@ def test_ranked_losses_are_validated(run_micro: Any, tmp_path: Path, name: str) 
 
 def test_an_epoch_is_all_rows(finished: Finished, tmp_path: Path) -> None:  # noqa: F811
     # the last step of an epoch is short, and it is a step: six epochs of rows that fill a third of a batch are six steps
-    from tasks.trainers import arguments
+    from tasks.train.trainers import arguments
 
     work = work_of(finished, tmp_path, steps=0, epochs=6.0, batch=64)
     assert arguments(work, epoch=1, validates=False)["max_steps"] == 6
@@ -434,8 +434,9 @@ def test_online_any_stop_token_ends_an_answer(finished: Finished, tmp_path: Path
     # a chat model may end its turn by another token than the tokenizer's end: such an answer was not cut
     from types import SimpleNamespace
 
-    from data.settings import Hardware
-    from tasks import models, online
+    from data.recipe.settings import Hardware
+    from tasks.models import models
+    from tasks.train import online
 
     checkpoint = work_of(finished, tmp_path).inputs["checkpoint"]
     tokenizer = models.load_tokenizer(checkpoint)
@@ -457,8 +458,9 @@ def test_online_an_unknown_word_leaves_no_reward(finished: Finished, tmp_path: P
     # one of weight 0 only watches
     from types import SimpleNamespace
 
-    from data.settings import Hardware
-    from tasks import models, online
+    from data.recipe.settings import Hardware
+    from tasks.models import models
+    from tasks.train import online
 
     checkpoint = work_of(finished, tmp_path).inputs["checkpoint"]
     tokenizer = models.load_tokenizer(checkpoint)

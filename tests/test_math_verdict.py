@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks import math_verdict, verify_pool
+from tasks.score import math_verdict, verify_pool
 from tests.bench_verify import direct, outputs
 from tests.test_scorers import HOSTILE, judge
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
-from data import tables
-from data.settings import Hardware
-from tasks.measure import Settings, by_prompt, measure, paired, pass_at_k, t_interval
-from tasks.work import Work
+from data.recipe.settings import Hardware
+from data.rows import tables
+from tasks.evaluate.measure import Settings, by_prompt, measure, paired, pass_at_k, t_interval
+from tasks.run.work import Work
 
 pytestmark = pytest.mark.filterwarnings("error")
 

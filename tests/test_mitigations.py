@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from data.errors import PartError
-from tasks import mitigations, parts
-from tasks.mitigations import chosen, rewards
+from tasks.choose import mitigations
+from tasks.choose.mitigations import chosen, rewards
+from tasks.run import parts
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -182,7 +183,7 @@ def test_what_loses_its_reward_is_on_neither_side_of_parts_that_go_by_verdicts()
 @pytest.mark.parametrize("chooser", ["select.selector=all_correct", "select.selector=labelled"])
 def test_overlong_answers_are_not_learnt_from(run_micro: Callable[..., Any], chooser: str) -> None:
     # in a campaign: the selector reads the verdict alone, and still takes nothing that was rejected for its length
-    from data import tables
+    from data.rows import tables
 
     loss = ("loss.name=kto", "train.replay=false") if "labelled" in chooser else ()
     overlong = 'mitigate=[{mitigation="reject_overlong", settings={tokens=4}}]'

@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from data import tables
 from data.errors import FeatureFailed, PartError, TableError
-from data.settings import Hardware
-from tasks import observe
-from tasks.work import Work
+from data.recipe.settings import Hardware
+from data.rows import tables
+from tasks.bias import observe
+from tasks.run.work import Work
 
 pytestmark = pytest.mark.filterwarnings("error")
 Row = dict[str, Any]

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import tables
 from data.errors import PartError
-from tasks.audit import audit_pairs
-from tasks.pairers.rewards import (
+from data.rows import tables
+from tasks.choose.chosen_facts import audit_pairs
+from tasks.choose.pairers.rewards import (
     all_over_margin,
     best_vs_worst,
     longest_shared_prefix,
@@ -20,8 +20,8 @@ from tasks.pairers.rewards import (
     rejection_sampled,
     right_vs_wrong,
 )
-from tasks.parts import check_settings
-from tasks.selectors.best import rejection_sampling
+from tasks.choose.selectors.best import rejection_sampling
+from tasks.run.parts import check_settings
 
 Row = dict[str, Any]
 SAMPLE = st.tuples(

@@ -11,14 +11,14 @@ from typing import Any, get_type_hints
 import pytest
 
 from data.errors import PartError
-from tasks import parts
-from tasks.parts import bind, check_settings, find, listing, public, version_of
+from tasks.run import parts
+from tasks.run.parts import bind, check_settings, find, listing, public, version_of
 
 pytestmark = pytest.mark.filterwarnings("error")
 
 ALL = [(family, name) for family in parts.FAMILIES for name in public(family)]
 OWN = '''
-from tasks.scorers import Score
+from tasks.score.scorers import Score
 def mine(prompts, completions, *, scale: float = 1.0, workers: int = 1):
     """Scores by length."""
     return [Score(scale * len(c["text"]) + 100 * workers) for c in completions]
@@ -141,7 +141,7 @@ def test_the_listing_is_the_shelf(family: str) -> None:
     assert [row["name"] for row in rows] == list(public(family))
     for row in rows:
         path, _, line = row["source"].rpartition(":")
-        source = (Path(parts.__file__).parents[1] / path).read_text().splitlines()
+        source = (Path(parts.__file__).parents[2] / path).read_text().splitlines()
         assert source[int(line) - 1].startswith((f"def {row['name']}(", f"class {row['name']}"))
         assert row["about"] == (inspect.getdoc(find(family, row["name"])) or "").split("\n")[0]
 
@@ -169,12 +169,13 @@ def test_two_files_of_a_shelf_cannot_define_one_name(tmp_path: Path, monkeypatch
     # a name in a recipe means one thing: a second definition is refused and both files are named
     for file in ("first", "second"):
         (tmp_path / f"{file}.py").write_text('def twin(prompts, completions):\n    """A twin."""\n')
-    shelf = importlib.import_module("tasks.scorers")
+    shelf = importlib.import_module("tasks.score.scorers")
     monkeypatch.setattr(shelf, "__path__", [*shelf.__path__, str(tmp_path)])
-    with pytest.raises(PartError, match=r"'twin' is defined in tasks\.scorers\.first and in tasks\.scorers\.second"):
+    said = r"'twin' is defined in tasks\.score\.scorers\.first and in tasks\.score\.scorers\.second"
+    with pytest.raises(PartError, match=said):
         public("scorers")
     for file in ("first", "second"):
-        sys.modules.pop(f"tasks.scorers.{file}")
+        sys.modules.pop(f"tasks.score.scorers.{file}")
         delattr(shelf, file)
 
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import tables
-from data.campaign import Campaign
 from data.errors import PartError, RecipeError
-from flows.artifacts import held
-from flows.check import bind
-from tasks.pairers import origins as shelf
+from data.rows import tables
+from data.store.campaign import Campaign
+from flows.commands.check import bind
+from flows.round.artifacts import held
+from tasks.choose.pairers import origins as shelf
 from tests.micro import micro
 from tests.test_pairers import check_pairs
 

@@ -10,13 +10,13 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import tables
-from data.campaign import Campaign
-from flows.artifacts import held
-from tasks import models
-from tasks.prefixes import begun
-from tasks.scorers import Score
-from tasks.scorers.process import step_rollouts
+from data.rows import tables
+from data.store.campaign import Campaign
+from flows.round.artifacts import held
+from tasks.generate.prefixes import begun
+from tasks.models import models
+from tasks.score.scorers import Score
+from tasks.score.scorers.process import step_rollouts
 from tests.tiny_llama import make
 
 ASKED = [{"role": "user", "content": "2+3+4?"}]

@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data import tables
-from data.campaign import Campaign
 from data.errors import StageFailed
-from data.loss import Loss
-from tasks.train import train
-from tasks.work import Work
-from tasks.worker import run_apart
+from data.recipe.loss import Loss
+from data.rows import tables
+from data.store.campaign import Campaign
+from tasks.run.work import Work
+from tasks.run.worker import run_apart
+from tasks.train.train import train
 from tests.test_train import finished, read, work_of  # noqa: F401  (finished is a fixture)
 
 # Two ranks on a CPU: accelerate starts several processes under this name, and the trainer's use_cpu makes them speak gloo.

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data import addition, prompts, records, tables
-from data.addition import ALPHABET, Problem, World
 from data.errors import PromptsError
-from data.settings import Columns, Prompts
+from data.recipe.settings import Columns, Prompts
+from data.rows import prompts, records, tables
+from data.worlds import addition
+from data.worlds.addition import ALPHABET, Problem, World
 
 pytestmark = pytest.mark.filterwarnings("error")
 

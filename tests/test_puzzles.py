@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import countdown, knights_knaves, prompts
-from data.settings import Prompts
-from tasks.scorers import Score, puzzles
+from data.recipe.settings import Prompts
+from data.rows import prompts
+from data.worlds import countdown, knights_knaves
+from tasks.score.scorers import Score, puzzles
 from tests.test_scorers import HOSTILE, one
 
 KNIGHTS = Path(__file__).parents[2] / "shared" / "data" / "knights_knaves"

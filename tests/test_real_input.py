@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from data import tables
-from data.campaign import Campaign
-from tasks.engines import Batch, Decoding, local
+from data.rows import tables
+from data.store.campaign import Campaign
+from tasks.generate.engines import Batch, Decoding, local
 
 GSM8K = Path(__file__).parent.parent.parent / "shared" / "data" / "gsm8k" / "train.jsonl.gz"
 SETS = (

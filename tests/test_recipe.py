@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data import recipe as recipes
 from data.errors import RecipeError
-from data.recipe import Recipe, build, differences, flatten, load, parse_set
+from data.recipe import recipe as recipes
+from data.recipe.recipe import Recipe, build, differences, flatten, load, parse_set
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import records, tables
-from data.addition import World
-from data.campaign import Campaign
 from data.errors import PromptsError
-from data.settings import Columns, Prompts
+from data.recipe.settings import Columns, Prompts
+from data.rows import records, tables
+from data.store.campaign import Campaign
+from data.worlds.addition import World
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 VERIFIED = SHARED / "verified_outputs" / "qwen_math_cot_100x8.jsonl.gz"
@@ -193,7 +193,7 @@ def test_a_campaign_trains_on_recorded_completions(
 
 
 def _world_seed() -> int:
-    from data.store import derive_seed
+    from data.store.store import derive_seed
 
     return derive_seed(0, "world", 0)
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from data import recipe as recipes
-from data import tables
-from data.campaign import Campaign, Metric, Ref, Round, Verdict
 from data.errors import CampaignError, DamagedArtifact, StageFailed
-from data.store import Job, sha256_text
+from data.recipe import recipe as recipes
+from data.rows import tables
+from data.store.campaign import Campaign, Metric, Ref, Round, Verdict
+from data.store.store import Job, sha256_text
 from registry import payload
 from registry.checkpoints import resolve
 from registry.client import MemoryUnreachable, memory, tracking_uri

@@ -12,8 +12,8 @@ import urllib.request
 import mlflow
 import pytest
 
-from data.campaign import Metric, Ref
-from data.store import sha256_text
+from data.store.campaign import Metric, Ref
+from data.store.store import sha256_text
 from registry.checkpoints import resolve
 from registry.client import MemoryUnreachable
 from registry.compare import links, ui_command

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import ModelError
-from data.recipe import Recipe, load
-from flows import resolve
+from data.recipe.recipe import Recipe, load
+from flows.round import resolve
 
 SEVEN_B = {  # Qwen2.5-7B's config.json
     "num_hidden_layers": 28,

@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 
-from data import tables
-from data.campaign import Campaign
 from data.errors import ModelError, PartError, StageFailed
-from tasks import fit_reward, models, parts
-from tasks.fit_reward import Settings
-from tasks.scorers import Score
-from tasks.scorers.ensemble import aggregate, ensemble
-from tasks.scorers.reward_model import reward_model
-from tasks.work import Work
+from data.rows import tables
+from data.store.campaign import Campaign
+from tasks.models import models
+from tasks.run import parts
+from tasks.run.work import Work
+from tasks.score.scorers import Score
+from tasks.score.scorers.ensemble import aggregate, ensemble
+from tasks.score.scorers.reward_model import reward_model
+from tasks.train import fit_reward
+from tasks.train.fit_reward import Settings
 from tests.test_train import finished, read, work_of  # noqa: F401  (finished is a fixture)
 
 SETTINGS: dict[str, Any] = {
@@ -171,7 +173,7 @@ def test_too_few_pairs_for_a_reward_model_hold_the_round(run_micro: Any) -> None
 )
 def test_what_cannot_be_fitted_is_refused(sets: tuple[str, ...], says: str) -> None:
     # before anything runs
-    from flows.check import bind
+    from flows.commands.check import bind
     from tests.micro import micro
 
     with pytest.raises(PartError, match=says):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.saves import NAME, NEEDED, newest_save, seal
+from tasks.train.saves import NAME, NEEDED, newest_save, seal
 
 pytestmark = pytest.mark.filterwarnings("error")
 

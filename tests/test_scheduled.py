@@ -11,7 +11,7 @@ from uuid import UUID
 import pytest
 import yaml
 
-from data.campaign import Campaign
+from data.store.campaign import Campaign
 from tests.micro import SETS, micro
 
 ROOT = Path(__file__).parent.parent
@@ -22,8 +22,8 @@ def test_the_deployment_agrees_with_the_code() -> None:
     # Claim: prefect.yaml names the flow, the pool and the deployment that `serve` looks for; its parameters fit the form.
     from prefect.utilities.importtools import import_object
 
-    from flows.scheduled import Order
-    from flows.serve import DEPLOYMENT, POOL
+    from flows.service.scheduled import Order
+    from flows.service.serve import DEPLOYMENT, POOL
 
     (deployment,) = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     flow = import_object(deployment["entrypoint"])
@@ -49,7 +49,7 @@ def test_a_form_that_does_not_fit_is_refused(bad: dict[str, Any]) -> None:
     # Claim: a name that could leave the home, an override without a value, an unknown field: none becomes a campaign.
     from pydantic import ValidationError
 
-    from flows.scheduled import Order
+    from flows.service.scheduled import Order
 
     with pytest.raises(ValidationError):
         Order.model_validate({"recipe": "tiny_raft", "name": "good", **bad})
@@ -57,7 +57,7 @@ def test_a_form_that_does_not_fit_is_refused(bad: dict[str, Any]) -> None:
 
 def test_an_ordered_campaign_is_the_command_lines(run_micro: Callable[..., Campaign], home: Path) -> None:
     # Claim: what a deployment starts is found finished by the command line's code, and the other way round.
-    from flows.scheduled import Order, campaign
+    from flows.service.scheduled import Order, campaign
 
     done = run_micro("tiny_raft", "rounds=1")
     before = {key: (done.store.folder(key) / "manifest.json").stat().st_mtime_ns for key in done.store.keys()}
@@ -71,7 +71,7 @@ def dead_run(parameters: dict[str, Any]) -> UUID:
     from prefect.client.orchestration import get_client
     from prefect.states import Running
 
-    from flows.improve import improve
+    from flows.round.improve import improve
 
     with get_client(sync_client=True) as client:
         return client.create_flow_run(improve, parameters=parameters, state=Running()).id
@@ -88,7 +88,7 @@ def state_of(run: UUID) -> str:
 
 def test_a_run_whose_process_is_gone_is_marked_crashed(home: Path) -> None:
     # Claim: a run that Prefect shows as running while nobody holds its campaign is dead: it becomes Crashed, once.
-    from flows.reap import reap
+    from flows.service.orphaned_runs import reap
 
     campaign = Campaign.start(home, "k", micro())
     run = dead_run({"order": {"name": "k", "home": str(home), "recipe": "tiny_raft"}})
@@ -108,8 +108,8 @@ def test_a_run_whose_process_is_gone_is_marked_crashed(home: Path) -> None:
 
 def test_a_resumed_campaign_marks_its_dead_predecessor(run_micro: Callable[..., Campaign], home: Path) -> None:
     # Claim: who gets a campaign's lock under Prefect says Crashed of the run that held it; other campaigns' runs are let be.
-    from flows.improve import improve
-    from flows.reap import reap
+    from flows.round.improve import improve
+    from flows.service.orphaned_runs import reap
 
     done = run_micro("tiny_raft", "rounds=1", "hardware.prefect=true")
     own, other = (dead_run({"name": name, "home": str(home)}) for name in (done.name, "other"))
@@ -124,9 +124,9 @@ def test_a_stage_whose_end_was_lost_ends_as_its_run_did(home: Path) -> None:
     from prefect.client.schemas.objects import State
     from prefect.states import Completed, Crashed, Failed, Pending, Running
 
-    from flows.calls import _task
-    from flows.improve import improve
-    from flows.reap import settle
+    from flows.round.calls import _task
+    from flows.round.improve import improve
+    from flows.service.orphaned_runs import settle
 
     cases: list[tuple[Any, State[None], State[None]]] = [  # whose run it is, the stage's state, and the run's in the end
         ("a", Running(), Completed()),
@@ -153,7 +153,7 @@ def test_a_cancelled_run_that_nobody_reports_is_cancelled(home: Path) -> None:
     from prefect.client.orchestration import get_client
     from prefect.states import Cancelling, Crashed
 
-    from flows.reap import settle
+    from flows.service.orphaned_runs import settle
 
     held = Campaign.start(home, "slow", micro())
     orders: list[dict[str, Any]] = [{"name": "gone", "home": str(home)}, {"name": "slow", "home": str(home)}]
@@ -170,7 +170,8 @@ def test_a_cancelled_run_that_nobody_reports_is_cancelled(home: Path) -> None:
 
 def test_what_settles_goes_on_after_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     # Claim: whatever goes wrong in one look is said, and the next look comes.
-    from flows import reap, serve
+    from flows.service import orphaned_runs as reap
+    from flows.service import serve
 
     stop, looks = threading.Event(), []
 
@@ -194,8 +195,8 @@ def test_an_older_form_becomes_the_flows() -> None:
     from prefect.client.schemas.schedules import CronSchedule
     from prefect.utilities.callables import parameter_schema
 
-    from flows.scheduled import campaign
-    from flows.serve import CHECKOUT, DEPLOYMENT, POOL, deploy
+    from flows.service.scheduled import campaign
+    from flows.service.serve import CHECKOUT, DEPLOYMENT, POOL, deploy
 
     with get_client(sync_client=True) as client:
         name = DEPLOYMENT.partition("/")[2]

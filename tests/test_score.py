@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import tables
-from data.campaign import Campaign
 from data.errors import PartError, TableError
-from flows.artifacts import held
-from flows.check import bind
-from tasks import score
-from tasks.parts import wants
-from tasks.scorers import Score
+from data.rows import tables
+from data.store.campaign import Campaign
+from flows.commands.check import bind
+from flows.round.artifacts import held
+from tasks.run.parts import wants
+from tasks.score import score
+from tasks.score.scorers import Score
 from tests.micro import micro
 
 Row = dict[str, Any]

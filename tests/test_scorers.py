@@ -18,10 +18,10 @@ import psutil
 import pytest
 
 from data.errors import PartError
-from tasks import math_verdict, verify_pool
-from tasks.parts import check_settings
-from tasks.scorers import Score, form
-from tasks.scorers.answers import exact_match, math_equivalence
+from tasks.run.parts import check_settings
+from tasks.score import math_verdict, verify_pool
+from tasks.score.scorers import Score, form
+from tasks.score.scorers.answers import exact_match, math_equivalence
 
 CHECKOUT = Path(__file__).parents[1]
 GSM8K = CHECKOUT.parent / "shared" / "data" / "gsm8k" / "example_model_solutions_first400.jsonl.gz"
@@ -284,7 +284,7 @@ def test_a_killed_parent_leaves_no_worker() -> None:
     # SIGKILL of the parent, while workers compute, ends them too.
     script = """
 import threading, psutil, time
-from tasks import math_verdict, verify_pool
+from tasks.score import math_verdict; from tasks.score import verify_pool
 verify_pool.verify_all([("1", "$1$")], 5.0, 2)
 threading.Thread(target=verify_pool.verify_all, args=([("1", "9**9**9**9")], 500.0, 2), daemon=True).start()
 time.sleep(1)

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import tables
 from data.errors import PartError
-from tasks.audit import audit_selection
-from tasks.parts import check_settings
-from tasks.selectors.best import all_correct, best_of_n, diverse_correct, rejection_sampling, shortest_correct, top_share
-from tasks.selectors.labels import ranked
+from data.rows import tables
+from tasks.choose.chosen_facts import audit_selection
+from tasks.choose.selectors.best import all_correct, best_of_n, diverse_correct, rejection_sampling, shortest_correct, top_share
+from tasks.choose.selectors.labels import ranked
+from tasks.run.parts import check_settings
 
 Row = dict[str, Any]
 SAMPLE = st.tuples(

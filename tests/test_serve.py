@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from data.campaign import Campaign
-from tasks.scorers import Score
+from data.store.campaign import Campaign
+from tasks.score.scorers import Score
 from tests.bench_kill import left_over
 from tests.bench_kills_prefect import OVERRIDES, ROOT, Calm, Stand, digests, metrics, moments, scenario, until
 from tests.micro import Row, ends_even

@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from data.errors import PortTaken, ServiceFailed
-from flows import services
-from flows.services import Service, claim_port, members
+from flows.service import services
+from flows.service.services import Service, claim_port, members
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,7 +51,7 @@ def test_a_stopped_service_leaves_no_orphan(tmp_path: Path) -> None:
 def test_a_service_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     # Claim: SIGKILL of `ratchet` leaves no server behind.
     code = (
-        "import sys, time; from pathlib import Path; from flows.services import Service\n"
+        "import sys, time; from pathlib import Path; from flows.service.services import Service\n"
         "service = Service('sleeper', ['sleep', '600'], Path(sys.argv[1]), {})\n"
         "service.start(); print(service.groups[0], flush=True); time.sleep(600)"
     )
@@ -124,7 +124,7 @@ def test_a_second_serve_of_one_home_says_so(
     ratchet: Callable[..., int], capsys: pytest.CaptureFixture[str], home: Path
 ) -> None:
     # Claim: two workers of one home would only compete; the second is told.
-    from data.store import locked
+    from data.store.store import locked
 
     (home / "prefect").mkdir(parents=True)
     with locked(home / "prefect" / "serve.lock"):
@@ -142,8 +142,8 @@ def test_a_named_server_that_is_away_is_said(monkeypatch: pytest.MonkeyPatch, ho
 TWICE = """
 import sys, time
 from pathlib import Path
-from flows.serve import _until_stopped
-from flows.services import Service
+from flows.service.serve import _until_stopped
+from flows.service.services import Service
 deaf = Service("deaf", ["sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done"], Path(sys.argv[1]), {})
 with _until_stopped([deaf]) as stop:
     deaf.start()
@@ -169,7 +169,7 @@ def test_a_second_ctrl_c_of_serve_does_not_wait(tmp_path: Path) -> None:
 
 SIGNALS = """
 import os, signal, sys
-from flows.conduct import interruptible
+from flows.commands.conduct import interruptible
 with interruptible():
     try:
         os.kill(os.getpid(), getattr(signal, sys.argv[1]))

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks import verify_pool
-from tasks.scorers import Score, consensus, shaping
+from tasks.score import verify_pool
+from tasks.score.scorers import Score, consensus, shaping
 
 SAMPLE = st.tuples(st.integers(0, 30), st.sampled_from((1.0, 0.0, None)))
 GROUPS = st.lists(st.lists(SAMPLE, min_size=1, max_size=6), max_size=3)

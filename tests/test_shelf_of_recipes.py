@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from data import recipe as recipes
-from data import tables
-from data.campaign import Campaign
-from flows import check, environment
-from flows.check import bind, cost
-from flows.estimate import drawn, rows_per_prompt, seven_b
-from flows.resolve import accumulation, micro_batches
+from data.recipe import recipe as recipes
+from data.rows import tables
+from data.store.campaign import Campaign
+from flows.commands import check
+from flows.commands.check import bind, cost
+from flows.commands.estimate import drawn, rows_per_prompt, seven_b
+from flows.round.resolve import accumulation, micro_batches
+from flows.service import environment
 from tests.micro import SETS
 from tests.test_recipe import load_shipped
 
@@ -152,7 +153,7 @@ def one_home(known_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_every_published_recipe_trains_two_rounds(one_home: Path, name: str) -> None:
     # with its own curating, pool, scores, choice, loss and rates: each round makes a new checkpoint and leaves its log
     environment.prepare(one_home)
-    from flows.improve import improve
+    from flows.round.improve import improve
 
     sizes = [entry for entry in SETS if not entry.startswith("score=")]
     campaign = Campaign.start(one_home, name, recipes.load(name, [*sizes, *WORLD, *INSTEAD.get(name, ())]))

@@ -10,9 +10,9 @@ from pathlib import Path
 import datasets
 import pytest
 
-from data import records, sources
 from data.errors import PromptsError
-from data.settings import Columns, Prompts
+from data.recipe.settings import Columns, Prompts
+from data.rows import records, sources
 
 ROWS = [{"question": f"{i}+{i}?", "answer": str(2 * i), "tags": ["sum", str(i)]} for i in range(5)]
 

@@ -18,13 +18,13 @@ import pytest
 from pydantic import BaseModel
 
 from data.errors import HomeError, StageFailed
-from data.recipe import load
-from data.settings import Hardware
-from data.store import Artifact, External, Store, sha256_file
-from tasks import stage as running
-from tasks import worker
-from tasks.stage import Notes, describe, perform
-from tasks.work import Work, chunks, module_of
+from data.recipe.recipe import load
+from data.recipe.settings import Hardware
+from data.store.store import Artifact, External, Store, sha256_file
+from tasks.run import stage as running
+from tasks.run import worker
+from tasks.run.stage import Notes, describe, perform
+from tasks.run.work import Work, chunks, module_of
 
 pytestmark = pytest.mark.filterwarnings("error")
 CHECKOUT = Path(__file__).parents[1]
@@ -73,16 +73,16 @@ def source(tmp_path: Path) -> Iterator[Path]:
     path.write_text(STAGE)
     reload(path)
     yield path
-    del sys.modules["tasks.toy"]
+    del sys.modules["tasks.run.toy"]
     running.fingerprint.cache_clear()
 
 
 def reload(path: Path) -> None:
     """What a new process would see."""
-    spec = importlib.util.spec_from_file_location("tasks.toy", path)
+    spec = importlib.util.spec_from_file_location("tasks.run.toy", path)
     assert spec is not None
     assert spec.loader is not None
-    sys.modules["tasks.toy"] = module = importlib.util.module_from_spec(spec)
+    sys.modules["tasks.run.toy"] = module = importlib.util.module_from_spec(spec)
     exec(compile(path.read_text(), path, "exec"), module.__dict__)
     running.fingerprint.cache_clear()
 
@@ -123,9 +123,9 @@ def test_what_shapes_the_output_is_in_the_key(store: Store, source: Path) -> Non
         describe("toy", settings(), {"b": two}, 0),
         describe("toy", settings(), {"a": one, "b": two}, 0),
     ]
-    sys.modules["tasks.toy"].VERSION = 2
+    sys.modules["tasks.run.toy"].VERSION = 2
     jobs.append(describe("toy", settings(), {}, 0))
-    sys.modules["tasks.toy"].LIBRARIES = ("numpy", "scipy")
+    sys.modules["tasks.run.toy"].LIBRARIES = ("numpy", "scipy")
     jobs.append(describe("toy", settings(), {}, 0))
     assert len({job.key for job in jobs}) == len(jobs)
     assert one.key == jobs[0].key
@@ -134,7 +134,7 @@ def test_what_shapes_the_output_is_in_the_key(store: Store, source: Path) -> Non
 def test_a_bound_part_is_in_the_key(store: Store, source: Path) -> None:
     # a scorer that changes makes the scores anew, nothing else
     before = describe("toy", settings(), {}, 0)
-    sys.modules["tasks.toy"].parts = lambda settings: [("scorers", "exact_match")]
+    sys.modules["tasks.run.toy"].parts = lambda settings: [("scorers", "exact_match")]
     job = describe("toy", settings(), {}, 0)
     assert job.parts == {"scorers:exact_match": "1"}
     assert job.key != before.key
@@ -342,8 +342,8 @@ def test_a_stage_apart_makes_the_same_bytes(store: Store, tmp_path: Path) -> Non
 APART_STAGE = """
 import sys
 sys.path.insert(0, {folder!r})
-import tasks
-tasks.__path__.append({folder!r})
+import tasks.run
+tasks.run.__path__.append({folder!r})
 """
 
 
@@ -404,10 +404,10 @@ def test_a_killed_stage_names_the_signal(store: Store, apart: Callable[..., Arti
 PARENT = """
 import sys
 from pathlib import Path
-from data.settings import Hardware
-from data.store import Store
-from tasks.stage import Notes, perform
-from tasks.work import module_of
+from data.recipe.settings import Hardware
+from data.store.store import Store
+from tasks.run.stage import Notes, perform
+from tasks.run.work import module_of
 place, then = sys.argv[1:]
 values = module_of("toy").Settings(then=then)
 notes = Notes(tick=lambda done, total: print(done, flush=True))
@@ -436,7 +436,7 @@ def test_a_stage_never_outlives_its_parent(store: Store, apart: Callable[..., Ar
 
 def test_a_worker_whose_parent_is_already_gone_stops() -> None:
     # between fork and the request to die with its parent the parent may be gone: the worker notices
-    code = "from tasks.worker import die_with_parent; die_with_parent(1); print('lives')"
+    code = "from tasks.run.worker import die_with_parent; die_with_parent(1); print('lives')"
     done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert "is gone" in done.stderr
@@ -460,10 +460,18 @@ def test_chunks_drop_nothing(total: int, size: int) -> None:
     assert all(len(chunk) == size for chunk in list(chunks(total, size))[:-1])
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in (CHECKOUT / "tasks").glob("*.py") if "\nVERSION = " in p.read_text()))
+STAGES = sorted(path.stem for path in (CHECKOUT / "tasks").glob("*/*.py") if "\nVERSION = " in path.read_text())
+
+
+def test_no_two_stages_share_a_name() -> None:
+    # a manifest names its stage by name alone
+    assert len(STAGES) == len(set(STAGES)) >= 30
+
+
+@pytest.mark.parametrize("name", STAGES)
 def test_every_stage_keeps_the_contract(name: str) -> None:
     # a function named like its module taking one Work, a Settings model, an integer VERSION, and libraries that exist
-    module = importlib.import_module(f"tasks.{name}")
+    module = module_of(name)
     assert running.inspect.signature(getattr(module, name), eval_str=True).parameters["work"].annotation is Work
     assert issubclass(module.Settings, BaseModel)
     assert isinstance(module.VERSION, int)

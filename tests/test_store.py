@@ -19,9 +19,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data import tables
 from data.errors import DamagedArtifact, HomeError
-from data.store import Artifact, Job, Store, derive_seed, digest_of, hash_folder, locked, sha256_file
+from data.rows import tables
+from data.store.store import Artifact, Job, Store, derive_seed, digest_of, hash_folder, locked, sha256_file
 
 pytestmark = pytest.mark.filterwarnings("error")
 CHECKOUT = Path(__file__).parents[1]
@@ -154,7 +154,7 @@ MAKE = "\n".join(
         "import os, shutil, signal, sys, traceback",
         "from dataclasses import replace",
         "from pathlib import Path",
-        "from data.store import Artifact, Job, Store",
+        "from data.store.store import Artifact, Job, Store",
         f"JOB = {JOB!r}",
         inspect.getsource(light),
         inspect.getsource(make),
@@ -269,7 +269,7 @@ def test_everything_is_on_the_disk_before_it_is_in_place(store: Store, monkeypat
         return rename(self, target)
 
     partial = store.root / "partial" / JOB.key
-    monkeypatch.setattr("data.store.fsync", lambda path: synced.add(os.path.relpath(path, partial)))
+    monkeypatch.setattr("data.store.store.fsync", lambda path: synced.add(os.path.relpath(path, partial)))
     monkeypatch.setattr(Path, "rename", watched)
     make(store)
     assert "renamed" in synced
@@ -537,7 +537,7 @@ def test_evicting_keeps_manifest_and_digest(store: Store, whole: Artifact) -> No
 HOLD = """
 import sys, time
 from pathlib import Path
-from data.store import locked
+from data.store.store import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

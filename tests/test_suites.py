@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from data.campaign import Metric
 from data.errors import PromptsError
-from tasks.trouble import forgetting
+from data.store.campaign import Metric
+from tasks.gate.training_alarms import forgetting
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -60,10 +60,10 @@ def test_what_the_system_message_holds_counts(tmp_path: Path) -> None:
     # the same words to the user under different system messages are different prompts
     from types import SimpleNamespace
 
-    from data import tables
-    from data.prompts import distinct
-    from data.settings import Columns, Prompts
-    from tasks.read_prompts import Settings, read_prompts
+    from data.recipe.settings import Columns, Prompts
+    from data.rows import tables
+    from data.rows.prompts import distinct
+    from tasks.prompts.read_prompts import Settings, read_prompts
 
     def texts(name: str, *systems: str) -> Path:
         rows = [{"prompt": "Summarise the text.", "system": text} for text in systems]

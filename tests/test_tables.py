@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data import tables
 from data.errors import TableError
+from data.rows import tables
 
 pytestmark = pytest.mark.filterwarnings("error")
 

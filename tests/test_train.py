@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from data import tables
-from data.campaign import Campaign
 from data.errors import ReferenceMismatch, StageFailed
-from data.store import hash_folder
-from tasks import models
-from tasks.train import train
-from tasks.work import Work, module_of
+from data.rows import tables
+from data.store.campaign import Campaign
+from data.store.store import hash_folder
+from tasks.models import models
+from tasks.run.work import Work, module_of
+from tasks.train.train import train
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,12 +29,12 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     """A micro DPO campaign of one round, whose inputs the tests train on again."""
-    from flows import environment
+    from flows.service import environment
     from tests.micro import micro
 
     home = tmp_path_factory.mktemp("train")
     environment.prepare(home)
-    from flows.improve import improve
+    from flows.round.improve import improve
 
     campaign = Campaign.start(home, "train", micro("tiny_dpo", "rounds=1"))
     improve.fn("train", str(home))
@@ -142,7 +142,7 @@ def test_killed_training_resumes_bit_identical(finished: Campaign, tmp_path: Pat
     }  # fmt: skip
     (tmp_path / "job.json").write_text(json.dumps(job))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    child = subprocess.Popen([sys.executable, "-m", "tasks.worker", str(tmp_path / "job.json")], env=environment)
+    child = subprocess.Popen([sys.executable, "-m", "tasks.run.worker", str(tmp_path / "job.json")], env=environment)
     deadline = time.time() + 120
     while not list(cut.scratch.glob("checkpoint-*/ratchet-manifest.json")) and time.time() < deadline:
         time.sleep(0.02)

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from data import recipe as recipes
-from data.campaign import Campaign, Metric
 from data.errors import RecipeError
-from data.loss import Loss
-from tasks.alarms import Alarm
-from tasks.trouble import training_alarms
+from data.recipe import recipe as recipes
+from data.recipe.loss import Loss
+from data.store.campaign import Campaign, Metric
+from tasks.bias.alarm_rule import Alarm
+from tasks.gate.training_alarms import training_alarms
 
 DPO = Loss(name="sigmoid", beta=0.1)
 HEALTHY = {"rewards/margins": 0.8, "rewards/chosen": 0.1, "rewards/rejected": -0.7, "ranking_accuracy": 0.6}
@@ -168,10 +168,10 @@ def test_an_online_phase_is_watched(loss: str) -> None:
 def test_a_collapse_is_named_in_the_first_round_and_rolled_back(home: Path) -> None:
     # DPO with beta = 0.1 and no NLL term collapses on the tiny world: the first round's alarms say why, the gate rolls back,
     # and the campaign ends no worse than it began
-    from flows import environment
+    from flows.service import environment
 
     environment.prepare(home)
-    from flows.improve import improve
+    from flows.round.improve import improve
 
     few = ["prompts.per_round=300", "prompts.held_out=300", "prompts.test=100", "prompts.ood=0", "prompts.probe=0"]
     sets = [*few, "rounds=2", "train.steps=60", "train.batch=16", "evaluate.samples=0", "hardware.prefect=false"]

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import tables, twins
-from data.settings import Hardware
-from tasks import twin_features
-from tasks import twins as stage
-from tasks.work import Work
+from data.recipe.settings import Hardware
+from data.rows import tables
+from tasks.bias import twin_features
+from tasks.prompts import counterfactuals as twins
+from tasks.prompts import twins as stage
+from tasks.run.work import Work
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -61,7 +62,7 @@ def test_a_hint_is_wrong_and_always_the_same() -> None:
 
 def test_the_stage_makes_prompts_of_the_tiny_world_that_it_can_spell(tmp_path: Path) -> None:
     # Claim: twins are a split to draw from, linked to their prompts; identity twins only where somebody is named.
-    from data.addition import ALPHABET
+    from data.worlds.addition import ALPHABET
 
     rows = [prompt("12+34?", "46"), prompt("56+78?", "134"), prompt("What did he do?")]
     tables.write(tables.from_rows(rows, tables.PROMPTS), tables.PROMPTS, tmp_path / "probe.parquet")

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from data.campaign import Campaign
 from data.errors import CampaignError, RecipeError
-from data.recipe import forked, load
-from data.sweep import Sweep, parse_over
-from tasks import stage
+from data.recipe.recipe import forked, load
+from data.store.campaign import Campaign
+from data.store.sweep import Sweep, parse_over
+from tasks.run import stage
 from tests.micro import SETS, micro
 
 ROOT = Path(__file__).parent.parent

@@ -17,14 +17,15 @@ import psutil
 import pytest
 import tenacity
 
-from data import tables
-from data.campaign import Campaign
-from data.settings import Hardware, Requests
-from tasks import models, warm
-from tasks.engines import Row, WarmEngine, vllm_engine
-from tasks.generate import Settings, generate
-from tasks.scorers.judge import judge
-from tasks.work import Work
+from data.recipe.settings import Hardware, Requests
+from data.rows import tables
+from data.store.campaign import Campaign
+from tasks.generate import warm
+from tasks.generate.engines import Row, WarmEngine, vllm_engine
+from tasks.generate.generate import Settings, generate
+from tasks.models import models
+from tasks.run.work import Work
+from tasks.score.scorers.judge import judge
 
 pytestmark = [
     pytest.mark.slow,  # importing and loading it takes longer than the rest of a plain test file
@@ -37,8 +38,8 @@ N = 4
 
 
 def make(folder: Path, seed: int) -> Path:
-    from tasks.tiny_model import Settings as Shape
-    from tasks.tiny_model import tiny_model
+    from tasks.models.tiny_model import Settings as Shape
+    from tasks.models.tiny_model import tiny_model
 
     folder.mkdir(exist_ok=True)
     tiny_model(Work("key", Shape(hidden=64, layers=2), {}, seed, folder, folder, Hardware()))

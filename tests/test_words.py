@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import PartError
-from tasks.parts import check_settings
-from tasks.scorers import Score, form, words
-from tasks.units import UNITS, agree, last_quantity
+from tasks.run.parts import check_settings
+from tasks.score.scorers import Score, form, words
+from tasks.score.units import UNITS, agree, last_quantity
 from tests.test_scorers import HOSTILE, one
 
 TRIPLES = Path(__file__).parents[2] / "shared" / "data" / "verifier_triples" / "triples.jsonl"

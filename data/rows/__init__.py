@@ -1,0 +1,1 @@
+"""Rows: the Parquet tables, and how users' files become prompts and completions."""

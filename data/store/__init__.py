@@ -1,0 +1,1 @@
+"""The artifact store, and what stands on it: campaigns, sweeps, lineage, garbage collection."""

@@ -1,0 +1,267 @@
+"""A campaign on disk: its recipe, its finished rounds, and nothing that can be derived from them.
+
+`<home>/campaigns/<name>/recipe.json`, `rounds/000.json ...` (written last, never changed), `pending.json` (a question for a
+person), `final.json` (the test split, read once), `used` (keys of every artifact it asked for), `origin.json` (of a fork or a
+member of a sweep). The Round records are the truth; MLflow is a projection of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from data.errors import CampaignError, HomeError, did_you_mean
+from data.recipe import recipe as recipes
+from data.recipe.recipe import Recipe
+from data.store.store import Store, locked, write_atomic
+
+Decision = Literal["start", "promote", "hold", "roll_back", "stop", "ask"]
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Ref(_Frozen):
+    """An artifact as a Round names it."""
+
+    key: str
+    digest: str
+
+
+class Metric(_Frozen):
+    """One number with its 95% interval; null where it does not apply."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    split: str = ""
+
+
+class Verdict(_Frozen):
+    decision: Decision
+    reason: str
+
+
+class Round(_Frozen):
+    """The record of a finished round: enough to say which model, reference and data made its checkpoint."""
+
+    round: int
+    head_before: Ref
+    checkpoint: Ref  # what this round trained, also where it was not promoted
+    head: Ref
+    champion: Ref
+    reference: Ref | None = None
+    start_from: Ref | None = None
+    artifacts: dict[str, Ref]
+    metrics: dict[str, Metric]
+    facts: dict[str, Any]  # audit of the pairs or selection, counts
+    verdict: Verdict
+    versions: dict[str, str]
+    seconds: float
+
+
+class Campaign:
+    """One named run of a recipe below a home directory."""
+
+    def __init__(self, home: Path, name: str, recipe: Recipe) -> None:
+        self.home, self.name, self.recipe = home, name, recipe
+        self.folder = home / "campaigns" / name
+        self.store = Store(home / "store")
+
+    # -- opening ----------------------------------------------------------------------------------------------------
+    @classmethod
+    def start(cls, home: Path, name: str, recipe: Recipe) -> Campaign:
+        """Create the campaign, or open it where the same recipe runs under this name; a different one is refused."""
+        check_name(name)
+        folder = home / "campaigns" / name
+        if (folder / "recipe.json").exists():
+            known = cls.open(home, name)
+            changed = recipes.differences(known.recipe, recipe)
+            if changed:
+                raise CampaignError(
+                    f"campaign '{name}' exists with another recipe; pass another --name, or drop the change to resume it:\n  "
+                    + "\n  ".join(changed)
+                )
+            known.recipe = recipe  # hardware may differ
+            return known
+        campaign = cls(home, name, recipe)
+        try:
+            (folder / "rounds").mkdir(parents=True, exist_ok=True)
+            write_atomic(folder / "recipe.json", json.dumps(recipe.plain(), indent=1))
+        except OSError as error:
+            raise HomeError(
+                f"expected a writable home, cannot write {folder}: {error.strerror}; pass another --home"
+            ) from error
+        return campaign
+
+    @classmethod
+    def open(cls, home: Path, name: str) -> Campaign:
+        check_name(name)
+        path = home / "campaigns" / name / "recipe.json"
+        if not path.exists():
+            known = names(home)
+            hint = did_you_mean(name, known)
+            raise CampaignError(f"no campaign '{name}' in {home}: expected one of {', '.join(known) or '(none yet)'}{hint}")
+        return cls(home, name, recipes.build(json.loads(path.read_text()), str(path)))
+
+    def fork(self, at: int, name: str, recipe: Recipe) -> Campaign:
+        """A campaign that has this one's rounds 0..at as its own and goes on with `recipe` (see `data.recipe.forked`).
+
+        Called again it opens the fork; one that was cut short is made again.
+
+        Raises:
+            CampaignError: no such finished round, or the name belongs to another campaign.
+        """
+        last = self.recipe.rounds if not self.rounds() else self.rounds()[-1].round
+        if not self.rounds() or not 0 <= at <= last:
+            there = f"rounds 0 to {last}" if self.rounds() else "no finished round"
+            raise CampaignError(f"--at {at}: expected a finished round of '{self.name}', which has {there}")
+        if name in names(self.home) and Campaign.open(self.home, name).origin != {"fork": self.name, "at": at}:
+            raise CampaignError(f"campaign '{name}' exists and is no fork of '{self.name}' at round {at}; pass another --name")
+        check_name(name)
+        folder = self.home / "campaigns" / name
+        if name not in names(self.home):  # recipe.json comes last: what was cut short is no campaign yet and is made again
+            (folder / "rounds").mkdir(parents=True, exist_ok=True)
+            for number in range(at + 1):  # copied with its time, which is when the round ended
+                shutil.copy2(self.folder / "rounds" / f"{number:03d}.json", folder / "rounds")
+            write_atomic(folder / "origin.json", json.dumps({"fork": self.name, "at": at}))
+        return Campaign.start(self.home, name, recipe)
+
+    # -- where it came from, and what it uses ---------------------------------------------------------------------------
+    @property
+    def origin(self) -> dict[str, Any]:
+        """{"fork": name, "at": round} or {"sweep": name}; empty for a campaign that was simply run."""
+        path = self.folder / "origin.json"
+        loaded: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return loaded
+
+    def set_origin(self, origin: dict[str, Any]) -> None:
+        if origin != self.origin:
+            write_atomic(self.folder / "origin.json", json.dumps(origin))
+
+    def use(self, key: str) -> None:
+        """Note that this campaign stands on an artifact, before it is looked for or made: `gc` keeps what is noted."""
+        with (self.folder / "used").open("a") as file:
+            file.write(key + "\n")
+
+    def used(self) -> set[str]:
+        """Keys of every artifact this campaign asked for or its Rounds name."""
+        noted = self.folder / "used"
+        keys = set(noted.read_text().split()) if noted.exists() else set()
+        for finished in self.rounds():
+            keys |= {ref.key for ref in (finished.checkpoint, finished.head, finished.champion, *finished.artifacts.values())}
+        return keys
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Only one process runs a campaign; the kernel frees the lock when that process dies."""
+        try:
+            with locked(self.folder / "lock", wait=False), self.store.in_use():
+                yield
+        except BlockingIOError as error:
+            raise CampaignError(
+                f"campaign '{self.name}' is already running in another process; wait for it or stop it"
+            ) from error
+
+    @staticmethod
+    def runs(home: Path, name: str) -> bool:
+        """Whether a process runs it, whatever became of its recipe."""
+        folder = home / "campaigns" / name
+        if not folder.exists():
+            return False
+        try:
+            with locked(folder / "lock", wait=False):
+                return False
+        except BlockingIOError:
+            return True
+
+    # -- rounds -----------------------------------------------------------------------------------------------------
+    def rounds(self) -> list[Round]:
+        paths = sorted((self.folder / "rounds").glob("[0-9]*.json"), key=lambda path: int(path.stem))
+        return [Round.model_validate_json(path.read_text()) for path in paths]
+
+    def record(self, finished: Round) -> Round:
+        """Write a Round; it is the last thing a round does."""
+        write_atomic(self.folder / "rounds" / f"{finished.round:03d}.json", finished.model_dump_json(indent=1))
+        self.pending_path.unlink(missing_ok=True)
+        return finished
+
+    @property
+    def pending_path(self) -> Path:
+        return self.folder / "pending.json"
+
+    @property
+    def final_path(self) -> Path:
+        return self.folder / "final.json"
+
+    def pending(self) -> dict[str, Any] | None:
+        """The question a gate put to a person, if one is open: {"round", "reason", "decision" once answered}."""
+        return json.loads(self.pending_path.read_text()) if self.pending_path.exists() else None
+
+    def decide(self, decision: str) -> None:
+        """Answer the open question; the next run finishes the round with it."""
+        question = self.pending()
+        if question is None:
+            raise CampaignError(f"campaign '{self.name}' asks nothing; leave --decide out")
+        if decision not in ("promote", "hold", "roll_back", "stop"):
+            raise CampaignError(f"--decide {decision}: expected promote, hold, roll_back or stop")
+        write_atomic(self.pending_path, json.dumps({**question, "decision": decision}))
+
+    def final(self) -> dict[str, dict[str, Metric]] | None:
+        """Test and out-of-distribution metrics of base and head, once the campaign is over."""
+        if not self.final_path.exists():
+            return None
+        loaded = json.loads(self.final_path.read_text())
+        return {which: {name: Metric(**m) for name, m in metrics.items()} for which, metrics in loaded.items()}
+
+    def _contents(self) -> str:
+        return f"{len(self.rounds())} rounds, final {'read' if self.final_path.exists() else 'unread'}"
+
+    @property
+    def delivered(self) -> bool:
+        """Whether MLflow has confirmed everything this campaign holds; an outage leaves it false until the next run."""
+        receipt = self.folder / "delivered"
+        return receipt.exists() and receipt.read_text() == self._contents()
+
+    def mark_delivered(self) -> None:
+        write_atomic(self.folder / "delivered", self._contents())
+
+    @property
+    def state(self) -> Literal["new", "unfinished", "waiting", "stopped", "done"]:
+        finished = self.rounds()
+        if self.pending() and "decision" not in (self.pending() or {}):
+            return "waiting"
+        if finished and finished[-1].verdict.decision == "stop":
+            return "stopped"
+        if self.final() is not None:
+            return "done"
+        return "unfinished" if finished else "new"
+
+
+def names(home: Path) -> list[str]:
+    return sorted(p.parent.name for p in (home / "campaigns").glob("*/recipe.json"))
+
+
+def check_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise CampaignError(
+            f"name '{name}': expected letters, digits, '.', '_' or '-', at most 64, starting with a letter or digit"
+        )
+
+
+def free_bytes(home: Path) -> int:
+    """Room on the file system that will hold `home`."""
+    place = home.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free

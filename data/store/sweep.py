@@ -1,0 +1,108 @@
+"""A sweep: one recipe over a grid of settings, a campaign each. They share a store, so every common stage is made once."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.errors import CampaignError, RecipeError
+from data.recipe import recipe as recipes
+from data.recipe.recipe import Recipe
+from data.store.campaign import Campaign, check_name
+from data.store.store import write_atomic
+
+
+def parse_over(item: str) -> tuple[str, list[Any]]:
+    """`a.b=v1,v2`: values as in `--set`, separated by commas; a value with commas of its own needs TOML: `[[1, 2], [3]]`.
+
+    Raises:
+        RecipeError: no values, or the same one twice.
+    """
+    path, found, text = item.partition("=")
+    if not found or not path or not text.strip(", "):
+        raise RecipeError(f"--over {item}: expected a.b=value,value")
+    whole = recipes.parse_set(item)[1]
+    nested = isinstance(whole, list) and text.startswith("[[")
+    values = whole if nested else [recipes.parse_set(f"{path}={one.strip()}")[1] for one in text.split(",")]
+    if len({json.dumps(value) for value in values}) != len(values):
+        raise RecipeError(f"--over {item}: expected each value once")
+    return path, values
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What `<home>/sweeps/<name>.json` holds: an id for MLflow, the grid, and a campaign's name for each of its cells."""
+
+    name: str
+    id: str
+    over: dict[str, list[Any]]
+    campaigns: dict[str, dict[str, Any]]  # campaign name -> setting -> value
+
+    @classmethod
+    def plan(cls, name: str, over: Sequence[str]) -> Sweep:
+        """Every combination, the last `--over` changing fastest.
+
+        Raises:
+            RecipeError: a setting is swept twice, or nothing is.
+        """
+        check_name(name)
+        grid = dict(parse_over(item) for item in over)
+        if not grid or len(grid) != len(over):
+            raise RecipeError(f"expected --over for at least one setting, each once; found {list(over)}")
+        cells = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+        named = [_cell_name(name, cell) for cell in cells]
+        if len(set(named)) != len(named) or max(map(len, named)) > 64:  # what cannot be told apart by its values is numbered
+            named = [f"{name}-{number:03d}" for number in range(len(cells))]
+        return cls(name, uuid.uuid4().hex, grid, dict(zip(named, cells, strict=True)))
+
+    @classmethod
+    def start(cls, home: Path, name: str, over: Sequence[str]) -> Sweep:
+        """Plan and record a sweep, or open the one of this name.
+
+        Raises:
+            CampaignError: a sweep of this name has another grid.
+        """
+        planned, path = cls.plan(name, over), home / "sweeps" / f"{name}.json"
+        if path.exists():
+            known = cls.open(home, name)
+            if known.campaigns != planned.campaigns:
+                raise CampaignError(
+                    f"sweep '{name}' exists over {known.over}; pass another --name, or the same --over to resume"
+                )
+            return known
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(planned.__dict__, indent=1))
+        return planned
+
+    @classmethod
+    def open(cls, home: Path, name: str) -> Sweep:
+        return cls(**json.loads((home / "sweeps" / f"{name}.json").read_text()))
+
+    def recipes(self, source: str | Path, sets: Sequence[str], overrides: dict[str, Any]) -> dict[str, Recipe]:
+        """Each campaign's recipe, all validated before any runs.
+
+        Raises:
+            RecipeError: a value does not fit the recipe, or a setting is both swept and set.
+        """
+        for path in {recipes.parse_set(item)[0] for item in sets}:
+            if any(f"{path}.".startswith(f"{swept}.") for swept in self.over):
+                raise RecipeError(f"'{path}' is in --over and in --set; leave one out")
+        return {name: recipes.load(source, [*sets, *cell.items()], overrides) for name, cell in self.campaigns.items()}
+
+    def member(self, home: Path, name: str, recipe: Recipe) -> Campaign:
+        """Start (or open) one campaign of the sweep."""
+        campaign = Campaign.start(home, name, recipe)
+        campaign.set_origin({"sweep": self.name})
+        return campaign
+
+
+def _cell_name(name: str, cell: dict[str, Any]) -> str:
+    """`try-beta0.1-seed2`: the last word of each setting and its value, as far as a name may hold it."""
+    parts = [f"{path.split('.')[-1]}{re.sub(r'[^A-Za-z0-9._]+', '_', str(value))}" for path, value in cell.items()]
+    return "-".join([name, *parts])

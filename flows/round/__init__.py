@@ -1,0 +1,1 @@
+"""The order of the stages in a round, and of the rounds in a campaign."""

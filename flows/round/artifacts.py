@@ -1,0 +1,49 @@
+"""Artifacts as a round names and reads them, and a user's files as inputs by their content."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data.rows import sources, tables
+from data.store.campaign import Metric, Ref
+from data.store.store import Artifact, External, Store, digest_of, sha256_file
+from tasks.models.models import inspect_checkpoint
+
+
+def external_file(path: Path) -> External:
+    """A user's file, folder or data set by content."""
+    return External(sources.digest(path), path)
+
+
+def external_model(path: Path) -> External:
+    """A user's model directory by content; only the files a checkpoint needs count."""
+    files = {p.name: sha256_file(p) for p in inspect_checkpoint(path)}
+    return External(digest_of(files), path)
+
+
+def ref(artifact: Artifact) -> Ref:
+    return Ref(key=artifact.key, digest=artifact.digest)
+
+
+def held(store: Store, known: Ref) -> Artifact:
+    """An artifact a Round names; where its payload is gone, the stage that needs it makes it again."""
+    found = store.find(known.key)
+    return found or Artifact(known.key, known.digest, "artifact", store.folder(known.key) / "payload", absent="gone")
+
+
+def read_metrics(artifact: Artifact) -> dict[str, Metric]:
+    rows = tables.read(artifact.file("metrics.parquet"), tables.METRICS).to_pylist()
+    keep = ("value", "low", "high", "n", "split")
+    return {row["metric"]: Metric(**{key: row[key] for key in keep}) for row in rows}
+
+
+def read_audit(data: Mapping[str, Artifact]) -> dict[str, Any]:
+    """The facts about what was chosen, from whichever stage chose."""
+    for name in ("pairs", "selected"):
+        if name in data:
+            facts: dict[str, Any] = json.loads(data[name].file("audit.json").read_text())
+            return facts
+    return {}

@@ -1,0 +1,1 @@
+"""Servers, schedules and the environment a campaign runs in."""

@@ -1,0 +1,204 @@
+"""`ratchet serve`: Prefect's server, a worker and MLflow's UI on loopback, kept running until Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from data.errors import CampaignError, ServiceFailed
+from data.store.campaign import names
+from data.store.store import locked
+from flows.commands.options import Home, out
+from flows.service import environment
+from flows.service.services import HOST, PREFECT, Service, claim_port, prefect_server
+from registry.client import memory, remembered
+from registry.compare import PORT as MLFLOW_PORT
+from registry.compare import ui_command
+
+CHECKOUT = Path(__file__).parents[2]
+POOL, DEPLOYMENT = "ratchet", "campaign/ratchet"  # as prefect.yaml names them
+PREFECT_PORT = 4200
+
+
+def serve(
+    home: Home = None,
+    port: Annotated[int, typer.Option(help="Prefect's UI and API; 0 = any free one.")] = PREFECT_PORT,
+    mlflow_port: Annotated[int, typer.Option(help="MLflow's UI; 0 = any free one.")] = MLFLOW_PORT,
+) -> None:
+    """Start Prefect's server, a worker and MLflow's UI on this machine only: schedule, watch, cancel and retry campaigns there.
+
+    Ctrl-C (or SIGTERM) ends all of them, flow runs too; nothing finished is lost. A second Ctrl-C does not wait.
+
+    Examples:
+
+      ratchet serve
+
+      ratchet serve --home /data/runs --port 4300 --mlflow-port 5100
+    """
+    place = environment.home_of(home)
+    environment.prepare(place)
+    try:
+        with locked(place / "prefect" / "serve.lock", wait=False):
+            _serve(place, claim_port(port, "Prefect server", "--port"), claim_port(mlflow_port, "MLflow UI", "--mlflow-port"))
+    except BlockingIOError as error:
+        raise CampaignError(f"another `ratchet serve` runs for {place}; use it, or stop it first") from error
+
+
+def _serve(home: Path, port: int, mlflow_port: int) -> None:
+    api = os.environ["PREFECT_API_URL"] = f"http://{HOST}:{port}/api"  # for what is started here
+    os.environ["RATCHET_HOME"] = str(home)  # where a form that names no home runs
+    server, worker, mlflow = prefect_server(home, port), _worker(home), _mlflow(home, mlflow_port)
+    first = [server] if mlflow is None else [server, mlflow]
+    with _until_stopped([worker, *reversed(first)]) as stop:
+        out.print("starting ...")
+        for service in first:
+            service.start()
+        if not all(service.wait(stop.wait) for service in first):
+            return
+        _reap()
+        deploy()
+        worker.start()
+        threading.Thread(target=_settle, args=[stop], name="settle", daemon=True).start()
+        _say_where(home, api, f"http://{HOST}:{mlflow_port}" if mlflow else "")
+        keep([*first, worker], stop)
+
+
+@contextmanager
+def _until_stopped(services: list[Service]) -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets; at the end the services are stopped in their order. A second signal kills them."""
+    stop = threading.Event()
+
+    def stopping(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            for service in services:
+                service.signal(signal.SIGKILL)
+            os._exit(130)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stopping)
+    try:
+        yield stop
+    finally:
+        stop.set()
+        out.print("stopping ...")
+        for service in services:
+            service.stop()
+
+
+def keep(services: list[Service], stop: threading.Event) -> None:
+    """Until told to stop, start anew what ends by itself.
+
+    Raises:
+        ServiceFailed: one ended right after its start.
+    """
+    while not stop.wait(0.5):
+        for service in services:
+            if service.ended is not None:
+                out.print(f"the {service.name} ended with exit code {service.ended}; starting it again")
+                service.again()
+
+
+def _worker(home: Path) -> Service:
+    command = [*PREFECT, "worker", "start", "--pool", POOL, "--type", "process"]
+    quick = {"PREFECT_WORKER_QUERY_SECONDS": "2"}  # Prefect's 10 make a person wait
+    return Service("Prefect worker", command, home / "prefect" / "worker.log", quick, leaves=True)
+
+
+def _mlflow(home: Path, port: int) -> Service | None:
+    """MLflow's UI of this home; None where MLFLOW_TRACKING_URI names a server, which has its own."""
+    if not remembered(home):  # made aside and renamed: two that make it at once would trip over each other
+        with memory(home):
+            pass
+    command = shlex.split(ui_command(home, port))
+    return Service("MLflow UI", ["env", *command], home / "mlflow.log", {}, f"http://{HOST}:{port}/health") if command else None
+
+
+def _reap() -> None:
+    from flows.service.orphaned_runs import reap
+
+    for name in reap():
+        out.print(f"the last run of {name} died with its process; Prefect shows it as Crashed now, retry it there")
+
+
+def _settle(stop: threading.Event, every: float = 20.0) -> None:
+    """Until told to stop, end what ended without the server's hearing of it."""
+    from flows.service.orphaned_runs import settle
+
+    while not stop.is_set():
+        try:
+            settle()
+        except Exception as error:  # the server is just being started again, a run was deleted while we looked: the next time
+            if not stop.is_set():
+                out.print(f"did not look for what ended unheard, will in {every:.0f} s: {error}", markup=False)
+        stop.wait(every)
+
+
+def deploy() -> None:
+    """Make the work pool and the deployment of prefect.yaml where they are missing, or where another checkout made them.
+
+    What this checkout made gets the form of its flow as it is now; its schedules stay as they were set.
+
+    Raises:
+        ServiceFailed: Prefect refused, with its own words.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+    from prefect.utilities.callables import parameter_schema
+    from prefect.workers.process import ProcessWorker
+
+    from flows.service.scheduled import campaign
+
+    with get_client(sync_client=True) as client:
+        try:
+            template = ProcessWorker.get_default_base_job_template()
+            client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+        except ObjectAlreadyExists:
+            pass
+        try:
+            known = client.read_deployment_by_name(DEPLOYMENT)
+        except ObjectNotFound:
+            known = None
+        if known is not None and known.job_variables.get("working_dir") == str(CHECKOUT):
+            form = parameter_schema(campaign).model_dump_for_openapi()
+            if known.parameter_openapi_schema != form:
+                client.update_deployment(known.id, DeploymentUpdate(parameter_openapi_schema=form))
+            return
+    _deploy_all()
+
+
+def _deploy_all() -> None:
+    command = [*PREFECT, "--no-prompt", "deploy", "--all"]
+    done = subprocess.run(
+        command, cwd=CHECKOUT, env=os.environ | {"PWD": str(CHECKOUT)}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise ServiceFailed(f"Prefect did not take prefect.yaml:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+def _say_where(home: Path, api: str, mlflow: str) -> None:
+    prefect = f"PREFECT_API_URL={api} {shlex.join(PREFECT)}"
+    form = '{"recipe": "tiny_raft", "name": "first", "overrides": ["rounds=2"]}'
+    lines = {
+        "Prefect": api.removesuffix("/api"),
+        "MLflow": mlflow or os.environ.get("MLFLOW_TRACKING_URI", ""),
+        "home": f"{home} ({len(names(home))} campaigns); logs in campaigns/NAME/log, prefect/*.log and mlflow.log",
+        "run now": f"Deployments > campaign > Run in the UI, or: {prefect} deployment run {DEPLOYMENT} --param order='{form}'",
+        "schedule": "Deployments > campaign > Schedules in the UI; the one that is there (daily, 02:00 UTC) is switched off",
+        "from here": f"PREFECT_API_URL={api} ./ratchet run ... shows its run on this server",
+    }
+    for what, text in lines.items():
+        out.print(f"{what:<10}{text}", soft_wrap=True, markup=False)
+    last = "Ctrl-C ends all of it; a run that it interrupts can be retried in the UI and goes on from its last artifact"
+    out.print(last, soft_wrap=True)

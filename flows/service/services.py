@@ -1,0 +1,202 @@
+"""Programs that run beside campaigns (Prefect's server and worker, MLflow's UI): on loopback, with a log, ended for certain."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from data.errors import PortTaken, ServiceFailed
+from tasks.run.worker import die_with_parent
+
+HOST = "127.0.0.1"
+PREFECT = (sys.executable, "-m", "prefect")
+STARTING = 180.0  # seconds a service may take to answer; on a busy machine a fresh Prefect database takes most of a minute
+QUICK = 15.0  # a service that ends sooner than this after its start would only end again
+GRACE = 20.0  # seconds between the request to end and SIGKILL; a flow run reports its end in them
+
+
+class Service:
+    """One program in a process group of its own, which the kernel ends should this process be killed."""
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str],
+        health: str = "",
+        leaves: bool = False,
+    ) -> None:
+        """`health`: the address that answers once it is up. `leaves`: its children go on without it, as a worker's runs."""
+        self.name, self.command, self.log, self.health, self.leaves = name, list(command), log, health, leaves
+        self.environment = dict(environment)
+        self.groups: list[int] = []
+        self.process: subprocess.Popen[bytes] | None = None
+        self.began = 0.0
+
+    def start(self) -> None:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                env=os.environ | self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches us alone, and we end it in order
+                preexec_fn=functools.partial(die_with_parent, os.getpid()),
+            )
+        self.began = time.monotonic()
+        self.groups = [group for group in self.groups if members(group)] + [self.process.pid]
+
+    def wait(self, until: Callable[[float], bool]) -> bool:
+        """Wait until it answers; False where `until(seconds)`, which sleeps, says to stop waiting.
+
+        Raises:
+            ServiceFailed: it ended, or did not answer in time.
+        """
+        while not answers(self.health):
+            if self.ended is not None or time.monotonic() - self.began > STARTING:
+                found = "no answer" if self.ended is None else f"that it ended with exit code {self.ended}"
+                raise ServiceFailed(f"expected the {self.name} to answer at {self.health}, found {found}; see {self.log}")
+            if until(0.2):
+                return False
+        return True
+
+    @property
+    def ended(self) -> int | None:
+        """Its exit code where it has ended."""
+        return self.process.poll() if self.process else None
+
+    def again(self) -> None:
+        """Start it anew after it ended by itself.
+
+        Raises:
+            ServiceFailed: it ended right after its start, so it would only end again.
+        """
+        if time.monotonic() - self.began < QUICK:
+            raise ServiceFailed(f"the {self.name} ended with exit code {self.ended} right after its start; see {self.log}")
+        if not self.leaves:
+            self.signal(signal.SIGKILL)  # what is left of it may hold its port
+        self.start()
+
+    def signal(self, number: int) -> None:
+        for group in self.groups:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, number)
+
+    def stop(self) -> None:
+        """End it and its children: first politely, after a grace period for certain."""
+        self.signal(signal.SIGTERM)
+        deadline = time.monotonic() + GRACE
+        while self.lives() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        self.signal(signal.SIGKILL)
+        if self.process:
+            self.process.wait()
+
+    def lives(self) -> bool:
+        if self.process:
+            self.process.poll()  # a child that ended is a zombie until somebody asks
+        return any(members(group) for group in self.groups)
+
+
+def members(group: int) -> list[int]:
+    """The living processes of a process group; a zombie holds nothing."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended while we looked
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state not in "ZX":
+                found.append(int(stat.parent.name))
+    return found
+
+
+def answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5):
+            return True
+    except urllib.error.HTTPError:  # it wants to know who asks, say
+        return True
+    except OSError:
+        return False
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def claim_port(port: int, what: str, option: str) -> int:
+    """The port, proved free; 0 asks for any.
+
+    Raises:
+        PortTaken: somebody listens there.
+    """
+    if port == 0:
+        return free_port()
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # or connections of a server just ended still count
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise PortTaken(
+                f"expected port {port} to be free for the {what}, found: {error.strerror}; stop what listens there, or pass "
+                f"another {option} (0 = any)"
+            ) from error
+    return port
+
+
+def prefect_server(home: Path, port: int, *options: str) -> Service:
+    command = [*PREFECT, "server", "start", "--host", HOST, "--port", str(port), *options]
+    log, health = home / "prefect" / "server.log", f"http://{HOST}:{port}/api/health"
+    return Service("Prefect server", command, log, {"PREFECT_API_URL": f"http://{HOST}:{port}/api"}, health)
+
+
+@contextlib.contextmanager
+def prefect_api(home: Path) -> Iterator[None]:
+    """Prefect's API for one command: the server PREFECT_API_URL names, else one of our own that ends with this process.
+
+    Prefect's own temporary server would outlive a run that is killed, and one whose Ctrl-C does not reach it.
+
+    Raises:
+        ServiceFailed: the named server does not answer, or ours does not start.
+    """
+    if named := os.environ.get("PREFECT_API_URL"):
+        if not answers(f"{named}/health"):
+            raise ServiceFailed(
+                f"expected a Prefect server at PREFECT_API_URL={named}, found no answer; start it, or unset PREFECT_API_URL"
+            )
+        yield
+        return
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: _own_server(home).environment["PREFECT_API_URL"]}):
+        yield
+
+
+@functools.cache
+def _own_server(home: Path) -> Service:
+    """Started once for all campaigns of a command; without the services that only deployments need."""
+    server = prefect_server(home, free_port(), "--no-scheduler", "--no-late-runs", "--no-ui")
+    atexit.register(server.stop)
+    server.start()
+    server.wait(_sleep)
+    return server
+
+
+def _sleep(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False

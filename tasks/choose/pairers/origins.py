@@ -1,0 +1,102 @@
+"""Pairers by where completions come from: they need the recipe's `[pool]`, and `origins` tells them.
+
+`origins` is by completion_id: "policy", "given", "base", "earlier" or "contrast".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+from annotated_types import Ge
+
+from tasks.choose.chosen_facts import Row, Values, by_prompt, finished, unique_texts, verifier
+from tasks.choose.pairers import pair_row
+
+VERSIONS = {"given_vs_sample": 2}
+
+Origins = Mapping[str, str]
+
+
+def given_vs_sample(
+    completions: Sequence[Row],
+    reward: Values,
+    scores: Mapping[str, Values],
+    *,
+    cap: Annotated[int, Ge(0)] = 1,
+    origins: Origins,
+) -> list[Row]:
+    """The given answer against the policy's own samples, right or not, each text once, up to `cap` a prompt (0 = no cap).
+
+    SPIN, https://arxiv.org/abs/2401.01335 (one sample per prompt). Needs pool.given; with pool.earlier the samples of earlier
+    rounds come after the round's own, as its iterations train on two of them.
+    """
+    return _across(completions, reward, origins, ("given",), ("policy", "earlier"), cap)
+
+
+def prompt_contrast(
+    completions: Sequence[Row],
+    reward: Values,
+    scores: Mapping[str, Values],
+    *,
+    cap: Annotated[int, Ge(0)] = 1,
+    allow_wrong_chosen: bool = False,
+    origins: Origins,
+) -> list[Row]:
+    """What the prompt brought about against what the contrasting prompt did, each text once a side, up to `cap` a prompt.
+
+    RLCD, https://arxiv.org/abs/2307.12950: the label comes from the prompts alone, so nothing says that the chosen one is
+    right; what the verifier calls wrong is chosen only with `allow_wrong_chosen`. Needs pool.contrast.
+    """
+    verdict = verifier(scores)
+    wrong = {key for key, value in verdict.items() if value == 0.0 and not allow_wrong_chosen}
+    return _across(completions, reward, origins, ("policy",), ("contrast",), cap, wrong)
+
+
+def best_vs_base(
+    completions: Sequence[Row],
+    reward: Values,
+    scores: Mapping[str, Values],
+    *,
+    allow_wrong_chosen: bool = False,
+    origins: Origins,
+) -> list[Row]:
+    """The policy's best sample against the worst of checkpoint 0's, where its reward is higher; ties give no pair.
+
+    It keeps the contrast alive when the policy's own samples grow alike: Temporal Self-Rewarding's anchored rejection,
+    https://arxiv.org/abs/2508.06026. Needs pool.base.
+    """
+    verdict, pairs = verifier(scores), []
+    for rows in by_prompt(completions).values():
+        known = [(value, row) for row in rows if (value := reward.get(row["completion_id"])) is not None]
+        own = [pair for pair in known if origins[pair[1]["completion_id"]] == "policy" and finished(pair[1])]
+        base = [pair for pair in known if origins[pair[1]["completion_id"]] == "base"]
+        best = max(own, key=lambda pair: pair[0], default=None)
+        worst = min(base, key=lambda pair: pair[0], default=None)
+        if best is None or worst is None or best[0] <= worst[0] or best[1]["text"] == worst[1]["text"]:
+            continue
+        if allow_wrong_chosen or verdict.get(best[1]["completion_id"]) != 0.0:
+            pairs.append(pair_row(best[1], worst[1], reward))
+    return pairs
+
+
+def _across(
+    completions: Sequence[Row],
+    reward: Values,
+    origins: Origins,
+    chosen: Sequence[str],
+    rejected: Sequence[str],
+    cap: int,
+    never_chosen: frozenset[str] | set[str] = frozenset(),
+) -> list[Row]:
+    """Pairs of origins against origins, each side by origin, then in sample order, the shorter one again when it runs out."""
+    pairs = []
+    for rows in by_prompt(completions).values():
+        high, low = (
+            [row for name in side for row in rows if origins[row["completion_id"]] == name] for side in (chosen, rejected)
+        )
+        high = unique_texts(row for row in high if finished(row) and row["completion_id"] not in never_chosen)
+        low = unique_texts(low, besides=high)
+        count = max(len(high), len(low)) if high and low else 0
+        pairs += [pair_row(high[i % len(high)], low[i % len(low)], reward) for i in range(min(count, cap or count))]
+    return pairs

@@ -1,0 +1,173 @@
+"""Judge health: may this judge's word be trained on? Its scores beside the verifier's, and beside its own of earlier rounds.
+
+A judge can rank prompts well and the answers to one prompt not at all: the overall AUROC then looks fine and training on it
+makes the policy worse, so `within_prompt_auroc` is the one to watch. Everything is null where nothing applies.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+
+from data.rows import tables
+from tasks.evaluate.measure import t_interval
+from tasks.run.work import Work
+from tasks.score.scorers.judge import comparisons
+
+VERSION = 1
+LIBRARIES = ("numpy", "scipy", "scikit-learn")
+BINS = 10
+
+Row = dict[str, Any]
+Pairs = Mapping[str, Sequence[tuple[float, float]]]  # per prompt, (judge's value, verifier's 1.0 or 0.0) of each sample
+
+
+class Settings(BaseModel):
+    split: str
+    edits: list[str] = []  # names of the edits in the anchors, in order
+    compares: bool = True  # the details may be verdicts on two texts; another scorer's are any text
+
+
+def judge_health(work: Work) -> None:
+    """METRICS from `inputs["judged"]` and `inputs["verified"]`, SCORES of `inputs["completions"]`.
+
+    With anchors, also from `anchors_now`, and from `anchors_first` and `anchors_previous` where given: SCORES of the same
+    frozen texts by this round's judge, the first one and the last round's.
+    """
+    s: Settings = work.settings
+    judged = _scores(work.inputs["judged"])
+    texts = tables.read(work.inputs["completions"] / "completions.parquet", tables.COMPLETIONS)["text"].to_pylist()
+    rows = agreement(_paired(judged, _scores(work.inputs["verified"])))
+    rows += [*spread(judged, texts), *(orders(comparisons(judged)) if s.compares else ())]
+    if "anchors_now" in work.inputs:
+        now = _scores(work.inputs["anchors_now"])
+        rows += probes(now, s.edits)
+        for name in ("first", "previous"):
+            if f"anchors_{name}" in work.inputs:
+                rows += drift(now, _scores(work.inputs[f"anchors_{name}"]), name)
+    made = [{"group": None, "split": s.split, **row} for row in rows]
+    tables.write(tables.from_rows(made, tables.METRICS), tables.METRICS, work.out / "metrics.parquet")
+
+
+def _scores(folder: Path) -> list[Row]:
+    rows: list[Row] = tables.read(folder / "scores.parquet", tables.SCORES).to_pylist()
+    return rows
+
+
+def _paired(judged: Sequence[Row], verified: Sequence[Row]) -> Pairs:
+    made: dict[str, list[tuple[float, float]]] = {}
+    for j, v in zip(judged, verified, strict=True):
+        if j["value"] is not None and v["value"] is not None:
+            made.setdefault(j["prompt_id"], []).append((j["value"], float(v["value"] >= 1.0)))
+    return made
+
+
+# -- against the verifier -------------------------------------------------------------------------------------------------
+def agreement(pairs: Pairs) -> list[Row]:
+    """AUROC overall and within a prompt, calibration, and what the judge's choice is worth.
+
+    `selection_gain` is the accuracy of the judge's best sample less that of a random one (the generation-verification gap,
+    https://arxiv.org/abs/2412.02674): where it is not above 0, self-rewarding has nothing to gain from.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    flat = np.array([pair for samples in pairs.values() for pair in samples]).reshape(-1, 2)
+    values, right = flat[:, 0], flat[:, 1]
+    mixed = len(set(right)) == 2
+    within = [roc_auc_score([r for _, r in s], [v for v, _ in s]) for s in pairs.values() if len({r for _, r in s}) == 2]
+    return [
+        _row("auroc", float(roc_auc_score(right, values)) if mixed else None, len(right)),
+        _average("within_prompt_auroc", within),
+        *(calibration(values, right) if len(values) and values.min() >= 0 and values.max() <= 1 else ()),
+        _average("mean_score", values),
+        _average("selection_gain", [_gain(samples) for samples in pairs.values()]),
+    ]
+
+
+def calibration(values: np.ndarray, right: np.ndarray) -> list[Row]:
+    """Brier score, and expected calibration error over bins of equal mass, of the values as probabilities of being right."""
+    order = np.argsort(values, kind="stable")
+    bins = [part for part in np.array_split(order, BINS) if len(part)]
+    error = sum(len(part) * abs(values[part].mean() - right[part].mean()) for part in bins) / len(values)
+    return [_average("brier", (values - right) ** 2), _row("ece", float(error), len(values))]
+
+
+def _gain(samples: Sequence[tuple[float, float]]) -> float:
+    best = max(value for value, _ in samples)
+    return float(np.mean([r for value, r in samples if value == best]) - np.mean([r for _, r in samples]))
+
+
+# -- by itself ------------------------------------------------------------------------------------------------------------
+def spread(judged: Sequence[Row], texts: Sequence[str]) -> list[Row]:
+    """Answers that could not be read; prompts whose different texts all score the same; completions at the highest value."""
+    values = [row["value"] for row in judged if row["value"] is not None]
+    failed = [float(row["status"] == "parse_failure") for row in judged]
+    groups: dict[str, dict[str, float]] = {}
+    for row, text in zip(judged, texts, strict=True):
+        if row["value"] is not None:
+            groups.setdefault(row["prompt_id"], {})[text] = row["value"]
+    tied = [float(len(set(group.values())) == 1) for group in groups.values() if len(group) > 1]
+    top = [float(value == max(values)) for value in values]
+    return [_average("parse_failures", failed), _average("tied_prompts", tied), _average("saturated", top)]
+
+
+def orders(games: Sequence[Row]) -> list[Row]:
+    """Share of pairs with the same winner in both orders; none for a judge that does not compare."""
+    known = {(g["first_id"], g["second_id"]): g["first_wins"] for g in games if g["first_wins"] is not None}
+    both = [(a, known[j, i]) for (i, j), a in known.items() if i < j and (j, i) in known]
+    same = [float(np.sign(a - 0.5) == np.sign(0.5 - b)) for a, b in both]
+    return [_average("order_consistency", same)] if games else []
+
+
+def probes(anchors: Sequence[Row], edits: Sequence[str]) -> list[Row]:
+    """Per edit, how much more often than half the judge prefers the edited text to the same text as it was; ties count half.
+
+    The rows of a prompt are its samples, then as many for each edit.
+    """
+    rows = []
+    for place, edit in enumerate(edits, start=1):
+        won = []
+        for group in _by_prompt(anchors):
+            n = len(group) // (1 + len(edits))
+            for before, after in zip(group[:n], group[place * n : (place + 1) * n], strict=True):
+                if before["value"] is not None and after["value"] is not None:
+                    won.append(0.5 * float(np.sign(after["value"] - before["value"])))
+        rows.append(_average(f"prefers_{edit}", won))
+    return rows
+
+
+def drift(now: Sequence[Row], then: Sequence[Row], name: str) -> list[Row]:
+    """How the judge's scores of frozen texts moved, and CREAM's consistency (tau + 1) / 2 of its rankings within a prompt.
+
+    Kendall's tau-b, https://arxiv.org/abs/2410.12735; prompts that either judge ties throughout are left out.
+    """
+    from scipy.stats import kendalltau
+
+    moved, agreed = [], []
+    for ours, theirs in zip(_by_prompt(now), _by_prompt(then), strict=True):
+        both = [(a["value"], b["value"]) for a, b in zip(ours, theirs, strict=True) if None not in (a["value"], b["value"])]
+        moved += [a - b for a, b in both]
+        if len({a for a, _ in both}) > 1 and len({b for _, b in both}) > 1:
+            agreed.append((float(kendalltau(*zip(*both, strict=True)).statistic) + 1) / 2)
+    return [_average(f"shift_from_{name}", moved), _average(f"consistency_with_{name}", agreed)]
+
+
+# -- rows -----------------------------------------------------------------------------------------------------------------
+def _by_prompt(rows: Sequence[Row]) -> list[list[Row]]:
+    return [list(group) for _, group in itertools.groupby(rows, key=lambda row: row["prompt_id"])]
+
+
+def _average(metric: str, values: Iterable[float]) -> Row:
+    """A mean with its 95% t interval."""
+    known = np.array(list(values), dtype=float)
+    low, high = t_interval(known) if len(known) else (None, None)
+    return _row(metric, float(known.mean()) if len(known) else None, len(known), low, high)
+
+
+def _row(metric: str, value: float | None, n: int, low: float | None = None, high: float | None = None) -> Row:
+    return {"metric": metric, "value": value, "n": n, "low": low, "high": high}

@@ -1,0 +1,119 @@
+"""Measure a checkpoint on a split: accuracy and pass@k with 95% intervals, and paired differences to other checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+
+from data.rows import tables
+from tasks.run.work import Work
+
+VERSION = 1
+LIBRARIES = ("numpy", "scipy")
+LEVEL = 0.95
+
+Row = dict[str, Any]
+
+
+class Settings(BaseModel):
+    split: str
+    against: list[str]  # names of the inputs `greedy_score/<name>` to compare with
+
+
+def measure(work: Work) -> None:
+    """METRICS (`metrics.parquet`) from the greedy and, where given, sampled completions and their verifier scores.
+
+    A truncated answer or one that timed out counts as not right; a prompt without an answer is left out.
+    """
+    s: Settings = work.settings
+    greedy = _completions(work.inputs["greedy"])
+    right = by_prompt(work.inputs["greedy_score"])
+    rows = [_accuracy(s.split, right), *_lengths(s.split, greedy)]
+    if "sampled" in work.inputs:
+        rows += pass_at_k(s.split, by_prompt(work.inputs["sampled_score"]))
+        if "again" in work.inputs:  # A/A: the same checkpoint sampled twice must not differ
+            means = [{p: [float(np.mean(v))] for p, v in by_prompt(work.inputs[n]).items()} for n in ("sampled_score", "again")]
+            rows.append(paired(s.split, "aa_difference", *means))
+    for name in s.against:
+        rows.append(paired(s.split, f"accuracy_vs_{name}", right, by_prompt(work.inputs[f"greedy_score/{name}"])))
+    tables.write(tables.from_rows(rows, tables.METRICS), tables.METRICS, work.out / "metrics.parquet")
+
+
+def by_prompt(folder: Path) -> dict[str, list[float]]:
+    """Per prompt, 1.0 or 0.0 per sample (right means a verifier value of at least 1); prompts that never apply are left out."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for row in tables.read(folder / "scores.parquet", tables.SCORES).to_pylist():
+        if row["value"] is not None or row["status"] in ("timeout", "crashed"):
+            values[row["prompt_id"]].append(1.0 if (row["value"] or 0.0) >= 1.0 else 0.0)
+    return dict(values)
+
+
+def _completions(folder: Path) -> list[Row]:
+    table = tables.read(folder / "completions.parquet", tables.COMPLETIONS)
+    rows: list[Row] = table.select(["token_ids", "finish_reason"]).to_pylist()
+    return rows
+
+
+def _metric(metric: str, split: str, value: float | None, n: int, low: float | None = None, high: float | None = None) -> Row:
+    return {"metric": metric, "group": None, "split": split, "value": value, "n": n, "low": low, "high": high}
+
+
+def _accuracy(split: str, right: dict[str, list[float]]) -> Row:
+    """Share of prompts whose greedy answer is right, with Wilson's interval."""
+    from scipy.stats import binomtest
+
+    if not right:
+        return _metric("accuracy", split, None, 0)
+    hits, n = int(sum(values[0] for values in right.values())), len(right)
+    interval = binomtest(hits, n).proportion_ci(LEVEL, method="wilson")
+    return _metric("accuracy", split, hits / n, n, float(interval.low), float(interval.high))
+
+
+def _lengths(split: str, rows: list[Row]) -> list[Row]:
+    if not rows:
+        return []
+    lengths = np.array([len(row["token_ids"]) for row in rows if row["token_ids"] is not None], dtype=float)
+    finished = np.array([row["finish_reason"] == "stop" for row in rows if row["finish_reason"] is not None], dtype=float)
+    return [_mean(name, split, values) for name, values in (("mean_tokens", lengths), ("finished", finished)) if len(values)]
+
+
+def _mean(metric: str, split: str, values: np.ndarray) -> Row:
+    low, high = t_interval(values)
+    return _metric(metric, split, float(values.mean()), len(values), low, high)
+
+
+def pass_at_k(split: str, right: dict[str, list[float]]) -> list[Row]:
+    """pass@1 and pass@n by the unbiased estimator 1 - C(n-c, k) / C(n, k) (Chen et al., arXiv 2107.03374), prompt-averaged."""
+    if not right:
+        return []
+    n = min(len(values) for values in right.values())
+    rows = []
+    for k in sorted({1, n}):
+        each = [1.0 - math.comb(len(v) - int(sum(v)), k) / math.comb(len(v), k) for v in right.values()]
+        rows.append(_mean(f"pass@{k}", split, np.array(each)))
+    return rows
+
+
+def paired(split: str, metric: str, ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> Row:
+    """Mean difference on the same prompts (ours minus theirs, first sample each) with a paired t interval."""
+    shared = sorted(ours.keys() & theirs.keys())
+    if not shared:
+        return _metric(metric, split, None, 0)
+    difference = np.array([ours[p][0] - theirs[p][0] for p in shared])
+    low, high = t_interval(difference)
+    return _metric(metric, split, float(difference.mean()), len(shared), low, high)
+
+
+def t_interval(values: np.ndarray) -> tuple[float, float]:
+    """Student's t interval of a mean; a single value or no spread gives the mean itself."""
+    from scipy.stats import t
+
+    mean, n = float(values.mean()), len(values)
+    spread = float(values.std(ddof=1)) if n > 1 else 0.0
+    half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * spread / math.sqrt(n) if spread > 0 else 0.0
+    return mean - half, mean + half

@@ -1,0 +1,41 @@
+"""How likely a checkpoint finds texts that somebody else wrote: what it forgets of them shows before any answer is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel
+
+from data.rows import tables
+from tasks.evaluate.measure import paired, t_interval
+from tasks.run.work import Work
+
+VERSION = 1
+LIBRARIES = ("numpy", "scipy")
+
+
+class Settings(BaseModel):
+    split: str  # what the metrics call it
+    against: list[str]  # names of the inputs `logprobs/<name>` to compare with
+
+
+def measure_logprob(work: Work) -> None:
+    """METRICS (`metrics.parquet`): mean log-probability per token of `inputs["logprobs"]` (LOGPROBS), in nats, the mean of the
+    prompts' means with its 95% t interval; and its paired differences."""
+    s: Settings = work.settings
+    ours = per_token(work.inputs["logprobs"])
+    values = np.array([mean for (mean,) in ours.values()])
+    low, high = t_interval(values)
+    mean = float(values.mean())
+    rows = [{"metric": "logprob", "group": None, "split": s.split, "value": mean, "n": len(ours), "low": low, "high": high}]
+    rows += [paired(s.split, f"logprob_vs_{name}", ours, per_token(work.inputs[f"logprobs/{name}"])) for name in s.against]
+    tables.write(tables.from_rows(rows, tables.METRICS), tables.METRICS, work.out / "metrics.parquet")
+
+
+def per_token(folder: Path) -> dict[str, list[float]]:
+    """By prompt_id, the mean over its texts of their mean log-probability per token, as a list of one."""
+    found: dict[str, list[float]] = {}
+    for row in tables.read(folder / "logprobs.parquet", tables.LOGPROBS).to_pylist():
+        found.setdefault(row["prompt_id"], []).append(float(np.mean(row["logprobs"])))
+    return {prompt: [float(np.mean(values))] for prompt, values in found.items()}

@@ -1,0 +1,1 @@
+"""May the model move forward: the gate, and alarms about training."""

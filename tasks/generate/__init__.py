@@ -1,0 +1,1 @@
+"""Completions: sampled by an engine, pooled with others, or imported from a file."""

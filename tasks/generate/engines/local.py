@@ -1,0 +1,115 @@
+"""Engines that hold the model in this process: transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from data.errors import StageFailed
+from tasks.generate.engines import Batch, Decoding, Engine, EngineLost, Row, Texts
+from tasks.models.models import load_model
+from tasks.run.work import give_back_memory
+
+VERSIONS = {"transformers": 2}  # 2: the checkpoint's own generation settings change nothing
+
+BLOWN_UP = (
+    "the model's logits are not finite numbers: expected a checkpoint that was trained to the end, found one that blew up; "
+    "lower train.learning_rate, or take another model"
+)
+
+
+def transformers(checkpoint: Path, *, device: str = "cpu", dtype: str = "float32", trust_remote_code: bool = False) -> Engine:
+    """`generate` of transformers: slow on large models, exact and everywhere."""
+    return _Transformers(checkpoint, device, dtype, trust_remote_code)
+
+
+class _Transformers(Texts):
+    def __init__(self, checkpoint: Path, device: str, dtype: str, trust_remote_code: bool) -> None:
+        from transformers import GenerationConfig
+
+        super().__init__(checkpoint, trust_remote_code)
+        self.tokenizer.padding_side = "left"
+        self.model = load_model(checkpoint, device, dtype, trust_remote_code)
+        self.model.generation_config = GenerationConfig()  # or the checkpoint's own (a repetition penalty) fills what is unset
+
+    def sample(self, batches: Sequence[Batch], decoding: Decoding) -> Iterator[tuple[int, list[Row]]]:
+        import torch
+
+        for index, batch in enumerate(batches):
+            lost = ""
+            try:
+                rows = self._draw(batch.prompts, decoding, batch.seed)
+            except torch.OutOfMemoryError as error:
+                lost = str(error)  # the error itself holds what the frames it came through held: the model, and its cache
+            if lost:
+                raise EngineLost(f"out of memory: {lost}")
+            yield index, [{**row, "seed": batch.seed} for row in rows]
+
+    def _draw(self, prompts: Sequence[Row], decoding: Decoding, seed: int) -> list[Row]:
+        """One padded batch from one stream of random numbers."""
+        import torch
+        from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+        ids = [ids for prompt in prompts for ids in [self.render(prompt)] * decoding.n]
+        batch = self.tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.model.device)
+        greedy = decoding.temperature == 0
+        settings = {} if greedy else {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
+        config = GenerationConfig(
+            do_sample=not greedy,
+            max_new_tokens=decoding.max_tokens,
+            eos_token_id=self.stops,
+            pad_token_id=self.tokenizer.pad_token_id,
+            **settings,
+        )
+        tap = _LogprobTap()
+        with (
+            torch.random.fork_rng(devices=[self.model.device] if self.model.device.type == "cuda" else []),
+            torch.inference_mode(),
+        ):
+            torch.manual_seed(seed)
+            out = self.model.generate(
+                **batch,
+                generation_config=config,
+                logits_processor=LogitsProcessorList([tap]),
+                stopping_criteria=StoppingCriteriaList([tap.after]),
+            )
+        new = out[:, batch["input_ids"].shape[1] :].tolist()
+        return [self.row(tokens, logprobs) for tokens, logprobs in zip(new, tap.rows(), strict=True)]
+
+    def close(self) -> None:
+        del self.model
+        give_back_memory()
+
+
+class _LogprobTap:
+    """Keeps only the sampled token's log-probability per step (at temperature 1), not the whole vocabulary's.
+
+    As a logits processor it sees the raw logits (custom processors run before temperature and top-p), as a stopping criterion
+    the token that was drawn from them.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[Any] = []
+        self.logits: Any = None
+        self.norms: Any = None
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        self.logits = scores.float()
+        self.norms = self.logits.logsumexp(-1)
+        if not self.norms.isfinite().all():  # before a token is drawn: greedy decoding would go on without a word
+            raise StageFailed(BLOWN_UP)
+        return scores
+
+    def after(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        import torch
+
+        taken = self.logits.gather(1, input_ids[:, -1:])[:, 0]
+        self.steps.append(taken - self.norms)
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+    def rows(self) -> list[list[float]]:
+        import torch
+
+        rows: list[list[float]] = torch.stack(self.steps, dim=1).tolist()
+        return rows

@@ -1,0 +1,67 @@
+"""The completions of a round that somebody else produced: those of an imported file that answer the round's prompts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pydantic import BaseModel
+
+from data.errors import PromptsError
+from data.rows import tables
+from tasks.run.work import Work
+
+VERSION = 1
+LIBRARIES = ()
+
+Row = dict[str, Any]
+
+
+class Settings(BaseModel):
+    split: str  # which file of the prompts artifact
+
+
+def recorded(work: Work) -> None:
+    """COMPLETIONS and RECORDED of `inputs["imported"]` for `inputs["prompts"]`, prompt by prompt; `facts.json` counts the rest.
+
+    Raises:
+        PromptsError: no completion belongs to any of the prompts.
+    """
+    prompts = tables.read(work.inputs["prompts"] / f"{work.settings.split}.parquet", tables.PROMPTS)["prompt_id"].to_pylist()
+    known = tables.read(work.inputs["imported"] / "completions.parquet", tables.COMPLETIONS)
+    rows_of: dict[str, list[int]] = {prompt: [] for prompt in prompts}
+    for index, prompt in enumerate(known["prompt_id"].to_pylist()):
+        if prompt in rows_of:
+            rows_of[prompt].append(index)
+    taken = [index for rows in rows_of.values() for index in rows]
+    if not taken:
+        raise PromptsError(
+            f"expected completions of this round's {len(prompts)} prompts, found {known.num_rows} recorded completions that "
+            "answer none of them; prompts must be equal to the letter (see prompts.map and prompts.template)"
+        )
+    tables.write(known.take(taken), tables.COMPLETIONS, work.out / "completions.parquet")
+    more = tables.read(work.inputs["imported"] / "recorded.parquet", tables.RECORDED).take(taken)
+    tables.write(more, tables.RECORDED, work.out / "recorded.parquet")
+    facts = {
+        "prompts": len(prompts),
+        "prompts_without": sum(not rows for rows in rows_of.values()),
+        "completions": len(taken),
+        "of_other_prompts": known.num_rows - len(taken),
+    }
+    (work.out / "facts.json").write_text(json.dumps(facts, indent=1))
+
+
+def read_completions(folder: Path) -> pa.Table:
+    """The COMPLETIONS of an artifact; recorded ones with a further column `record`: JSON, what else their file said of them."""
+    table = tables.read(folder / "completions.parquet", tables.COMPLETIONS)
+    if not (folder / "recorded.parquet").exists():
+        return table
+    return table.append_column("record", tables.read(folder / "recorded.parquet", tables.RECORDED)["record"])
+
+
+def as_rows(table: pa.Table) -> list[Row]:
+    """Rows as scorers and pairers get them: `record` as the dictionary it is."""
+    rows: list[Row] = table.to_pylist()
+    return [{**row, "record": json.loads(row["record"])} if "record" in row else row for row in rows]

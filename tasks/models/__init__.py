@@ -1,0 +1,1 @@
+"""Checkpoints: load, save, import, average, and log-probabilities."""

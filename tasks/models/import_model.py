@@ -1,0 +1,25 @@
+"""Copy a user's model directory into the store, so that checkpoint 0 cannot change under a campaign."""
+
+from __future__ import annotations
+
+import shutil
+
+from pydantic import BaseModel
+
+from tasks.models.models import inspect_checkpoint
+from tasks.run.work import Work
+
+VERSION = 1
+LIBRARIES = ()
+
+
+class Settings(BaseModel):
+    """Nothing to set: the directory's content is the input."""
+
+
+def import_model(work: Work) -> None:
+    """The checkpoint's configuration, tokenizer and safetensors; anything else stays behind."""
+    files = inspect_checkpoint(work.inputs["model"])
+    for done, path in enumerate(files):
+        work.tick(done, len(files))
+        shutil.copyfile(path, work.out / path.name)

@@ -1,0 +1,1 @@
+"""How a stage runs: its artifact's key, its process, its parts."""

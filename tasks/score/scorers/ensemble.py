@@ -1,0 +1,81 @@
+"""Several scorers as one: conservative aggregates, over any scorers, ensembles among them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, MinLen
+
+from data.errors import PartError
+from tasks.run import parts as shelves
+from tasks.score.scorers import Row, Score
+
+
+class ensemble:
+    """One value from several scorers: their mean, median, min (worst case) or mean - penalty * sd (uncertainty-weighted).
+
+    `members` = [{ scorer = "...", settings = {...} }, ...]. What one member cannot judge has no value: an aggregate over
+    fewer would be another scale. Reward-model ensembles, https://arxiv.org/abs/2312.09244 and
+    https://arxiv.org/abs/2310.02743 (there with the variance); what all members get wrong together stays wrong.
+    """
+
+    def __init__(
+        self,
+        *,
+        members: Annotated[list[dict[str, Any]], MinLen(2)],
+        how: Literal["mean", "median", "min", "pessimistic"] = "mean",
+        penalty: Annotated[float, Ge(0)] = 1.0,
+        workers: int = 1,
+    ) -> None:
+        self.how, self.penalty = how, penalty
+        self.scorers = [shelves.bind("scorers", name, settings, workers=workers) for name, settings in map(_member, members)]
+
+    @staticmethod
+    def parts(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """The members and theirs, for the key: their versions count like this part's own."""
+        found = []
+        for name, inner in map(_member, settings["members"]):
+            part = shelves.find("scorers", name)
+            found += [("scorers", name), *(part.parts(inner) if hasattr(part, "parts") else [])]
+        return found
+
+    def __call__(self, prompts: Sequence[Row], completions: Sequence[Row]) -> list[Score]:
+        columns = [scorer(prompts, completions) for scorer in self.scorers]
+        return [self._together(scores) for scores in zip(*columns, strict=True)]
+
+    def _together(self, scores: Sequence[Score]) -> Score:
+        values = [score.value for score in scores if score.value is not None]
+        detail = " ".join("-" if score.value is None else f"{score.value:.4g}" for score in scores)
+        if len(values) < len(scores):
+            return Score(None, next(score.status for score in scores if score.value is None), detail)
+        return Score(aggregate(values, self.how, self.penalty), detail=detail)
+
+
+NOT_PARTS = ("aggregate",)
+
+
+def aggregate(values: Sequence[float], how: str, penalty: float = 1.0) -> float:
+    """Mean, median, min, or mean - penalty * sd (of the sample) of one completion's values."""
+    match how:
+        case "mean":
+            return statistics.fmean(values)
+        case "median":
+            return statistics.median(values)
+        case "min":
+            return min(values)
+        case _:
+            return statistics.fmean(values) - penalty * statistics.stdev(values)
+
+
+def _member(member: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    name, settings = member.get("scorer"), member.get("settings", {})
+    if not isinstance(name, str) or not isinstance(settings, dict) or set(member) - {"scorer", "settings"}:
+        raise PartError(f"ensemble: expected members as {{ scorer = 'NAME', settings = {{...}} }}, found {dict(member)}")
+    if asked := sorted(shelves.wants("scorers", name) & {"checkpoint", "verdicts"}):
+        raise PartError(
+            f"ensemble: member '{name}' asks for {', '.join(asked)}, which only a [[score]] of its own gets; see reward.how"
+        )
+    shelves.check_settings("scorers", name, settings)
+    return name, settings

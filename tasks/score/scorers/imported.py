@@ -1,0 +1,45 @@
+"""The scorer that scores nothing itself: it takes over what a file of recorded completions says of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from data.rows.records import value_of
+from tasks.score.scorers import Row, Score
+
+
+def imported(prompts: Sequence[Row], completions: Sequence[Row], *, column: str, answer: str = "") -> list[Score]:
+    """The number in a column of the recorded file: true is 1.0, null does not apply; `answer` is the column of what was read.
+
+    A list of one number counts as that number; `answer` becomes the score's detail, which majority@k votes on.
+
+    Raises:
+        ValueError: a completion that was not recorded, a column that is not there, or a value that is no number.
+    """
+    return [_score(completion, column, answer) for _, completion in zip(prompts, completions, strict=True)]
+
+
+def _score(completion: Row, column: str, answer: str) -> Score:
+    value = _unpacked(_value(completion, column))
+    read = None if not answer else _value(completion, answer)
+    detail = None if read is None else str(read)
+    if value is None:
+        return Score(None, "no_value", detail)
+    if not isinstance(value, (bool, int, float)):
+        raise ValueError(f"column '{column}': expected a number, true, false or null, found {value!r:.80}")
+    return Score(float(value), "ok", detail)
+
+
+def _value(completion: Row, column: str) -> Any:
+    if "record" not in completion:
+        raise ValueError("imported scores come with recorded completions: set generate.engine = 'recorded'")
+    try:
+        return value_of(completion["record"], column)
+    except KeyError:
+        found = ", ".join(completion["record"]) or "none"
+        raise ValueError(f"expected column '{column}' beside the completion, found {found}") from None
+
+
+def _unpacked(value: Any) -> Any:
+    return _unpacked(value[0]) if isinstance(value, list) and len(value) == 1 else value

@@ -1,0 +1,241 @@
+"""Judges: a language model as scorer, asked with a template from `data/judges/`; and what it said of pairs, as a table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le
+from pydantic import AfterValidator
+
+from data.errors import PartError, RecipeError
+from data.recipe import templates
+from data.recipe.settings import Requests
+from data.recipe.templates import Template
+from tasks.choose.chosen_facts import by_prompt, unique_texts
+from tasks.generate.engines import Batch, Decoding
+from tasks.models import models
+from tasks.run import parts as shelves
+from tasks.run.work import chunks
+from tasks.score.scorers import Row, Score
+
+NOT_PARTS = ("comparisons",)
+VERSIONS = {"judge": 2}
+LIBRARIES = {"judge": ("torch", "transformers", "tokenizers")}
+
+# What chat formats write around turns. Spelled out in a judged text, a tokenizer would read it as the end of the user's turn.
+CONTROL = re.compile(r"<\|[^<>|]{1,40}\|>|</?s>|<(?:bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>")
+
+
+def _known(name: str) -> str:
+    try:
+        templates.load(name)
+    except RecipeError as error:
+        raise ValueError(str(error)) from error
+    return name
+
+
+class judge:
+    """What a model says a completion is worth, 0 to 1, asked with a template of `data/judges/`; which model: score.checkpoint.
+
+    With `engine` = "endpoint" it is a server's: score.checkpoint = "", and `engine_settings` has url and model.
+
+    One verdict per distinct (prompt, text). A template that compares is asked for every two texts of a prompt in both orders,
+    each text against the next `opponents` in a circle (0 = all), and the value is the mean share won. An answer that cannot be
+    read is status parse_failure, value None: such a completion is neither chosen nor rejected.
+
+    `reading` = "sampled" draws `samples` answers and averages those that can be read (3 at temperature 0.7, top-p 0.9:
+    Self-Rewarding Language Models, https://arxiv.org/abs/2401.10020). "expected" weighs each label's worth by its probability
+    right after the lead (G-Eval, https://arxiv.org/abs/2303.16634); it needs the model in this process.
+    """
+
+    def __init__(
+        self,
+        *,
+        template: Annotated[str, AfterValidator(_known)],
+        reading: Literal["sampled", "expected"] = "sampled",
+        opponents: Annotated[int, Ge(0)] = 0,
+        samples: Annotated[int, Ge(1)] = 3,
+        temperature: Annotated[float, Ge(0)] = 0.7,
+        top_p: Annotated[float, Gt(0), Le(1)] = 0.9,
+        max_tokens: Annotated[int, Ge(1)] = 400,
+        batch: Annotated[int, Ge(1)] = 64,
+        engine: str = "transformers",
+        engine_settings: dict[str, Any] | None = None,
+        checkpoint: Path | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
+        trust_remote_code: bool = False,
+        requests: Requests | None = None,
+        scratch: Path | None = None,
+        record: Callable[[str], None] | None = None,
+    ) -> None:
+        self.template, self.opponents, self.samples, self.batch = templates.load(template), opponents, samples, batch
+        self.decoding = Decoding(samples, temperature, top_p, max_tokens)
+        loading: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+        self.control = CONTROL
+        if checkpoint is not None:
+            self.tokenizer = models.load_tokenizer(checkpoint, trust_remote_code)
+            special = [re.escape(t.content) for t in self.tokenizer.added_tokens_decoder.values() if t.special]
+            self.control = re.compile("|".join([CONTROL.pattern, *special]))
+        if reading == "expected":
+            if checkpoint is None:
+                raise PartError("scorers 'judge': reading = 'expected' needs a model in this process; set score.checkpoint")
+            self.model = models.load_model(checkpoint, **loading)
+            self.lead, self.labels = _label_tokens(self.tokenizer, self.template)
+            self.ask = self._expected
+        else:
+            surroundings = {"requests": requests, "scratch": scratch, "record": record}
+            self.engine = shelves.bind("engines", engine, engine_settings or {}, **loading, **surroundings)(checkpoint)
+            self.ask = self._sampled
+
+    @staticmethod
+    def parts(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """What a verdict stands on besides: the template's text, and the engine where answers are sampled.
+
+        Raises:
+            PartError: a wrong setting of the engine.
+        """
+        if settings["reading"] != "sampled":
+            return [("judges", settings["template"])]
+        shelves.check_settings("engines", settings["engine"], settings["engine_settings"] or {})
+        return [("judges", settings["template"]), ("engines", settings["engine"])]
+
+    def close(self) -> None:
+        """Give the engine's memory back; one that asks a server says what that cost."""
+        if hasattr(self, "engine"):
+            self.engine.close()
+
+    def __call__(self, prompts: Sequence[Row], completions: Sequence[Row]) -> list[Score]:
+        asked = {prompt["prompt_id"]: self._plain(prompt) for prompt in prompts}
+        made = self._compare(asked, completions) if self.template.compares else self._rate(asked, completions)
+        return [made[row["prompt_id"], row["text"]] for row in completions]
+
+    # -- one text, or two -------------------------------------------------------------------------------------------------
+    def _rate(self, asked: Mapping[str, str], completions: Sequence[Row]) -> dict[tuple[str, str], Score]:
+        texts = list(dict.fromkeys((row["prompt_id"], row["text"]) for row in completions))
+        return dict(zip(texts, self.ask([self._fill(asked[p], completion=text) for p, text in texts]), strict=True))
+
+    def _compare(self, asked: Mapping[str, str], completions: Sequence[Row]) -> dict[tuple[str, str], Score]:
+        games = [
+            (first, second)
+            for rows in by_prompt(completions).values()
+            for pair in _circle(unique_texts(rows), self.opponents)
+            for first, second in (pair, pair[::-1])
+        ]
+        questions = [self._fill(asked[a["prompt_id"]], first=a["text"], second=b["text"]) for a, b in games]
+        won: dict[str, list[float | None]] = {}
+        said: dict[str, dict[str, float | None]] = {}
+        for (a, b), score in zip(games, self.ask(questions), strict=True):
+            won.setdefault(a["completion_id"], []).append(score.value)
+            won.setdefault(b["completion_id"], []).append(None if score.value is None else 1 - score.value)
+            said.setdefault(a["completion_id"], {})[b["completion_id"]] = score.value
+        made = {}
+        for row in (row for rows in by_prompt(completions).values() for row in unique_texts(rows)):
+            who = row["completion_id"]
+            score = _mean(won[who]) if who in won else Score(None, "no_opponent")
+            detail = json.dumps({"as": who, "first_against": said.get(who, {})})
+            made[row["prompt_id"], row["text"]] = Score(score.value, score.status, detail)
+        return made
+
+    # -- the question -----------------------------------------------------------------------------------------------------
+    def _plain(self, prompt: Row) -> str:
+        """The conversation as one text; a single message is that text."""
+        messages = prompt["messages"]
+        return messages[0]["content"] if len(messages) == 1 else "\n\n".join(f"{m['role']}: {m['content']}" for m in messages)
+
+    def _fill(self, prompt: str, **judged: str) -> str:
+        """The template around the texts, in which control tokens are broken: only the chat template may end a turn."""
+        broken = {name: self.control.sub(lambda t: f"{t[0][0]}\u200b{t[0][1:]}", text) for name, text in judged.items()}
+        return self.template.fill({"prompt": prompt, **broken})
+
+    # -- two ways to read an answer ---------------------------------------------------------------------------------------
+    def _sampled(self, questions: Sequence[str]) -> list[Score]:
+        asked = list(dict.fromkeys(questions))  # two texts may fill a template alike, once their control tokens are broken
+        rows: list[Row] = [{"prompt_id": _hash(q), "messages": [{"role": "user", "content": q}]} for q in asked]
+        batches = []
+        for part in chunks(len(rows), max(1, self.batch // self.samples)):
+            seeds = [int(rows[i]["prompt_id"][:12], 16) for i in part]  # of the question alone: asked again, answered the same
+            batches.append(Batch([rows[i] for i in part], seeds[0] & 0x7FFFFFFF, seeds))
+        answers = dict(self.engine.sample(batches, self.decoding))
+        flat = [row for index in range(len(batches)) for row in answers[index]]
+        said = {q: self._read(flat[i * self.samples : (i + 1) * self.samples]) for i, q in enumerate(asked)}
+        return [said[question] for question in questions]
+
+    def _read(self, answers: Sequence[Row]) -> Score:
+        """The mean of the answers that can be read; one that was cut off has not come to its verdict.
+
+        Where the server refused every request (status refused) the judge has said nothing, readable or not.
+        """
+        if all(row["finish_reason"] == "error" for row in answers):
+            return Score(None, "refused")
+        cut = ("length", "error")
+        values = [None if row["finish_reason"] in cut else self.template.read(row["text"]) for row in answers]
+        said = {"values": values} if any(v is not None for v in values) else {"answer": ascii(answers[0]["text"][-200:])}
+        score = _mean(values)
+        return Score(score.value, score.status, json.dumps(said))
+
+    def _expected(self, questions: Sequence[str]) -> list[Score]:
+        sequences = [models.render(self.tokenizer, [{"role": "user", "content": q}]) + self.lead for q in questions]
+        tokens, worth = list(self.labels), list(self.labels.values())
+        scores = []
+        pad = self.tokenizer.pad_token_id
+        for p in models.next_token_probabilities(self.model, sequences, tokens, pad, self.batch):
+            mass = sum(p)  # near 0 where the judge would rather say something else than any label
+            value = sum(a * b for a, b in zip(p, worth, strict=True)) / mass if mass > 0 else None
+            scores.append(Score(value, "parse_failure" if value is None else "ok", json.dumps({"mass": round(mass, 6)})))
+        return scores
+
+
+def _label_tokens(tokenizer: Any, template: Template) -> tuple[list[int], dict[int, float]]:
+    """The token ids of the lead, and the token of each label with its worth.
+
+    Raises:
+        PartError: a label is not one token of its own after the lead, so that its probability cannot be read at one place.
+    """
+    space = "" if len(template.lead) == 1 else " "
+    ids = {label: tokenizer(template.lead + space + label, add_special_tokens=False)["input_ids"] for label in template.labels}
+    shared = 0
+    while len({tuple(i[: shared + 1]) for i in ids.values()}) == 1:
+        shared += 1
+    if any(len(i) != shared + 1 for i in ids.values()) or len({i[-1] for i in ids.values()}) < len(ids):
+        raise PartError(
+            f"scorers 'judge': reading = 'expected' needs labels of one token each after '{template.lead}', this tokenizer "
+            f"makes {ids}; use reading = 'sampled', or a template with other labels"
+        )
+    return next(iter(ids.values()))[:shared], {ids[label][-1]: worth for label, worth in template.labels.items()}
+
+
+def _circle(rows: Sequence[Row], opponents: int) -> list[tuple[Row, Row]]:
+    """Every two rows once; with a limit, each row and the next `opponents` of it in a circle."""
+    count = len(rows)
+    reach = min(opponents or count, count - 1)
+    pairs = {tuple(sorted((i, (i + step) % count))) for i in range(count) for step in range(1, reach + 1)}
+    return [(rows[i], rows[j]) for i, j in sorted(pairs)]
+
+
+def _mean(values: Sequence[float | None]) -> Score:
+    known = [value for value in values if value is not None]
+    return Score(sum(known) / len(known)) if known else Score(None, "parse_failure")
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def comparisons(scores: Sequence[Row]) -> list[Row]:
+    """Every verdict on two texts, from the SCORES rows of a judge that compares: prompt_id, first_id, second_id, first_wins.
+
+    `first_wins` is 1.0, 0.0 or between, None where the answer could not be read. Both orders of a pair are rows of their own.
+    """
+    said = {}
+    for row in scores:
+        if row["detail"] and row["status"] != "no_opponent":
+            detail = json.loads(row["detail"])
+            for second, value in detail.get("first_against", {}).items():  # a judge that rates writes other details
+                said[detail["as"], second] = {"prompt_id": row["prompt_id"], "first_wins": value}
+    return [{"first_id": first, "second_id": second, **what} for (first, second), what in said.items()]

@@ -1,0 +1,36 @@
+"""Scorers that ask a model nothing and read what it thinks from its probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tasks.models import models
+from tasks.score.scorers import Row, Score
+
+LIBRARIES = {"mean_logprob": ("torch", "transformers", "tokenizers")}
+
+
+class mean_logprob:
+    """Mean log-probability per token, in nats, that the model of score.checkpoint gives the completion: how sure it is of it.
+
+    With the policy as model this is self-rewarding by likelihood ("sharpening", https://arxiv.org/abs/2412.01951, there the
+    sum): it can only make the policy surer of what it prefers already. A completion cut at the token limit is scored as it is.
+    """
+
+    def __init__(
+        self, *, checkpoint: Path, device: str = "cpu", dtype: str = "float32", trust_remote_code: bool = False
+    ) -> None:
+        self.tokenizer = models.load_tokenizer(checkpoint, trust_remote_code)
+        self.model = models.load_model(checkpoint, device, dtype, trust_remote_code)
+
+    def __call__(self, prompts: Sequence[Row], completions: Sequence[Row]) -> list[Score]:
+        sequences = [
+            (models.render(self.tokenizer, prompt["messages"]), models.completion_ids(self.tokenizer, completion))
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+        distinct = list(dict.fromkeys((tuple(p), tuple(c)) for p, c in sequences))
+        order = sorted(range(len(distinct)), key=lambda i: len(distinct[i][0]) + len(distinct[i][1]))  # little padding
+        values = models.completion_logprobs(self.model, [distinct[i] for i in order], self.tokenizer.pad_token_id)
+        mean = {distinct[i]: sum(v) / len(v) if v else None for i, v in zip(order, values, strict=True)}
+        return [Score(mean[tuple(p), tuple(c)]) for p, c in sequences]

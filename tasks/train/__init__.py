@@ -1,0 +1,1 @@
+"""Training: SFT, preference losses, online losses and reward models."""

@@ -1,0 +1,290 @@
+"""Train a checkpoint through TRL on what a round chose. Resumes from verified saves.
+
+What each loss trains on is in data/recipe/loss.py. Beside this file: the rows in rows.py, TRL's trainers in trainers.py, our
+own loss terms in losses.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from data.errors import ReferenceMismatch, StageFailed
+from data.recipe.loss import Loss
+from data.recipe.settings import Lora
+from data.rows import tables
+from data.store.store import sha256_text
+from tasks.models import models
+from tasks.run.work import Work, device_of
+from tasks.train import rows
+from tasks.train.rows import Row
+from tasks.train.saves import newest_save, save_callback
+
+VERSION = 5  # 5: KTO's validation rows are shuffled; 4: an epoch's short last step counts, LiPO's reference, LoRA's dropout
+LIBRARIES = ("torch", "transformers", "tokenizers", "trl", "accelerate")
+LAUNCHED = True  # under `accelerate launch` where hardware.accelerate names a configuration
+REFERENCE_TOLERANCE = {
+    "float32": 1e-3,
+    "bfloat16": 0.1,
+}  # nats per token between the reference and its stored log-probabilities
+
+
+ADVICE = "training blew up: lower train.learning_rate, or warm it up (train.warmup)"
+
+
+class Settings(BaseModel):
+    loss: Loss
+    steps: int
+    epochs: float
+    batch: int
+    accumulate: int
+    learning_rate: float
+    schedule: str
+    warmup: float
+    weight_decay: float
+    max_length: int
+    precision: str
+    checkpointing: bool
+    lora: Lora | None
+    validation: float
+    patience: int
+    replay: bool
+    save_every: int
+    split: str  # the prompts file the completions answer
+    trust_remote_code: bool = False
+
+
+def libraries(settings: Settings) -> tuple[str, ...]:
+    """What makes adapters, where there are some."""
+    if not settings.lora:
+        return ()
+    return ("peft", "bitsandbytes") if settings.lora.four_bit else ("peft",)
+
+
+def train(work: Work) -> None:
+    """A checkpoint folder with `training.parquet` (TRAINING: every metric of every step) and `training.json` (rows, left out).
+
+    Inputs: `checkpoint` (start); `prompts` and `completions` with `selected` or `pairs`; `reference` and `reference_logprobs`
+    where the loss has a reference; `seed_data` (a prepare artifact) where `replay` is set.
+
+    Raises:
+        ReferenceMismatch: the reference in memory is not the checkpoint the round names.
+        StageFailed: the loss or a weight is not a number, or no row fits `max_length`.
+    """
+    from tasks.train.trainers import Setup, build
+
+    s: Settings = work.settings
+    tokenizer = models.load_tokenizer(work.inputs["checkpoint"], s.trust_remote_code)
+    found = _rows(work, tokenizer)
+    fitting = [row for row in found if rows.longest(row) <= s.max_length]
+    if not fitting:
+        raise StageFailed(f"train: none of {len(found)} rows fits train.max_length = {s.max_length} tokens; raise it")
+    fit, validation = split(fitting, s.validation)
+    policy, reference = _models(work, tokenizer)
+    trainer = build(Setup(work, s.loss, policy, reference, tokenizer, fit, validation))
+    run(trainer, work, patience=s.patience if validation else 0)
+    write_checkpoint(work, trainer, merge=s.lora is not None)
+    write_log(work, trainer, {"rows": len(fit), "validation": len(validation), "left_out": len(found) - len(fitting)})
+
+
+def run(trainer: Any, work: Work, patience: int = 0) -> None:
+    """Train to the end from the newest save that verifies; `patience` evaluations without a better one end it early.
+
+    Raises:
+        StageFailed: the loss, or at the end a weight, is not a number.
+    """
+    from transformers import EarlyStoppingCallback
+    from transformers.trainer_callback import PrinterCallback
+
+    if hasattr(trainer.model, "peft_config"):
+        _as_saves_hold_them(trainer.model)
+    trainer.remove_callback(PrinterCallback)  # metrics go to training.parquet; the terminal shows the bar
+    trainer.add_callback(_sanity()())  # before saves are sealed
+    trainer.add_callback(save_callback(work.scratch, work.tick))
+    if patience:
+        trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=patience))
+    with trainer.accelerator.main_process_first():  # it may remove broken saves, which the others must not see vanish
+        resume = newest_save(work.scratch)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    if not all(weight.isfinite().all() for weight in trainer.model.parameters()):  # the last step's loss came before its update
+        raise StageFailed(f"train: expected finite weights, found some that are none after the last step; {ADVICE}")
+
+
+def _as_saves_hold_them(policy: Any) -> None:
+    """Undo what TRL does to adapters it is given, so that a training can go on from a save.
+
+    Its copy of them as they begin does nothing that switching them off does not, and where a save has two adapters transformers
+    resumes from the copy alone. Its bfloat16 under a policy in four bits does not survive a save: peft reads float32.
+    """
+    if "ref" in policy.peft_config:
+        policy.delete_adapter("ref")
+    for weight in policy.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+
+
+@functools.cache
+def _sanity() -> type[Any]:
+    """A callback that ends a training at the first loss that is not a number, before anything is saved of it."""
+    from transformers import TrainerCallback
+
+    class Sanity(TrainerCallback):  # type: ignore[misc]
+        def on_log(self, args: Any, state: Any, control: Any, logs: Row, **kwargs: Any) -> None:
+            if not math.isfinite(logs.get("loss", 0.0)):
+                raise StageFailed(f"train: expected a loss, found {logs['loss']} at step {state.global_step}; {ADVICE}")
+
+    return Sanity
+
+
+def split(found: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
+    """Training and validation rows: whole prompts, chosen by their id, so that no prompt is on both sides."""
+    if not share:
+        return list(found), []
+    edge = int(share * 0x10000)
+    aside = [int(sha256_text(row["prompt_id"])[:4], 16) < edge for row in found]
+    fit = [row for row, out in zip(found, aside, strict=True) if not out]
+    validation = [row for row, out in zip(found, aside, strict=True) if out]
+    if not fit or not validation:
+        raise StageFailed(f"train.validation = {share} leaves {len(fit)} rows to train on and {len(validation)} to validate on")
+    return fit, validation
+
+
+def _rows(work: Work, tokenizer: Any) -> list[Row]:
+    s: Settings = work.settings
+    match s.loss.kind.data:
+        case "pairs":
+            return rows.of_pairs(work.inputs, s.split, tokenizer, s.loss)
+        case "labelled":
+            return rows.of_labelled(work.inputs, s.split, tokenizer)
+        case "ranked":
+            return rows.of_ranked(work.inputs, s.split, tokenizer)
+        case _:
+            return rows.of_selected(work.inputs, s.split, tokenizer, s.replay)
+
+
+# -- models -----------------------------------------------------------------------------------------------------------------
+def _models(work: Work, tokenizer: Any) -> tuple[Any, Any]:
+    """The policy, with adapters where asked, and the reference, proved to be the checkpoint the round names.
+
+    Both come from immutable folders: left alone, TRL would reload whatever config._name_or_path points to. Where adapters
+    start from the reference itself, the policy with adapters switched off is the reference and no second copy is loaded.
+    A reference in four bits is off by their error, as the policy is: so it is proved whole, and then loaded again.
+    """
+    s: Settings = work.settings
+    four_bit = s.lora is not None and s.lora.four_bit
+    load = functools.partial(
+        models.load_model, device=device_of(work.hardware), dtype="float32", trust_remote_code=s.trust_remote_code
+    )
+    if "reference" in work.inputs and four_bit:
+        prove_reference(work, load(work.inputs["reference"]), tokenizer)
+    policy = load(work.inputs["checkpoint"], four_bit=four_bit)
+    reference = None
+    if "reference" in work.inputs:
+        shared = s.lora and work.inputs["reference"] == work.inputs["checkpoint"]
+        if not shared:
+            reference = load(work.inputs["reference"], four_bit=four_bit)
+        if not four_bit:
+            prove_reference(work, policy if shared else reference, tokenizer)
+    return (adapted(policy, s.lora, work.seed) if s.lora else policy), reference
+
+
+def adapted(policy: Any, lora: Lora, seed: int) -> Any:
+    """The policy with LoRA adapters (arXiv 2106.09685), their initial weights drawn from the seed."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets, task_type="CAUSAL_LM"
+    )
+    return get_peft_model(policy, config)
+
+
+def prove_reference(work: Work, reference: Any, tokenizer: Any) -> None:
+    """Compare the reference in memory with the LOGPROBS artifact of the checkpoint the round names."""
+    s: Settings = work.settings
+    stored = tables.read(work.inputs["reference_logprobs"] / "logprobs.parquet", tables.LOGPROBS).to_pylist()
+    known = rows.known(work.inputs, s.split, tokenizer)
+    now = models.completion_logprobs(reference, [known[row["completion_id"]] for row in stored], tokenizer.pad_token_id)
+    worst = max(
+        (abs(a - b) for row, values in zip(stored, now, strict=True) for a, b in zip(row["logprobs"], values, strict=True))
+    )
+    if worst > REFERENCE_TOLERANCE[s.precision]:
+        raise ReferenceMismatch(
+            f"the reference in memory differs from its checkpoint by {worst:.3g} nats on a token "
+            f"(allowed {REFERENCE_TOLERANCE[s.precision]}); the checkpoint or the loading is not what the round names"
+        )
+
+
+# -- results ----------------------------------------------------------------------------------------------------------------
+TIMES = (
+    "_runtime",
+    "_per_second",
+    "step_time",
+    "epoch",
+    "total_flos",
+    "num_tokens",
+)  # they would move the digest, or say nothing
+
+
+def write_log(work: Work, trainer: Any, facts: dict[str, Any]) -> None:
+    """Every metric of every step, less times."""
+    if not trainer.is_world_process_zero():
+        return
+    log = [
+        {"step": entry["step"], "metric": name, "value": float(value)}
+        for entry in trainer.state.log_history
+        if "loss" in entry or "eval_loss" in entry
+        for name, value in sorted(entry.items())
+        if name != "step" and not name.endswith(TIMES)
+    ]
+    tables.write(tables.from_rows(log, tables.TRAINING), tables.TRAINING, work.out / "training.parquet")
+    facts |= {"steps": trainer.state.global_step, "best_step": _best_step(trainer)}
+    (work.out / "training.json").write_text(json.dumps(facts, indent=1))
+
+
+def _best_step(trainer: Any) -> int:
+    best = trainer.state.best_model_checkpoint
+    return int(Path(best).name.split("-")[1]) if best else trainer.state.global_step
+
+
+def merged(work: Work, policy: Any) -> Any:
+    """The policy with its adapters added to its weights: of one in four bits, to the weights that these were rounded from.
+
+    Adapters learn less than a step of NF4. Added to rounded weights, they would be rounded away where the next round holds
+    the checkpoint in four bits again; added to whole ones, they come through it on average.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    s: Settings = work.settings
+    assert s.lora is not None
+    if s.lora.four_bit:
+        learnt = get_peft_model_state_dict(policy)
+        whole = models.load_model(work.inputs["checkpoint"], "cpu", "float32", s.trust_remote_code)
+        policy = adapted(whole, s.lora, work.seed)
+        set_peft_model_state_dict(policy, {name: tensor.float().cpu() for name, tensor in learnt.items()})
+    return policy.merge_and_unload()
+
+
+def write_checkpoint(work: Work, trainer: Any, merge: bool) -> None:
+    """Weights (adapters merged) and configuration from memory, the tokenizer and its template from where training started.
+
+    Every rank takes part in gathering weights that are spread over processes; rank 0 writes.
+    """
+    spread = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    weights = {"state_dict": trainer.accelerator.get_state_dict(trainer.model_wrapped)} if spread and not merge else {}
+    if not trainer.is_world_process_zero():
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    (merged(work, model) if merge else model).save_pretrained(work.out, **weights)
+    for path in models.inspect_checkpoint(work.inputs["checkpoint"]):
+        of_weights = path.suffix == ".safetensors" or path.name.endswith(".safetensors.index.json")
+        if not of_weights and not (work.out / path.name).exists() and path.name != "training.json":
+            shutil.copyfile(path, work.out / path.name)

@@ -1,0 +1,229 @@
+"""TRL's trainers on our rows: one function per trainer of data.recipe.loss.KINDS, and the arguments they share.
+
+TRL's defaults that bite (bfloat16, gradient checkpointing, reporting, text preparation) are set here, in one place.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data.errors import StageFailed
+from data.recipe.loss import Loss
+from tasks.run.work import Work, device_of
+from tasks.train import rows as tables_to_rows
+from tasks.train.rows import Row
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a trainer is made of. `reference` is None where the loss has none, or where the policy without adapters is it."""
+
+    work: Work
+    loss: Loss
+    policy: Any
+    reference: Any
+    tokenizer: Any
+    train: list[Row]
+    validation: list[Row]
+
+    def datasets(self, shape: Callable[[Row], Row] = lambda row: row) -> dict[str, Any]:
+        from datasets import Dataset
+
+        made = {}
+        for name, rows in (("train_dataset", self.train), ("eval_dataset", self.validation)):
+            plain = [{k: v for k, v in shape(row).items() if k != "prompt_id"} for row in rows]
+            made[name] = Dataset.from_list(plain) if rows else None
+        return made
+
+
+def arguments(work: Work, epoch: float, validates: bool) -> dict[str, Any]:
+    """What every trainer's configuration shares; an `epoch` has so many steps (the last one may be short)."""
+    s = work.settings
+    steps = s.steps or max(1, math.ceil(s.epochs * epoch))
+    on_gpu = device_of(work.hardware) == "cuda"
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    micro, rest = divmod(s.batch, s.accumulate * ranks)
+    if rest:
+        raise StageFailed(f"train.batch = {s.batch} must divide by train.accumulate ({s.accumulate}) times {ranks} processes")
+    every = min(s.save_every, steps) if validates else s.save_every  # a short training is validated once, at its end
+    early = {
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "restore_callback_states_from_checkpoint": True,  # or patience would begin anew after a crash
+        "per_device_eval_batch_size": micro,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+        "prediction_loss_only": True,
+    }
+    return {
+        "output_dir": str(work.scratch),
+        "max_steps": steps,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": s.accumulate,
+        "learning_rate": s.learning_rate,
+        "lr_scheduler_type": s.schedule,
+        "warmup_steps": round(s.warmup * steps),
+        "weight_decay": s.weight_decay,
+        "bf16": s.precision == "bfloat16",
+        "gradient_checkpointing": s.checkpointing,
+        "seed": work.seed,
+        "data_seed": work.seed,
+        "save_strategy": "steps",
+        "save_steps": every,
+        "save_total_limit": 2,
+        "logging_steps": 1,  # alarms look at single steps, and a resumed training logs the same
+        "logging_nan_inf_filter": False,  # or a loss that is not a number would be logged as 0
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": not on_gpu,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": on_gpu,
+        **(early if validates else {}),
+    }
+
+
+def build(setup: Setup) -> Any:
+    """The trainer of the setup's loss."""
+    makers: dict[str, Callable[[Setup, dict[str, Any]], Any]] = {
+        "sft": sft, "dpo": dpo, "kto": kto, "orpo": orpo, "cpo": cpo, "listwise": listwise,
+    }  # fmt: skip
+    common = arguments(setup.work, math.ceil(len(setup.train) / setup.work.settings.batch), bool(setup.validation))
+    return makers[setup.loss.kind.trainer](setup, common)
+
+
+def sft(setup: Setup, common: dict[str, Any]) -> Any:
+    from trl import SFTConfig, SFTTrainer
+
+    config = SFTConfig(
+        **common, max_length=setup.work.settings.max_length, dataset_kwargs={"skip_prepare_dataset": True}, loss_type="nll"
+    )
+    return SFTTrainer(model=setup.policy, args=config, **setup.datasets(), processing_class=setup.tokenizer)
+
+
+def dpo(setup: Setup, common: dict[str, Any]) -> Any:
+    from trl import DPOConfig
+
+    from tasks.train.losses import pair_trainer
+
+    loss = setup.loss
+    stock = {"sigmoid": 1.0} if loss.own else loss.weights
+    if common["per_device_train_batch_size"] < 2 and loss.name.startswith("aot"):
+        raise StageFailed(
+            f"train: {loss.name} sorts within a micro-batch; expected train.batch / train.accumulate >= 2, found 1"
+        )
+    config = DPOConfig(
+        **common,
+        **_dropout(setup),
+        max_length=setup.work.settings.max_length,
+        beta=loss.beta,
+        label_smoothing=0.0 if loss.own else loss.smoothing,
+        loss_type=list(stock),
+        loss_weights=list(stock.values()),
+    )
+    return pair_trainer()(
+        loss=loss,
+        model=setup.policy,
+        ref_model=setup.reference,
+        args=config,
+        **setup.datasets(),
+        processing_class=setup.tokenizer,
+    )
+
+
+def _dropout(setup: Setup) -> dict[str, bool]:
+    """TRL switches every dropout off where there is a reference to compare with; LoRA's stays where the recipe asks for it."""
+    lora = setup.work.settings.lora
+    return {"disable_dropout": not (lora and lora.dropout)}
+
+
+def kto(setup: Setup, common: dict[str, Any]) -> Any:
+    from trl import KTOConfig
+
+    loss = setup.loss
+    if common["per_device_train_batch_size"] < 2 and loss.name == "kto":
+        raise StageFailed(
+            "train: KTO estimates its KL inside a micro-batch; expected train.batch / train.accumulate >= 2, found 1"
+        )
+    config = KTOConfig(
+        **common,
+        **_dropout(setup),
+        max_length=setup.work.settings.max_length,
+        beta=loss.beta,
+        loss_type=loss.name,
+        desirable_weight=loss.desirable_weight or _balancing(setup.train, loss.undesirable_weight),
+        undesirable_weight=loss.undesirable_weight,
+    )
+    # The KL rows are completions of the neighbour, as TRL's own preparation pairs them within a micro-batch.
+    size = common["per_device_train_batch_size"]
+    for rows in (setup.train, setup.validation):
+        random.Random(setup.work.seed).shuffle(rows)  # KTO walks in order: neighbours must not share a prompt
+        for start in range(0, len(rows), size):
+            group = rows[start : start + size]
+            for index, row in enumerate(group):
+                row["KL_completion_ids"] = group[index - 1]["completion_ids"]
+    return _as_given("KTOTrainer", "_prepare_dataset")(
+        model=setup.policy, ref_model=setup.reference, args=config, **setup.datasets(), processing_class=setup.tokenizer
+    )
+
+
+def _balancing(rows: Sequence[Row], undesirable: float) -> float:
+    """The weight of right rows at which they weigh as much as the wrong ones together; KTO asks for 1 to 4/3 (2402.01306)."""
+    right = sum(row["label"] for row in rows)
+    wrong = len(rows) - right
+    return undesirable * wrong / right if right and wrong else undesirable
+
+
+def orpo(setup: Setup, common: dict[str, Any]) -> Any:
+    from trl.experimental.orpo import ORPOConfig
+
+    config = ORPOConfig(**common, **_dropout(setup), max_length=setup.work.settings.max_length, beta=setup.loss.beta)
+    return _as_given("experimental.orpo.ORPOTrainer", "tokenize_row")(
+        model=setup.policy, args=config, **setup.datasets(tables_to_rows.side_by_side), processing_class=setup.tokenizer
+    )
+
+
+def cpo(setup: Setup, common: dict[str, Any]) -> Any:
+    from trl.experimental.cpo import CPOConfig
+
+    loss = setup.loss
+    config = CPOConfig(
+        **common,
+        **_dropout(setup),
+        max_length=setup.work.settings.max_length,
+        beta=loss.beta,
+        loss_type="sigmoid" if loss.name == "cpo" else loss.name,
+        cpo_alpha=loss.terms.get("sft", 0.0),  # TRL's default of 1.0 would make SimPO another method
+        simpo_gamma=loss.gamma,
+        label_smoothing=loss.smoothing,
+    )
+    return _as_given("experimental.cpo.CPOTrainer", "tokenize_row")(
+        model=setup.policy, args=config, **setup.datasets(tables_to_rows.side_by_side), processing_class=setup.tokenizer
+    )
+
+
+def listwise(setup: Setup, common: dict[str, Any]) -> Any:
+    from transformers import TrainingArguments
+
+    from tasks.train.losses import list_trainer
+
+    return list_trainer()(
+        loss=setup.loss, reference=setup.reference, pad=setup.tokenizer.pad_token_id, model=setup.policy,
+        args=TrainingArguments(**common), **setup.datasets(), processing_class=setup.tokenizer,
+    )  # fmt: skip
+
+
+@functools.cache
+def _as_given(name: str, preparation: str) -> type[Any]:
+    """A TRL trainer whose text preparation is switched off: its rows are token ids already."""
+    import importlib
+
+    module, _, trainer = f"trl.{name}".rpartition(".")
+    stock = getattr(importlib.import_module(module), trainer)
+    return type(trainer, (stock,), {preparation: lambda self, rows, *args, **kwargs: rows})

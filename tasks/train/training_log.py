@@ -1,0 +1,22 @@
+"""The log of a training apart from its weights, so that it outlives them: `keep.checkpoints` frees checkpoints whole."""
+
+from __future__ import annotations
+
+import shutil
+
+from pydantic import BaseModel
+
+from tasks.run.work import Work
+
+VERSION = 1
+LIBRARIES = ()
+
+
+class Settings(BaseModel):
+    pass
+
+
+def training_log(work: Work) -> None:
+    """`training.parquet` (TRAINING) and `training.json` of `inputs["checkpoint"]`."""
+    for name in ("training.parquet", "training.json"):
+        shutil.copy(work.inputs["checkpoint"] / name, work.out / name)
