@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from data.statistics import t_interval
+
 ROOT = Path(__file__).parent.parent
 SAME_WORK = ("prompts.test=0", "prompts.ood=0", "probe.samples=0")  # the plain script has no test split and no bias ledger
 
@@ -110,11 +112,9 @@ def measure(kind: str, work: Path, origin: dict[str, Path], method: str, rounds:
 
 def interval(ratios: list[float]) -> tuple[float, float, float]:
     """Low, geometric mean and high of a ratio: Student's t interval (95%) of its logarithm."""
-    from scipy.stats import t
-
-    logs = np.log(ratios)
-    half = t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs)) if len(logs) > 1 else float("nan")
-    low, middle, high = np.exp([logs.mean() - half, logs.mean(), logs.mean() + half])
+    logs = np.log(np.array(ratios))
+    ends = t_interval(logs) if len(logs) > 1 else (float("nan"), float("nan"))
+    low, middle, high = np.exp([ends[0], logs.mean(), ends[1]])
     return float(low), float(middle), float(high)
 
 

@@ -136,7 +136,7 @@ def show(arm: str, seed: int, made: Campaign) -> list[float]:
 def report(accuracy: Mapping[str, Mapping[int, Sequence[float]]]) -> None:
     """Each arm's change of greedy accuracy by each round, and its difference to the random arm, seed by seed; CREAM's also to
     the judge whose labels it softens."""
-    from tasks.evaluate.measure import t_interval
+    from data.statistics import t_interval
 
     rounds = min(len(line) for by_seed in accuracy.values() for line in by_seed.values())
     for number in range(1, rounds):

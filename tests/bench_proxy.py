@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from data.recipe import recipe as recipes
+from data.rows.completions import Values
+from data.statistics import t_interval
 from data.store.campaign import Campaign, Round
-from tasks.choose.chosen_facts import Values
 from tasks.choose.pairers.rewards import best_vs_worst
 from tasks.choose.selectors import selected_row
 from tasks.score.scorers import Score
@@ -140,13 +141,10 @@ def ledger_gain(finished: Round) -> float:
 
 def interval(name: str, values: Sequence[float]) -> str:
     """Mean over seeds and its t interval, of those that are known; of growth, a ratio, the geometric mean."""
-    from scipy.stats import t
-
     v = np.array([value for value in values if np.isfinite(value)])
     if len(v) < 2:
         return f"known on {len(v)} seed"
-    half = t.ppf(0.975, len(v) - 1) * v.std(ddof=1) / np.sqrt(len(v))
-    ends = np.array([v.mean(), v.mean() - half, v.mean() + half])
+    ends = np.array([v.mean(), *t_interval(v)])
     if name == GROWTH:
         return "x{:.1f} [{:.1f}, {:.1f}]".format(*np.exp(ends)) + f" over {len(v)} seeds"
     return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*ends) + f" over {len(v)} seeds"

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from data.recipe import recipe as recipes
+from data.statistics import t_interval
 from data.store.campaign import Campaign
 
 FEW = ("prompts.per_round=200", "generate.n=4", "prompts.held_out=300", "train.steps=30", "train.batch=16", "train.minimum=1")
@@ -101,11 +102,8 @@ def report(curves: dict[str, list[list[float]]]) -> None:
 
 
 def interval(values: np.ndarray) -> str:
-    from scipy.stats import t
-
-    n = len(values)
-    half = t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n) if n > 1 else float("nan")
-    return f"{values.mean():+.1f} [{values.mean() - half:+.1f}, {values.mean() + half:+.1f}]"
+    low, high = t_interval(values) if len(values) > 1 else (float("nan"), float("nan"))
+    return f"{values.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 if __name__ == "__main__":

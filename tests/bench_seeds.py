@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.statistics import t_interval
 from data.store.campaign import Campaign
 
 
@@ -61,13 +62,11 @@ def run(home: Path, seed: int) -> list[Campaign]:
 
 def report(table: dict[str, list[float]]) -> int:
     """Means over seeds with a t interval, and each promise with what was found."""
-    from scipy.stats import t
-
     for arm, values in table.items():
         v = np.array(values)
-        half = t.ppf(0.975, len(v) - 1) * v.std(ddof=1) / np.sqrt(len(v)) if len(v) > 1 else float("nan")
+        low, high = t_interval(v) if len(v) > 1 else (float("nan"), float("nan"))
         what = "round 0 accuracy" if arm.endswith("base") else "change over the rounds"
-        print(f"{arm:<18}{what:<24}{v.mean():>+8.1f}  95% interval over seeds [{v.mean() - half:+.1f}, {v.mean() + half:+.1f}]")
+        print(f"{arm:<18}{what:<24}{v.mean():>+8.1f}  95% interval over seeds [{low:+.1f}, {high:+.1f}]")
     raft, control = np.array(table["raft"]), np.array(table["raft-control"])
     promises = {
         "base between 30 and 60 on every seed": all(30 <= b <= 60 for b in table["raft base"]),

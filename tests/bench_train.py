@@ -22,6 +22,7 @@ import numpy as np
 
 from data.recipe import recipe as recipes
 from data.rows import tables
+from data.statistics import t_interval
 from data.store.campaign import Campaign
 from tasks.models import models
 from tasks.run.work import Work, module_of
@@ -58,11 +59,9 @@ def main() -> int:
 
 
 def report(seconds: dict[str, list[float]], method: str) -> None:
-    from scipy.stats import t
-
     logs = np.log(np.array(seconds["ours"]) / np.array(seconds["bare"]))
-    half = t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs)) if len(logs) > 1 else float("nan")
-    low, middle, high = np.exp([logs.mean() - half, logs.mean(), logs.mean() + half])
+    ends = t_interval(logs) if len(logs) > 1 else (float("nan"), float("nan"))
+    low, middle, high = np.exp([ends[0], logs.mean(), ends[1]])
     print(f"{method}: ours / bare TRL {middle:.3f} [{low:.3f}, {high:.3f}] over {len(logs)} interleaved pairs (target 1.05)")
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Ge, Le
 
-from tasks.choose.chosen_facts import Values, by_prompt
+from data.rows.completions import Values, by_prompt
 from tasks.choose.pairers.rewards import best_vs_worst
 from tasks.choose.selectors import selected_row
 from tasks.score.scorers import Score

@@ -14,10 +14,11 @@ import pytest
 from data.recipe.settings import Hardware
 from data.rows import tables
 from tasks.bias.alarm_rule import LEVELS, judge
-from tasks.bias.bias import Settings, grid, read_ledger, sides_of
+from tasks.bias.bias import Settings, read_ledger, sides_of
 from tasks.bias.features import format as styles
 from tasks.bias.features import length, repetition, tone
 from tasks.bias.ledger import Kind, Sample, compare
+from tasks.bias.observed import grids
 from tasks.run.work import Work
 from tasks.score.scorers import Score
 
@@ -84,7 +85,7 @@ def test_doubling_by_concatenation_is_a_matter_of_length_alone() -> None:
 
 def test_rows_find_their_place() -> None:
     # samples go to the row of their prompt in the order they come; a prompt with fewer samples is filled up with NaN
-    made = grid(["b", "a", "b"], {"a": 0, "b": 1}, {"x": np.array([1.0, 2.0, 3.0])})["x"]
+    made = grids(["b", "a", "b"], {"a": 0, "b": 1}, {"x": np.array([1.0, 2.0, 3.0])})["x"]
     assert made[1].tolist() == [1.0, 3.0]
     assert made[0, 0] == 2.0
     assert np.isnan(made[0, 1])

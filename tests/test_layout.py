@@ -15,6 +15,11 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 CHECKOUT = Path(__file__).parents[1]
 ROOMS = ("data", "tasks", "registry", "flows")
+# The folders of two rooms, in the order in which they may import each other: only what stands before.
+LADDERS = {
+    "data": ("recipe", "store", "worlds", "rows"),
+    "tasks": ("run", "models", "bias", "prompts", "generate", "score", "choose", "train", "evaluate", "gate"),
+}
 MAY_IMPORT = {"data": set(), "tasks": {"data"}, "registry": {"data"}, "flows": {"data", "tasks", "registry"}}
 HEAVY = {"torch", "vllm", "trl", "transformers", "mlflow", "prefect"}
 FLOW_FILES = (
@@ -121,19 +126,35 @@ def test_the_tests_are_flat() -> None:
     assert not nested & set(ROOMS)
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_the_readme_has_one_line_per_file(room: str) -> None:
-    # the README's tree names every Python file of the room once, with a description, and no file that is not there
-    there = [path.relative_to(CHECKOUT / room) for path in (CHECKOUT / room).rglob("*.py")]
-    there = sorted(path.as_posix() for path in there if path.name != "__init__.py" or len(path.parts) > 1)
-    listed = tree_in((CHECKOUT / "README.md").read_text()).get(room, [])
-    assert sorted(listed) == there
+def folders_imported(path: Path, room: str) -> set[str]:
+    """The folders of `room` that a file imports from, also inside functions."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    modules = [n.module.split(".") for n in nodes if isinstance(n, ast.ImportFrom) and n.module and n.level == 0]
+    return {parts[1] for parts in modules if parts[0] == room and len(parts) > 1} & set(LADDERS[room])
 
 
-def test_only_shelves_are_folders() -> None:
-    # every file of a room lies directly in it, or in a shelf one folder down
-    deeper = [path.relative_to(CHECKOUT).parts for path in sources() if len(path.relative_to(CHECKOUT).parts) != 2]
-    assert {parts[:-1] for parts in deeper} <= {("tasks", family) for family in FAMILIES}
+LADDER_FILES = [path for path in sources() if name_of(path).split("/")[0] in LADDERS]
+
+
+@pytest.mark.parametrize("path", LADDER_FILES, ids=name_of)
+def test_folders_of_a_room_form_a_ladder(path: Path) -> None:
+    # a folder imports only folders before it; a file of the room itself (data/errors.py) imports none of them
+    room, folder = path.relative_to(CHECKOUT).parts[:2]
+    before = LADDERS[room][: LADDERS[room].index(folder) + 1] if folder in LADDERS[room] else ()
+    assert folders_imported(path, room) <= set(before)
+
+
+@pytest.mark.parametrize("room", LADDERS)
+def test_the_ladder_names_every_folder(room: str) -> None:
+    # a new folder takes its place in the order
+    there = {path.parent.name for path in (CHECKOUT / room).glob("*/__init__.py")}
+    assert there == set(LADDERS[room])
+
+
+def test_only_shelves_lie_two_folders_deep() -> None:
+    # every file lies in a room, in a folder of it, or on a shelf of parts in that folder
+    deeper = {path.parent.relative_to(CHECKOUT).as_posix() for path in sources() if len(path.relative_to(CHECKOUT).parts) > 3}
+    assert deeper == {shelf.replace(".", "/") for shelf in FAMILIES.values()}
 
 
 def test_the_tree_parser_reads_the_form_the_readme_uses() -> None:

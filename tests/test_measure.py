@@ -13,7 +13,8 @@ from scipy.stats import ttest_rel
 
 from data.recipe.settings import Hardware
 from data.rows import tables
-from tasks.evaluate.measure import Settings, by_prompt, measure, paired, pass_at_k, t_interval
+from data.statistics import t_interval
+from tasks.evaluate.measure import Settings, measure, paired, pass_at_k, right_by_prompt
 from tasks.run.work import Work
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -85,7 +86,7 @@ def test_what_counts_as_right(tmp_path: Path) -> None:
     rows = score_rows({"right": [1.0], "half": [0.5], "wrong": [0.0], "more": [2.0]})
     rows += score_rows({"timeout": [None]}, "timeout") + score_rows({"crashed": [None]}, "crashed")
     rows += score_rows({"open": [None]}, "no_answer") + score_rows({"gold": [None]}, "gold_parse_failure")
-    right = by_prompt(scores(tmp_path / "s", rows))
+    right = right_by_prompt(scores(tmp_path / "s", rows))
     assert right == {"right": [1], "half": [0], "wrong": [0], "more": [1], "timeout": [0], "crashed": [0]}
 
 

@@ -17,6 +17,7 @@ from data.rows import tables
 from tasks.bias.alarm_rule import Alarm, gravest, judge, mitigations
 from tasks.bias.effects import Array, Kind, prompt_means, scaled
 from tasks.bias.ledger import Entry, Sample, compare
+from tasks.bias.observed import features, grids, numbers
 from tasks.bias.overoptimisation import alarms_of, facts_of, lines, proxy_gap
 from tasks.bias.pressure import UNKNOWN, Estimate, Selection, contrast, estimate, surface_auc, with_selection
 from tasks.run.work import Work
@@ -109,19 +110,6 @@ def _shortcut(auc: float | None) -> list[Alarm]:
 
 
 # -- reading ------------------------------------------------------------------------------------------------------------
-def grid(prompts: Sequence[str], order: Mapping[str, int], columns: Columns) -> dict[str, Array]:
-    """Columns of rows as arrays, prompts x samples, in the order of `order`; NaN where a prompt has fewer samples."""
-    place = np.array([order[p] for p in prompts], dtype=int)
-    seen: Counter[str] = Counter()
-    sample = np.zeros(len(prompts), dtype=int)
-    for i, prompt in enumerate(prompts):
-        sample[i] = seen[prompt]
-        seen[prompt] += 1
-    made = {}
-    for name, values in columns.items():
-        made[name] = np.full((len(order), max(seen.values(), default=1)), np.nan)
-        made[name][place, sample] = values
-    return made
 
 
 def _sample(work: Work, places: Sequence[str], order: Mapping[str, int]) -> Sample:
@@ -135,27 +123,22 @@ def _drawing(work: Work, place: str, order: Mapping[str, int]) -> dict[str, Arra
     s: Settings = work.settings
     folder, verdicts = work.inputs[f"{place}observed"], work.inputs[f"{place}verdicts"]
     judged = tables.read(verdicts / "scores.parquet", tables.SCORES)
-    right = grid(judged["prompt_id"].to_pylist(), order, {"": _numbers(judged, "value")})[""]
-    values = _features(folder / "features.parquet", tables.features(*s.kinds), order, list(s.kinds))
+    right = grids(judged["prompt_id"].to_pylist(), order, {"": numbers(judged, "value")})[""]
+    values = features(folder / "features.parquet", tables.features(*s.kinds), order, list(s.kinds))
     schema = tables.prompt_features(*s.prompt_kinds)
-    values |= _features(folder / "prompt_features.parquet", schema, order, list(s.prompt_kinds))
+    values |= features(folder / "prompt_features.parquet", schema, order, list(s.prompt_kinds))
     if s.twins:
         path = work.inputs[f"{place}twins"] / "prompt_features.parquet"
-        values |= _features(path, tables.prompt_features(*s.twins), order, s.twins)
+        values |= features(path, tables.prompt_features(*s.twins), order, s.twins)
     known = np.isfinite(right)
     return values | ({"": np.where(known, right >= 1.0, np.nan)} if known.any() else {})
-
-
-def _features(path: Path, schema: Any, order: Mapping[str, int], names: Sequence[str]) -> dict[str, Array]:
-    table = tables.read(path, schema)
-    return grid(table["prompt_id"].to_pylist(), order, {name: _numbers(table, name) for name in names})
 
 
 def _proxy_gap(work: Work, now: Sample, base: Sample, order: Mapping[str, int]) -> Estimate:
     if "base/proxy" not in work.inputs or now.right is None or base.right is None:
         return UNKNOWN
     tables_of = (tables.read(work.inputs[name] / "scores.parquet", tables.SCORES) for name in ("proxy", "base/proxy"))
-    ours, theirs = (grid(t["prompt_id"].to_pylist(), order, {"": _numbers(t, "value")})[""] for t in tables_of)
+    ours, theirs = (grids(t["prompt_id"].to_pylist(), order, {"": numbers(t, "value")})[""] for t in tables_of)
     return proxy_gap(ours, now.right, theirs, base.right)
 
 
@@ -167,10 +150,6 @@ def _earlier(work: Work) -> tuple[list[Entry], dict[str, Any]]:
     return read_ledger(folder), json.loads((folder / "alarms.json").read_text())
 
 
-def _numbers(table: Any, column: str) -> Array:
-    return np.array(table[column].to_pylist(), dtype=float)  # null becomes NaN
-
-
 def _selection(work: Work) -> Selection:
     """What the round trained on, as features, rewards and counts over the training pool."""
     s: Settings = work.settings
@@ -179,12 +158,12 @@ def _selection(work: Work) -> Selection:
     table = tables.read(work.inputs["pool"] / "features.parquet", tables.features(*s.kinds))
     counts = sides_of(work)
     rewards = tables.read(work.inputs["reward"] / "scores.parquet", tables.SCORES)
-    reward = dict(zip(rewards["completion_id"].to_pylist(), _numbers(rewards, "value"), strict=True))
+    reward = dict(zip(rewards["completion_id"].to_pylist(), numbers(rewards, "value"), strict=True))
     ids = table["completion_id"].to_pylist()
-    columns = {name: _numbers(table, name) for name in s.kinds}
+    columns = {name: numbers(table, name) for name in s.kinds}
     columns |= {f"#{side}": np.array([counter[i] for i in ids], dtype=float) for side, counter in counts.items()}
     columns["#reward"] = np.array([reward.get(i, np.nan) for i in ids])
-    placed = grid(table["prompt_id"].to_pylist(), order, columns)
+    placed = grids(table["prompt_id"].to_pylist(), order, columns)
     weights = {name: np.nan_to_num(placed.pop(f"#{name}")) for name in ("chosen", "rejected")}
     return Selection(
         values={name: placed[name] for name in s.kinds},

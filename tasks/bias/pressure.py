@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from data.statistics import t_interval
 from tasks.bias.effects import Array, prompt_means, scaled
 from tasks.bias.ledger import CONDITIONED, Entry, Sample
 
@@ -102,14 +103,8 @@ def weighted_means(values: Array, weights: Array) -> Array:
 
 def estimate(per_prompt: Array) -> Estimate:
     """Mean over prompts with a t interval; NaN prompts are left out."""
-    from scipy.stats import t
-
     known = per_prompt[~np.isnan(per_prompt)]
-    if known.size < 2:
-        return UNKNOWN
-    half = float(t.ppf(0.975, known.size - 1)) * float(known.std(ddof=1)) / math.sqrt(known.size)
-    mean = float(known.mean())
-    return Estimate(mean, mean - half, mean + half)
+    return UNKNOWN if known.size < 2 else Estimate(float(known.mean()), *t_interval(known))
 
 
 def pressure(values: Array, chosen: Array) -> Array:

@@ -1,37 +1,11 @@
-"""What a selection or a set of pairs looks like, as plain facts for audit.json; and the reading of judged completions that
-selectors, pairers and audits share. Null where nothing applies, never NaN."""
+"""What a selection or a set of pairs looks like, as plain facts for audit.json. Null where nothing applies, never NaN."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
-Row = dict[str, Any]
-Values = Mapping[str, float | None]
-
-
-def by_prompt(completions: Sequence[Row]) -> dict[str, list[Row]]:
-    """Completions per prompt in sample order. Sorted, so that the order of the input cannot change any result."""
-    ordered = sorted(completions, key=lambda row: (row["prompt_id"], row["sample"], row["completion_id"]))
-    return {prompt: list(rows) for prompt, rows in itertools.groupby(ordered, key=lambda row: row["prompt_id"])}
-
-
-def verifier(scores: Mapping[str, Values]) -> Values:
-    """The values of the first scorer: 1.0 right, 0.0 wrong, None unknown."""
-    return next(iter(scores.values()))
-
-
-def finished(row: Row) -> bool:
-    """Whether the completion is there and was not cut at the token limit, as far as is known."""
-    return row["finish_reason"] not in ("length", "error")
-
-
-def unique_texts(rows: Iterable[Row], besides: Iterable[Row] = ()) -> list[Row]:
-    """The first row of every text, in order, less the texts of other rows."""
-    seen = {row["text"] for row in besides}
-    return [row for row in rows if not (row["text"] in seen or seen.add(row["text"]))]  # type: ignore[func-returns-value]
+from data.rows.completions import Row, Values, by_prompt, finished, unique_texts, verifier
 
 
 def audit_pairs(pairs: Sequence[Row], completions: Sequence[Row], reward: Values, scores: Mapping[str, Values]) -> Row:

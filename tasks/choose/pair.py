@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from data.rows import tables
 from tasks.choose import mitigations
 from tasks.choose.chosen_facts import audit_pairs
-from tasks.choose.select import judged, origins
+from tasks.choose.judged import judged, origins
 from tasks.run import parts as shelves
 from tasks.run.work import Work
 

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from data.rows import tables
-from tasks.evaluate.measure import t_interval
+from data.statistics import t_interval
 from tasks.run.work import Work
 from tasks.score.scorers.judge import comparisons
 
@@ -132,7 +132,7 @@ def probes(anchors: Sequence[Row], edits: Sequence[str]) -> list[Row]:
     rows = []
     for place, edit in enumerate(edits, start=1):
         won = []
-        for group in _by_prompt(anchors):
+        for group in _scores_of_each_prompt(anchors):
             n = len(group) // (1 + len(edits))
             for before, after in zip(group[:n], group[place * n : (place + 1) * n], strict=True):
                 if before["value"] is not None and after["value"] is not None:
@@ -149,7 +149,7 @@ def drift(now: Sequence[Row], then: Sequence[Row], name: str) -> list[Row]:
     from scipy.stats import kendalltau
 
     moved, agreed = [], []
-    for ours, theirs in zip(_by_prompt(now), _by_prompt(then), strict=True):
+    for ours, theirs in zip(_scores_of_each_prompt(now), _scores_of_each_prompt(then), strict=True):
         both = [(a["value"], b["value"]) for a, b in zip(ours, theirs, strict=True) if None not in (a["value"], b["value"])]
         moved += [a - b for a, b in both]
         if len({a for a, _ in both}) > 1 and len({b for _, b in both}) > 1:
@@ -158,7 +158,7 @@ def drift(now: Sequence[Row], then: Sequence[Row], name: str) -> list[Row]:
 
 
 # -- rows -----------------------------------------------------------------------------------------------------------------
-def _by_prompt(rows: Sequence[Row]) -> list[list[Row]]:
+def _scores_of_each_prompt(rows: Sequence[Row]) -> list[list[Row]]:
     return [list(group) for _, group in itertools.groupby(rows, key=lambda row: row["prompt_id"])]
 
 

@@ -11,11 +11,11 @@ import numpy as np
 from pydantic import BaseModel
 
 from data.rows import tables
+from data.statistics import LEVEL, t_interval
 from tasks.run.work import Work
 
 VERSION = 1
 LIBRARIES = ("numpy", "scipy")
-LEVEL = 0.95
 
 Row = dict[str, Any]
 
@@ -32,25 +32,28 @@ def measure(work: Work) -> None:
     """
     s: Settings = work.settings
     greedy = _completions(work.inputs["greedy"])
-    right = by_prompt(work.inputs["greedy_score"])
+    right = right_by_prompt(work.inputs["greedy_score"])
     rows = [_accuracy(s.split, right), *_lengths(s.split, greedy)]
     if "sampled" in work.inputs:
-        rows += pass_at_k(s.split, by_prompt(work.inputs["sampled_score"]))
+        rows += pass_at_k(s.split, right_by_prompt(work.inputs["sampled_score"]))
         if "again" in work.inputs:  # A/A: the same checkpoint sampled twice must not differ
-            means = [{p: [float(np.mean(v))] for p, v in by_prompt(work.inputs[n]).items()} for n in ("sampled_score", "again")]
-            rows.append(paired(s.split, "aa_difference", *means))
+            rows.append(paired(s.split, "aa_difference", *(_mean_right(work.inputs[n]) for n in ("sampled_score", "again"))))
     for name in s.against:
-        rows.append(paired(s.split, f"accuracy_vs_{name}", right, by_prompt(work.inputs[f"greedy_score/{name}"])))
+        rows.append(paired(s.split, f"accuracy_vs_{name}", right, right_by_prompt(work.inputs[f"greedy_score/{name}"])))
     tables.write(tables.from_rows(rows, tables.METRICS), tables.METRICS, work.out / "metrics.parquet")
 
 
-def by_prompt(folder: Path) -> dict[str, list[float]]:
+def right_by_prompt(folder: Path) -> dict[str, list[float]]:
     """Per prompt, 1.0 or 0.0 per sample (right means a verifier value of at least 1); prompts that never apply are left out."""
     values: dict[str, list[float]] = defaultdict(list)
     for row in tables.read(folder / "scores.parquet", tables.SCORES).to_pylist():
         if row["value"] is not None or row["status"] in ("timeout", "crashed"):
             values[row["prompt_id"]].append(1.0 if (row["value"] or 0.0) >= 1.0 else 0.0)
     return dict(values)
+
+
+def _mean_right(scores: Path) -> dict[str, list[float]]:
+    return {prompt: [float(np.mean(values))] for prompt, values in right_by_prompt(scores).items()}
 
 
 def _completions(folder: Path) -> list[Row]:
@@ -107,13 +110,3 @@ def paired(split: str, metric: str, ours: dict[str, list[float]], theirs: dict[s
     difference = np.array([ours[p][0] - theirs[p][0] for p in shared])
     low, high = t_interval(difference)
     return _metric(metric, split, float(difference.mean()), len(shared), low, high)
-
-
-def t_interval(values: np.ndarray) -> tuple[float, float]:
-    """Student's t interval of a mean; a single value or no spread gives the mean itself."""
-    from scipy.stats import t
-
-    mean, n = float(values.mean()), len(values)
-    spread = float(values.std(ddof=1)) if n > 1 else 0.0
-    half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * spread / math.sqrt(n) if spread > 0 else 0.0
-    return mean - half, mean + half

@@ -8,7 +8,8 @@ import numpy as np
 from pydantic import BaseModel
 
 from data.rows import tables
-from tasks.evaluate.measure import paired, t_interval
+from data.statistics import t_interval
+from tasks.evaluate.measure import paired
 from tasks.run.work import Work
 
 VERSION = 1

@@ -9,10 +9,8 @@ import numpy as np
 from pydantic import BaseModel
 
 from data.rows import tables
-from tasks.choose.chosen_facts import Row, Values, by_prompt
-from tasks.choose.select import read_values
+from data.rows.completions import Row, Values, by_prompt, read_completions, read_values
 from tasks.evaluate.measure import _lengths, _mean, pass_at_k
-from tasks.generate.recorded import read_completions
 from tasks.run.work import Work
 
 VERSION = 1

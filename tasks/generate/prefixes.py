@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from data.rows import tables
-from tasks.generate.recorded import read_completions
+from data.rows.completions import read_completions
 from tasks.run.work import Work
 
 VERSION = 1

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from pydantic import BaseModel
 
 from data.errors import PromptsError
@@ -51,17 +49,3 @@ def recorded(work: Work) -> None:
         "of_other_prompts": known.num_rows - len(taken),
     }
     (work.out / "facts.json").write_text(json.dumps(facts, indent=1))
-
-
-def read_completions(folder: Path) -> pa.Table:
-    """The COMPLETIONS of an artifact; recorded ones with a further column `record`: JSON, what else their file said of them."""
-    table = tables.read(folder / "completions.parquet", tables.COMPLETIONS)
-    if not (folder / "recorded.parquet").exists():
-        return table
-    return table.append_column("record", tables.read(folder / "recorded.parquet", tables.RECORDED)["record"])
-
-
-def as_rows(table: pa.Table) -> list[Row]:
-    """Rows as scorers and pairers get them: `record` as the dictionary it is."""
-    rows: list[Row] = table.to_pylist()
-    return [{**row, "record": json.loads(row["record"])} if "record" in row else row for row in rows]

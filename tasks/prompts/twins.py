@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from data.errors import PromptsError
 from data.rows import tables
-from tasks.choose.chosen_facts import by_prompt, finished
+from data.rows.completions import by_prompt, finished
 from tasks.prompts.counterfactuals import challenge_twins, identity_twins, sycophancy_twins
 from tasks.run.work import Work
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from data.errors import EndpointError, ScorerFailed, StageFailed, TableError
 from data.rows import tables
-from tasks.generate.recorded import as_rows, read_completions
+from data.rows.completions import as_rows, read_completions
 from tasks.run import parts as shelves
 from tasks.run.work import Work, device_of
 from tasks.score.scorers import Score

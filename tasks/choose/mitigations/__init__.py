@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.choose.chosen_facts import Row, Values
+from data.rows.completions import Row, Values
 
 NOT_PARTS = ("apply", "bound", "feature_values", "lengths", "on_rewards")
 

@@ -10,7 +10,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt
 
 from data.errors import PartError
-from tasks.choose.chosen_facts import Row, Values, by_prompt
+from data.rows.completions import Row, Values, by_prompt
 from tasks.choose.mitigations import feature_values, lengths
 
 VERSIONS = {"length_matched": 2}  # 2: lengths of one unit

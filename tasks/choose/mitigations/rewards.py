@@ -8,8 +8,8 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge, Gt
 
+from data.rows.completions import Row, Values, finished, verifier
 from tasks.bias.features.repetition import loop
-from tasks.choose.chosen_facts import Row, Values, finished, verifier
 from tasks.choose.mitigations import feature_values, lengths
 
 VERSIONS = {"residualised": 2, "length_penalty": 2}  # leaves no rest that an order could follow; lengths of one unit

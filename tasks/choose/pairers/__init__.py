@@ -7,7 +7,7 @@ rejected never have the same text, an unknown value puts a completion on neither
 
 from __future__ import annotations
 
-from tasks.choose.chosen_facts import Row, Values
+from data.rows.completions import Row, Values
 
 NOT_PARTS = ("pair_row",)
 

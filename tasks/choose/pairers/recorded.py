@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from data.errors import StageFailed
-from tasks.choose.chosen_facts import Row, Values, by_prompt, finished
+from data.rows.completions import Row, Values, by_prompt, finished
 from tasks.choose.pairers import pair_row
 
 

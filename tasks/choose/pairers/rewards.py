@@ -8,7 +8,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le, MinLen
 
-from tasks.choose.chosen_facts import Row, Values, by_prompt, finished, unique_texts, verifier
+from data.rows.completions import Row, Values, by_prompt, finished, unique_texts, verifier
 from tasks.choose.pairers import pair_row
 from tasks.choose.selectors.best import accepted
 

@@ -7,7 +7,7 @@ policy not to stop. The order of the rows never changes what is selected.
 
 from __future__ import annotations
 
-from tasks.choose.chosen_facts import Row
+from data.rows.completions import Row
 
 NOT_PARTS = ("selected_row",)
 

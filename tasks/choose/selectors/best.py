@@ -9,7 +9,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 
-from tasks.choose.chosen_facts import Row, Values, by_prompt, finished, unique_texts, verifier
+from data.rows.completions import Row, Values, by_prompt, finished, unique_texts, verifier
 from tasks.choose.selectors import selected_row
 
 VERSIONS = {"top_share": 2}  # 2: equals are spread over prompts

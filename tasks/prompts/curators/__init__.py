@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import regex
 
-from tasks.choose.chosen_facts import Row
+from data.rows.completions import Row
 
 NOT_PARTS = ("latest", "text_of", "word_runs")
 

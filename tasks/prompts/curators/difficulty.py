@@ -9,7 +9,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 
-from tasks.choose.chosen_facts import Row
+from data.rows.completions import Row
 from tasks.prompts.curators import History, latest
 
 Share = Annotated[float, Ge(0), Le(1)]

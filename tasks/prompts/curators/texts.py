@@ -9,7 +9,7 @@ from typing import Annotated
 import regex
 from annotated_types import Ge, Gt, Le
 
-from tasks.choose.chosen_facts import Row
+from data.rows.completions import Row
 from tasks.prompts.curators import History, text_of, word_runs
 
 VERSIONS = {"no_near_duplicates": 2}

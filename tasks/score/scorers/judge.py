@@ -16,7 +16,7 @@ from data.errors import PartError, RecipeError
 from data.recipe import templates
 from data.recipe.settings import Requests
 from data.recipe.templates import Template
-from tasks.choose.chosen_facts import by_prompt, unique_texts
+from data.rows.completions import by_prompt, unique_texts
 from tasks.generate.engines import Batch, Decoding
 from tasks.models import models
 from tasks.run import parts as shelves

@@ -31,7 +31,7 @@ def kimi_length(prompts: Sequence[Row], completions: Sequence[Row], *, verdicts:
         value = 0.5 - (length - low) / (high - low) if high > low else 0.0
         return value if right else min(0.0, value)
 
-    return _by_prompt(completions, verdicts, shape)
+    return _shaped_within_prompts(completions, verdicts, shape)
 
 
 def efficient_length(
@@ -50,7 +50,7 @@ def efficient_length(
         z = (length - statistics.fmean(among)) / spread if spread else 0.0
         return 1.0 - alpha / (1.0 + math.exp(-z))
 
-    return _by_prompt(completions, verdicts, shape)
+    return _shaped_within_prompts(completions, verdicts, shape)
 
 
 def cosine_length(
@@ -115,7 +115,7 @@ def _repeats(tokens: Sequence[int] | None, n: int) -> Score:
 Shape = Callable[[int, bool, list[int], list[int]], float]  # length, right?, all lengths, lengths of the right ones
 
 
-def _by_prompt(completions: Sequence[Row], verdicts: Verdicts, shape: Shape) -> list[Score]:
+def _shaped_within_prompts(completions: Sequence[Row], verdicts: Verdicts, shape: Shape) -> list[Score]:
     lengths = [_tokens(row) for row in completions]
     every: dict[str, list[int]] = defaultdict(list)
     among: dict[str, list[int]] = defaultdict(list)

@@ -1,0 +1,58 @@
+"""Completions and their scores as rows: read from artifacts, and grouped as selectors, pairers and scorers need them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from data.rows import tables
+
+Row = dict[str, Any]
+Values = Mapping[str, float | None]  # completion_id -> score
+
+
+def read_completions(folder: Path) -> pa.Table:
+    """The COMPLETIONS of an artifact; recorded ones with a further column `record`: JSON, what else their file said of them."""
+    table = tables.read(folder / "completions.parquet", tables.COMPLETIONS)
+    if not (folder / "recorded.parquet").exists():
+        return table
+    return table.append_column("record", tables.read(folder / "recorded.parquet", tables.RECORDED)["record"])
+
+
+def as_rows(table: pa.Table) -> list[Row]:
+    """Rows as scorers and pairers get them: `record` as the dictionary it is."""
+    rows: list[Row] = table.to_pylist()
+    return [{**row, "record": json.loads(row["record"])} if "record" in row else row for row in rows]
+
+
+def read_values(folder: Path) -> Values:
+    """The values of a SCORES artifact by completion_id."""
+    table = tables.read(folder / "scores.parquet", tables.SCORES)
+    return dict(zip(table["completion_id"].to_pylist(), table["value"].to_pylist(), strict=True))
+
+
+def by_prompt(completions: Sequence[Row]) -> dict[str, list[Row]]:
+    """Completions per prompt in sample order. Sorted, so that the order of the input cannot change any result."""
+    ordered = sorted(completions, key=lambda row: (row["prompt_id"], row["sample"], row["completion_id"]))
+    return {prompt: list(rows) for prompt, rows in itertools.groupby(ordered, key=lambda row: row["prompt_id"])}
+
+
+def verifier(scores: Mapping[str, Values]) -> Values:
+    """The values of the first scorer: 1.0 right, 0.0 wrong, None unknown."""
+    return next(iter(scores.values()))
+
+
+def finished(row: Row) -> bool:
+    """Whether the completion is there and was not cut at the token limit, as far as is known."""
+    return row["finish_reason"] not in ("length", "error")
+
+
+def unique_texts(rows: Iterable[Row], besides: Iterable[Row] = ()) -> list[Row]:
+    """The first row of every text, in order, less the texts of other rows."""
+    seen = {row["text"] for row in besides}
+    return [row for row in rows if not (row["text"] in seen or seen.add(row["text"]))]  # type: ignore[func-returns-value]

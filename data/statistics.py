@@ -1,0 +1,19 @@
+"""Intervals that several rooms and the benchmarks use."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+LEVEL = 0.95  # of every interval
+
+
+def t_interval(values: np.ndarray) -> tuple[float, float]:
+    """Student's t interval of a mean; a single value or no spread gives the mean itself."""
+    from scipy.stats import t
+
+    mean, n = float(values.mean()), len(values)
+    spread = float(values.std(ddof=1)) if n > 1 else 0.0
+    half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * spread / math.sqrt(n) if spread > 0 else 0.0
+    return mean - half, mean + half

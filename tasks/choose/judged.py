@@ -1,0 +1,23 @@
+"""What selectors and pairers choose from: completions with their reward, every scorer's values, and their origins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from data.rows import tables
+from data.rows.completions import Row, Values, as_rows, read_completions, read_values
+
+
+def judged(inputs: Any, scorers: list[str]) -> tuple[list[Row], Values, dict[str, Values]]:
+    """Completions with their reward and each scorer's values, by completion_id."""
+    completions = as_rows(read_completions(inputs["completions"]))
+    scores = {name: read_values(inputs[f"score/{name}"]) for name in scorers}
+    return completions, read_values(inputs["reward"]), scores
+
+
+def origins(inputs: Any) -> dict[str, dict[str, str]]:
+    """Where each completion comes from, for the parts that ask (tasks/generate/pool.py)."""
+    if "origins" not in inputs:
+        return {}
+    table = tables.read(inputs["origins"] / "origins.parquet", tables.ORIGINS)
+    return {"origins": dict(zip(table["completion_id"].to_pylist(), table["origin"].to_pylist(), strict=True))}
