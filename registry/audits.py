@@ -40,7 +40,7 @@ def _write(client: MlflowClient, place: str, found: Found) -> None:
         judged = found["steps"][step - 1] if step else {"entries": [], "outcomes": [], "alarms": []}
         level = next(iter(alarm["level"] for alarm in judged["alarms"]), "")  # the gravest comes first
         worst = max(worst, level, key=("", "watch", "ALARM", "STOP").index)
-        tags = {**common, "ratchet.kind": "audited", "mlflow.parentRunId": parent, "bias.level": level}
+        tags = {**common, "ratchet.kind": "audited", "mlflow.parentRunId": parent, "alarm.level": level}
         run = client.create_run(place, tags=tags, run_name=f"{step} {file['label']}").info.run_id
         params = {"step": str(step), "source": file["source"], "completions": str(file["completions"])}
         for name, value in params.items():
@@ -50,7 +50,7 @@ def _write(client: MlflowClient, place: str, found: Found) -> None:
         client.set_terminated(run)
     client.log_dict(parent, dict(found), "audit.json")
     client.log_text(parent, "\n".join(_lines(found)), "alarms.txt")
-    client.set_tag(parent, "bias.level", worst)
+    client.set_tag(parent, "alarm.level", worst)
     client.set_terminated(parent)
 
 
@@ -82,4 +82,4 @@ def _log(client: MlflowClient, runs: tuple[str, ...], values: Mapping[str, float
 def _lines(found: Found) -> Iterator[str]:
     for file, step in zip(found["files"][1:], found["steps"], strict=True):
         for alarm in step["alarms"]:
-            yield f"{file['label']}: {alarm['level']} {alarm['feature']}: {alarm['sentence']}"
+            yield f"{file['label']}: {alarm['level']} {alarm['name']}: {alarm['sentence']}"

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+from data import labels
+from data.alarm import gravest
 from data.recipe.recipe import flatten
 from data.store.campaign import Campaign, Metric, Ref, Round
 from registry.client import plain
@@ -97,7 +99,7 @@ def round_tags(campaign: Campaign, finished: Round, identity: str, parent: str) 
         "mlflow.note.content": note(finished),
         **verdict_tags(finished),
         **{name: ref.digest for name, ref in _refs(finished).items()},
-        **{f"artifact.{plain(name)}": ref.digest[:12] for name, ref in finished.artifacts.items()},
+        **{f"artifact.{labels.read(text).mlflow}": ref.digest[:12] for text, ref in finished.artifacts.items()},
         **{f"version.{plain(name)}": cut(version) for name, version in finished.versions.items()},
         "ratchet.kind": "round",
         "ratchet.campaign": campaign.name,
@@ -113,7 +115,7 @@ def verdict_tags(finished: Round) -> dict[str, str]:
         "reason": cut(finished.verdict.reason),
         "champion": finished.champion.digest,
         "head": finished.head.digest,
-        **({"bias.level": finished.facts["bias_level"] or "none"} if "bias_level" in finished.facts else {}),
+        "alarm.level": gravest(finished.alarms) or "none",
     }
 
 
@@ -126,7 +128,7 @@ def _refs(finished: Round) -> dict[str, Ref]:
 def note(finished: Round) -> str:
     """The description on the round's page: verdict, numbers and what they came from, for a person."""
     lines = [f"**{finished.verdict.decision.replace('_', ' ')}**: {finished.verdict.reason}", ""]
-    lines += [f"- {alarm}" for alarm in finished.facts.get("alarms", [])] + [""]
+    lines += [f"- {alarm}" for alarm in finished.alarms] + [""]
     lines += ["| metric | value | 95% interval | n | split |", "|---|---|---|---|---|"]
     for name, m in finished.metrics.items():
         if m.value is not None and not name.startswith("bias/"):  # hundreds, and in tables/bias/report.md

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, logit
 
-from tasks.bias.alarm_rule import LEVELS, judge
+from data.alarm import LEVELS
+from tasks.bias.alarm_rule import judge
 from tasks.bias.effects import Array, Kind, changes, cohens_h, paired_t, prompt_means, resamples
 from tasks.bias.ledger import Entry
 
@@ -118,7 +119,7 @@ def alarms(world: World, seed: int) -> Array:
     for number, now in enumerate(rounds):
         earlier, raised = judge(entries(world, now, base, last), earlier, round=number + 1)
         for alarm in raised:
-            levels[number, int(alarm.feature[1:])] = LEVELS.index(alarm.level)
+            levels[number, int(alarm.name[1:])] = LEVELS.index(alarm.level)
         last = now
     return levels
 

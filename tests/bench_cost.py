@@ -148,30 +148,32 @@ def said(number: int, accuracy: float | None, seconds: float) -> None:
 
 def child_loop(home: Path, method: str, rounds: int) -> None:
     """(b) Our stage functions called one after another on plain folders: no store, no Prefect, no MLflow."""
+    from data import labels
+    from data.labels import Label
     from data.recipe import recipe as recipes
     from data.store.campaign import Campaign
     from data.store.store import Artifact
     from flows.round.artifacts import read_metrics
-    from flows.round.scoring import scores
+    from flows.round.scoring import scores_of_round
     from flows.round.stages import Stages
-    from tasks.run.work import Work, module_of
+    from tasks.run.work import Stage, Work
 
     recipe = recipes.load(f"tiny_{method}", [f"rounds={rounds}", *SAME_WORK])
     campaign = Campaign(home, "bench", recipe)
     bare = home / "bare"
 
-    def call(label: str, stage: str, settings: Any, inputs: Any, seed: int, around: Any) -> Artifact:
-        known = [m for k in campaign.store.keys() if (m := campaign.store.manifest(k))["job"]["stage"] == stage]
-        if label in ("prepare", "tiny_model", "base"):
+    def call(label: Label, stage: Stage, settings: Any, inputs: Any, seed: int, around: Any) -> Artifact:
+        known = [m for k in campaign.store.keys() if (m := campaign.store.manifest(k))["job"]["stage"] == stage.__name__]
+        if label in (labels.PREPARE, labels.TINY_MODEL, labels.BASE):
             artifact = campaign.store.find(known[-1]["key"])
             assert artifact is not None
             return artifact
-        out, scratch = bare / label / str(number), bare / "scratch" / label / str(number)
+        out, scratch = (bare / kind / label.text / str(number) for kind in ("out", "scratch"))
         out.mkdir(parents=True)
         scratch.mkdir(parents=True)
         paths = {name: artifact.path for name, artifact in inputs.items()}
-        getattr(module_of(stage), stage)(Work(label, settings, paths, seed, out, scratch, recipe.hardware))
-        return Artifact(key=f"{label}/{number}", digest="", stage=stage, path=out)
+        stage(Work(label.text, settings, paths, seed, out, scratch, recipe.hardware))
+        return Artifact(key=f"{label}/{number}", digest="", stage=stage.__name__, path=out)
 
     number, head = 0, None
     for number in range(rounds + 1):
@@ -183,13 +185,13 @@ def child_loop(home: Path, method: str, rounds: int) -> None:
             against: dict[str, Artifact] = {}
         else:
             drawn = stages.draw(prompts)
-            completions = stages.generate(drawn, head)
-            judged = scores(stages, drawn, completions, {})
+            completions = stages.generate(drawn, head, recipe.generate.max_tokens)
+            judged = scores_of_round(stages, drawn, completions, {})
             data = {"prompts": drawn, "completions": completions, **stages.choose(completions, stages.reward(judged), judged)}
             replayed = {"seed_data": prompts} if recipe.train.replay else {}
             head = stages.train(head, head if recipe.pair else None, data | replayed)
         metrics = read_metrics(stages.evaluate(prompts, head, against, again=number == 0))
-        scored = stages.made["evaluate/greedy_score"]
+        scored = stages.made[labels.HELD_OUT.scores("greedy")]
         against = {"base": against.get("base", scored), "champion": scored, "previous": scored}
         said(number, metrics["accuracy"].value, tree_cpu() - began)
     assert base is not None

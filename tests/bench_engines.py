@@ -107,7 +107,7 @@ def stage(engine: str, place: Path, checkpoint: str, seed: int, warm: bool) -> i
     from tasks.run.work import Work
 
     values: dict[str, Any] = {"n": N, "temperature": 1.0, "top_p": 1.0, "max_tokens": TOKENS, "batch": BATCH, "shard": SHARD}
-    settings = Settings(engine=engine, split="rounds", dtype="float32", **values)
+    settings = Settings(engine=engine, split="rounds", dtype="float32", trust_remote_code=False, **{"settings": {}, **values})
     inputs = {"prompts": place, "checkpoint": place / checkpoint}
     with tempfile.TemporaryDirectory(dir=place) as folder:
         generate(Work("key", settings, inputs, seed, Path(folder), Path(folder), Hardware(device="cpu", warm=warm)))
@@ -124,14 +124,14 @@ def draw_and_score(place: Path, seed: int, ahead: bool) -> int:
     from tasks.generate import generate
     from tasks.run.stage import Input, perform
     from tasks.score import score
-    from tasks.score.score_while_generating import Ahead
+    from tasks.score.score_while_generating import ScoreWhileGenerating
 
     drawing = generate.Settings(
         engine="tests.bench_engines:elsewhere", split="rounds", n=N, temperature=1.0, top_p=1.0, max_tokens=TOKENS,
-        batch=16, shard=16, dtype="float32",
+        batch=16, shard=16, dtype="float32", settings={}, trust_remote_code=False,
     )  # fmt: skip
     scoring = score.Settings(scorer="math_equivalence", settings={}, split="rounds")
-    beside = Ahead([scoring] if ahead else [], workers=1)
+    beside = ScoreWhileGenerating([scoring] if ahead else [], workers=1)
     given: dict[str, Input] = {
         "prompts": External(digest_of(hash_folder(place)), place),
         "checkpoint": External("one", place / "one"),
@@ -139,9 +139,9 @@ def draw_and_score(place: Path, seed: int, ahead: bool) -> int:
     hardware = Hardware(device="cpu", isolation="inline", workers=1)
     with tempfile.TemporaryDirectory(dir=place.parent) as folder:
         store = Store(Path(folder))
-        drawn = perform(store, "generate", drawing, given, seed=seed << 16, hardware=hardware, around=beside.drawing)
+        drawn = perform(store, generate.generate, drawing, given, seed=seed << 16, hardware=hardware, around=beside.generating)
         inputs: dict[str, Input] = {"prompts": given["prompts"], "completions": drawn}
-        perform(store, "score", scoring, inputs, hardware=hardware, around=beside.scoring if ahead else nullcontext)
+        perform(store, score.score, scoring, inputs, hardware=hardware, around=beside.scoring if ahead else nullcontext)
     return 0
 
 

@@ -94,11 +94,11 @@ def campaign(home: Path, world: str, method: str, arm: str, seed: int, rounds: i
 
 def health(made: Campaign, finished: Round) -> Row:
     """What the judge of a round was worth, by the verifier's verdicts on the same completions."""
-    from flows.round.artifacts import held
+    from flows.round.artifacts import load
     from tasks.evaluate.judge_health import agreement
 
     judged, verified = (
-        tables.read(held(made.store, finished.artifacts[name]).file("scores.parquet"), tables.SCORES).to_pylist()
+        tables.read(load(made.store, finished.artifacts[name]).file("scores.parquet"), tables.SCORES).to_pylist()
         for name in ("reward", f"score/{made.recipe.score[0].label}")
     )
     pairs: dict[str, list[tuple[float, float]]] = {}

@@ -107,7 +107,7 @@ def value(finished: Round, metric: str) -> float:
 
 
 def first_alarm(rounds: Sequence[Round]) -> int | None:
-    return next((r.round for r in rounds if any(a.startswith("ALARM filler:") for a in r.facts["alarms"])), None)
+    return next((r.round for r in rounds if any((a.level, a.name) == ("ALARM", "filler") for a in r.alarms)), None)
 
 
 def shown(arm: str, seed: int, rounds: Sequence[Round]) -> dict[str, float]:
@@ -121,9 +121,9 @@ def shown(arm: str, seed: int, rounds: Sequence[Round]) -> dict[str, float]:
         f"   finished {ended[0]:.0f} -> {ended[-1]:.0f}   ALARM filler in round {first_alarm(rounds) or '-'}   gain {gain:.2f}",
         flush=True,
     )
-    for alarm in (a for a in rounds[2].facts["alarms"] if "filler:" in a):
+    for alarm in (a for a in rounds[2].alarms if a.name == "filler"):
         print(f"{'':27}round 2: {alarm}")
-    others = sorted({a.split()[1].rstrip(":") for r in rounds for a in r.facts["alarms"] if a.split()[0] in ("ALARM", "STOP")})
+    others = sorted({a.name for r in rounds for a in r.alarms if a.level in ("ALARM", "STOP")})
     print(f"{'':27}all ALARM and STOP: {', '.join(others) or 'none'}", flush=True)
     return {
         GROWTH: float(np.log(growth[-1] / growth[0])),
@@ -159,11 +159,11 @@ def compared(table: Mapping[str, Mapping[str, Sequence[float]]], one: str, other
 
 def nulls(home: Path, count: int, seed: int, given: Sequence[str]) -> list[str]:
     """Campaigns that train nothing, every sampling with a seed of its own; returns the levels of the gravest alarms."""
+    from data.alarm import LEVELS, gravest
     from data.store.store import Artifact
-    from flows.commands.report import Reporter
     from flows.round.calls import stages_of
-    from flows.round.probe import drawing, ledger, named, read_alarms
-    from tasks.bias.alarm_rule import LEVELS, gravest
+    from flows.round.probe import ledger_alarms, prefixed, sample_probe, write_ledger
+    from flows.round.reporter import Reporter
 
     source, sets = ARMS["dpo"]
     made = Campaign.start(home, f"null-{seed}", recipes.load(source, [f"seed={seed}", *WORLD, *sets, *given]))
@@ -176,15 +176,15 @@ def nulls(home: Path, count: int, seed: int, given: Sequence[str]) -> list[str]:
             draws = iter(range(1000 * number + 10, 1000 * number + 20))
             common: dict[str, Artifact] = {"prompts": prompts}
             for place in range(1, 5):
-                common |= named(f"base/{place}/", drawing(stages, prompts, base, next(draws)))
+                common |= prefixed(f"base/{place}/", sample_probe(stages, prompts, base, next(draws)))
             last: dict[str, Artifact] = {}
             levels = []
             for number_of_round in (1, 2, 3, 4):
                 stages.number = number_of_round
-                now = named("", drawing(stages, prompts, base, next(draws)))
-                found = ledger(stages, common | now | last)
-                levels.append(gravest(read_alarms(found)))
-                last = {f"previous/{name}": artifact for name, artifact in now.items()} | {"earlier": found}
+                now = sample_probe(stages, prompts, base, next(draws))
+                ledger = write_ledger(stages, common | now | last)
+                levels.append(gravest(ledger_alarms(ledger)))
+                last = {f"previous/{name}": artifact for name, artifact in now.items()} | {"earlier": ledger}
             gravest_of.append(max(levels, key=LEVELS.index))
             print(f"null {number + 1:<5}{' '.join(level or '-' for level in levels)}", flush=True)
     return gravest_of

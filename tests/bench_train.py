@@ -25,7 +25,7 @@ from data.rows import tables
 from data.statistics import t_interval
 from data.store.campaign import Campaign
 from tasks.models import models
-from tasks.run.work import Work, module_of
+from tasks.run.work import Work, stage_module
 
 SMALLER = ("rounds=1", "model.steps=200", "prompts.per_round=300", "prompts.held_out=50", "prompts.test=0", "prompts.ood=0")
 PLAIN = ("evaluate.samples=0", "hardware.prefect=false", "train.minimum=1")
@@ -78,7 +78,9 @@ def prepare(place: Path, method: str, steps: int) -> tuple[Work, list[dict[str, 
     improve.fn("bench", str(place))
     ref = campaign.rounds()[1].artifacts["train"]
     manifest = campaign.store.manifest(ref.key)
-    settings = module_of("train").Settings(**manifest["job"]["settings"] | {"steps": steps, "save_every": max(1, steps // 2)})
+    settings = stage_module("train").Settings(
+        **manifest["job"]["settings"] | {"steps": steps, "save_every": max(1, steps // 2)}
+    )
     inputs = {name: campaign.store.folder(key) / "payload" for name, key in manifest["input_keys"].items()}
     tokenizer = models.load_tokenizer(inputs["checkpoint"])
     rows = {
@@ -119,7 +121,7 @@ def ours(work: Work) -> None:
     for folder in (work.out, work.scratch):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-    module_of("train").train(replace(work))
+    stage_module("train").train(replace(work))
 
 
 def bare(work: Work, texts: list[dict[str, str]], method: str, out: Path) -> None:

@@ -16,6 +16,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from data import labels
+from data.labels import Label
 from data.recipe import recipe as recipes
 from data.recipe.loss import Loss
 from data.recipe.recipe import Recipe
@@ -23,6 +25,10 @@ from data.recipe.settings import Train
 from data.store.campaign import Campaign
 from data.worlds import countdown
 from flows.round.stages import Stages
+from tasks.choose import pair
+from tasks.generate import generate
+from tasks.models import tiny_model
+from tasks.train import fit_reward, train
 
 Row = dict[str, Any]
 
@@ -62,7 +68,7 @@ def settings_of(world: str, home: Path, sets: Sequence[str]) -> list[str]:
     prompts = stages.prepare()
     write_model(stages, fresh)
     inputs = {"checkpoint": stages.base(prompts), "seed_data": prompts}
-    base = stages.do("schooled", "train", stages.train_settings(SCHOOL, Loss()), inputs, stages.seed("base", 0))
+    base = stages.do(Label("schooled"), train.train, stages.train_settings(SCHOOL, Loss()), inputs, stages.seed("base", 0))
     return [*sets, f"model.path={base.path}"]
 
 
@@ -74,14 +80,19 @@ def taught(home: Path, recipe: Recipe, number: int = 0) -> Path:
     stages, verifier = outside(home, recipe), recipe.score[0].label
     prompts = stages.prepare()
     base = stages.base(prompts)
-    how = {**stages.decoding(recipe), "split": "seed"}
-    drawn = stages.do("drawn", "generate", how, {"prompts": prompts, "checkpoint": base}, stages.seed("drawn", number))
-    checked = stages.verify("checked", "seed", prompts, drawn)
+    how = stages.sampling(recipe, split="seed")
+    drawn = stages.do(
+        Label("drawn"), generate.generate, how, {"prompts": prompts, "checkpoint": base}, stages.seed("drawn", number)
+    )
+    checked = stages.verify(Label("checked"), "seed", prompts, drawn)
     judged = {"completions": drawn, "reward": checked, f"score/{verifier}": checked}
-    pairs = stages.do("pairs", "pair", {"pairer": "right_vs_wrong", "settings": {"cap": 4}, "scorers": [verifier]}, judged)
-    settings = {**stages.train_settings(TEACHING, Loss()), "split": "seed", "margin": False, "center": 0.01}
+    pairing = pair.Settings(pairer="right_vs_wrong", settings={"cap": 4}, scorers=[verifier], mitigations=[])
+    pairs = stages.do(Label("pairs"), pair.pair, pairing, judged)
+    trained = stages.train_settings(TEACHING, Loss()).model_dump()
+    shared = {name: value for name, value in trained.items() if name in fit_reward.Settings.model_fields}
+    settings = fit_reward.Settings(**shared | {"split": "seed", "margin": False, "center": 0.01})
     inputs = {"checkpoint": base, "prompts": prompts, "completions": drawn, "pairs": pairs}
-    return stages.do("taught", "fit_reward", settings, inputs, stages.seed("taught", number)).path
+    return stages.do(Label("taught"), fit_reward.fit_reward, settings, inputs, stages.seed("taught", number)).path
 
 
 def outside(home: Path, recipe: Recipe) -> Stages:
@@ -100,7 +111,8 @@ def write_model(stages: Stages, folder: Path) -> None:
     from tasks.models.tiny_model import write_tokenizer
 
     model = stages.recipe.model
-    born = stages.do("tiny_model", "tiny_model", {"hidden": model.hidden, "layers": model.layers}, {}, model.init_seed)
+    shape = tiny_model.Settings(hidden=model.hidden, layers=model.layers)
+    born = stages.do(labels.TINY_MODEL, tiny_model.tiny_model, shape, {}, model.init_seed)
     shutil.copytree(born.path, folder, dirs_exist_ok=True)
     write_tokenizer(folder, ALPHABET)
 

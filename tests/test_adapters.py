@@ -18,7 +18,7 @@ from data.store.campaign import Campaign
 from data.store.store import hash_folder
 from flows.commands.check import can_hold_four_bits
 from tasks.models import models
-from tasks.run.work import Work, module_of
+from tasks.run.work import Work, stage_module
 from tasks.train import rows
 from tasks.train import train as training
 from tasks.train.train import train
@@ -210,6 +210,6 @@ def test_adapters_resume_under_every_trainer_that_keeps_a_copy(run_micro: Any, t
         work = work_of(campaign, tmp_path / name)
         if found:
             shutil.copytree(tmp_path / "first" / "scratch" / "checkpoint-2", work.scratch / "checkpoint-2")
-        getattr(module_of(stage), stage)(work)
+        getattr(stage_module(stage), stage)(work)
         found.append(hash_folder(work.out))
     assert found[0] == found[1]

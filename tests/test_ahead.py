@@ -18,8 +18,9 @@ from tasks.generate import generate
 from tasks.generate.engines import Batch, Decoding, Row
 from tasks.run import parts
 from tasks.run.stage import perform
+from tasks.run.work import stage_module
 from tasks.score import score
-from tasks.score.score_while_generating import Ahead
+from tasks.score.score_while_generating import ScoreWhileGenerating
 from tests.tiny_llama import PLACES
 
 PROMPTS, N = 24, 4
@@ -63,14 +64,14 @@ def world(tmp_path: Path) -> dict[str, External]:
 def draw(store: Store, world: dict[str, External], around: Callable[..., Any], **settings: Any) -> Artifact:
     how: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 8, "batch": 8, "shard": 16, "dtype": "float32"}
     asked = generate.Settings(engine="tests.test_ahead:canned", settings=settings, split="rounds", n=N, **how)
-    return perform(store, "generate", asked, world, seed=3, hardware=HARDWARE, around=around)
+    return perform(store, stage_module("generate").generate, asked, world, seed=3, hardware=HARDWARE, around=around)
 
 
 def scored(
     store: Store, world: dict[str, External], drawn: Artifact | External, how: score.Settings, around: Callable[..., Any]
 ) -> Artifact:
     inputs = {"prompts": world["prompts"], "completions": drawn}
-    return perform(store, "score", how, inputs, hardware=HARDWARE, around=around)
+    return perform(store, stage_module("score").score, how, inputs, hardware=HARDWARE, around=around)
 
 
 def test_scores_are_the_same_made_ahead_or_in_sequence(
@@ -80,8 +81,8 @@ def test_scores_are_the_same_made_ahead_or_in_sequence(
     plain, other = Store(tmp_path / "plain"), Store(tmp_path / "other")
     in_sequence = draw(plain, world, nullcontext)
     expected = [scored(plain, world, in_sequence, how, nullcontext).digest for how in (EXACT, VOTES)]
-    ahead = Ahead([EXACT, VOTES], workers=1)
-    drawn = draw(other, world, ahead.drawing)
+    ahead = ScoreWhileGenerating([EXACT, VOTES], workers=1)
+    drawn = draw(other, world, ahead.generating)
     assert drawn.digest == in_sequence.digest
     assert [len(futures) for futures in ahead.said.values()] == [PROMPTS * N // 16] * 2
     monkeypatch.setattr(score, "_bind", lambda *_: pytest.fail("it was scored ahead"))
@@ -90,8 +91,8 @@ def test_scores_are_the_same_made_ahead_or_in_sequence(
 
 def test_a_prompt_with_more_completions_is_scored_whole(tmp_path: Path, world: dict[str, External]) -> None:
     # votes among four samples are not votes among five: such a prompt is scored anew, the others are taken
-    ahead, store = Ahead([VOTES], workers=1), Store(tmp_path / "store")
-    table = tables.read(draw(store, world, ahead.drawing).file("completions.parquet"), tables.COMPLETIONS).to_pylist()
+    ahead, store = ScoreWhileGenerating([VOTES], workers=1), Store(tmp_path / "store")
+    table = tables.read(draw(store, world, ahead.generating).file("completions.parquet"), tables.COMPLETIONS).to_pylist()
     table.insert(N, {**table[0], "completion_id": "one more", "sample": N})
     (tmp_path / "pool").mkdir()
     tables.write(tables.from_rows(table, tables.COMPLETIONS), tables.COMPLETIONS, tmp_path / "pool" / "completions.parquet")
@@ -105,7 +106,7 @@ def test_only_what_stands_alone_is_run_ahead() -> None:
     others = [("tests.micro:ends_even", {}), ("judge", {"template": "additive5"}), ("kimi_length", {})]
     others += [("ensemble", {"members": [{"scorer": "exact_match"}, {"scorer": "tests.micro:ends_even"}]})]
     refused = [score.Settings(scorer=name, settings=settings, split="rounds") for name, settings in others]
-    assert Ahead([*refused, EXACT], workers=1).scorers == [EXACT]
+    assert ScoreWhileGenerating([*refused, EXACT], workers=1).scorers == [EXACT]
 
 
 def test_a_scorer_that_fails_ahead_fails_in_its_stage(
@@ -115,9 +116,9 @@ def test_a_scorer_that_fails_ahead_fails_in_its_stage(
     def exact_match(prompts: Sequence[Row], completions: Sequence[Row], *, after: str = "") -> list[Any]:
         raise ValueError("no")
 
-    ahead, store = Ahead([EXACT], workers=1), Store(tmp_path / "store")
+    ahead, store = ScoreWhileGenerating([EXACT], workers=1), Store(tmp_path / "store")
     monkeypatch.setattr(parts, "bind", lambda family, name, settings, **more: exact_match if family == "scorers" else canned)
-    drawn = draw(store, world, ahead.drawing)
+    drawn = draw(store, world, ahead.generating)
     with pytest.raises(ScorerFailed, match="scorer 'exact_match' failed on completion"):
         scored(store, world, drawn, EXACT, ahead.scoring)
 
@@ -126,7 +127,7 @@ def test_a_draw_that_ends_early_leaves_nothing_behind(tmp_path: Path, world: dic
     # the next attempt scores the shards that were there and those that were missing, and all is as in sequence
     store, plain = Store(tmp_path / "store"), Store(tmp_path / "plain")
     with pytest.raises(EndpointError):
-        draw(store, world, Ahead([EXACT], workers=1).drawing, breaks=True)
-    ahead = Ahead([EXACT], workers=1)
-    made = scored(store, world, draw(store, world, ahead.drawing), EXACT, ahead.scoring)
+        draw(store, world, ScoreWhileGenerating([EXACT], workers=1).generating, breaks=True)
+    ahead = ScoreWhileGenerating([EXACT], workers=1)
+    made = scored(store, world, draw(store, world, ahead.generating), EXACT, ahead.scoring)
     assert made.digest == scored(plain, world, draw(plain, world, nullcontext), EXACT, nullcontext).digest

@@ -46,7 +46,7 @@ def audit(ratchet: Callable[..., int], home: Path, capsys: pytest.CaptureFixture
 
 
 def alarmed(step: Any, level: str = "ALARM") -> set[str]:
-    return {alarm["feature"] for alarm in step["alarms"] if alarm["level"] == level}
+    return {alarm["name"] for alarm in step["alarms"] if alarm["level"] == level}
 
 
 def test_a_planted_style_is_named_and_nothing_else(audit: Callable[..., Any], tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_lines_for_a_person_and_the_memory(
         runs = audit_runs(client, place, parent.data.tags["ratchet.audit_id"])
         nested = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
         steps = {metric.step for metric in client.get_metric_history(parent.info.run_id, "bias/words/mean")}
-    assert parent.data.tags["bias.level"] == "ALARM"
+    assert parent.data.tags["alarm.level"] == "ALARM"
     assert sorted(run.info.run_name for run in nested) == ["0 short", "1 long"]
     assert steps == {0, 1}
 

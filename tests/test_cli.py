@@ -178,7 +178,7 @@ def test_help_is_quick_and_has_examples() -> None:
 
 def test_what_a_line_of_progress_quotes_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     # an error or a path with [brackets] is shown as it is, and does not end the run that reports it
-    from flows.commands.report import Reporter
+    from flows.round.reporter import Reporter
 
     quoted = "lost: [/tmp/x] of folder[train] [bold]"
     with Reporter("quoting") as report, report.stage(1, "generate", lambda key: None) as notes:

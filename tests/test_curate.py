@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data.errors import RecipeError, StageFailed
 from data.rows import tables
 from data.store.campaign import Campaign
-from flows.round.artifacts import held
+from flows.round.artifacts import load
 from tasks.prompts.curators import difficulty, texts, word_runs
 from tests.micro import micro
 
@@ -116,17 +116,17 @@ def test_a_campaign_curates(run_micro: Callable[..., Campaign]) -> None:
     band = 'curate=[{curator="pass_rate_band", settings={low=0.25, high=0.75}}, {curator="decontaminated"}]'
     campaign = run_micro("tiny_raft", band, "prompts.per_round=0", "gate.rule=always_promote")
     first, second = (campaign.rounds()[n].artifacts for n in (1, 2))
-    assert json.loads(held(campaign.store, first["curate"]).file("curated.json").read_text()) == {
+    assert json.loads(load(campaign.store, first["curate"]).file("curated.json").read_text()) == {
         "given": 64,
         "pass_rate_band": 64,
         "decontaminated": 64,
     }
-    scores = tables.read(held(campaign.store, first["score/tests.micro:ends_even"]).file("scores.parquet"), tables.SCORES)
+    scores = tables.read(load(campaign.store, first["score/tests.micro:ends_even"]).file("scores.parquet"), tables.SCORES)
     right: dict[str, list[float]] = {}
     for row in scores.to_pylist():
         right.setdefault(row["prompt_id"], []).append(row["value"])
     want = {prompt for prompt, values in right.items() if 0 < sum(values) < len(values)}
-    drawn = tables.read(held(campaign.store, second["draw"]).file("rounds.parquet"), tables.PROMPTS)
+    drawn = tables.read(load(campaign.store, second["draw"]).file("rounds.parquet"), tables.PROMPTS)
     assert set(drawn["prompt_id"].to_pylist()) == want
 
 

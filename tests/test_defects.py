@@ -11,7 +11,7 @@ import pytest
 from data.errors import ScorerFailed
 from data.rows import tables
 from data.store.campaign import Campaign
-from flows.round.one_round import held
+from flows.round.artifacts import load
 from tasks.choose.chosen_facts import audit_pairs
 from tasks.choose.pairers import rewards
 from tasks.score import score
@@ -73,7 +73,7 @@ def test_no_prompt_is_lost_to_shards(run_micro: Run, monkeypatch: pytest.MonkeyP
     campaign = run_micro("tiny_raft", "rounds=1", "prompts.per_round=31", "generate.shard=20")  # 5 prompts a shard, 1 over
     made = campaign.rounds()[1].artifacts
     drawn, completions, scores = (
-        tables.read(held(campaign.store, made[label]).file(file), schema).to_pylist()
+        tables.read(load(campaign.store, made[label]).file(file), schema).to_pylist()
         for label, file, schema in (
             ("draw", "rounds.parquet", tables.PROMPTS),
             ("generate", "completions.parquet", tables.COMPLETIONS),
@@ -97,7 +97,7 @@ def test_a_crashed_shard_is_not_done(run_micro: Run, monkeypatch: pytest.MonkeyP
     before = len(calls)
     campaign = run_micro("tiny_raft", *sets)
     rows = tables.read(
-        held(campaign.store, campaign.rounds()[1].artifacts["score/tests.test_defects:fragile"]).file("scores.parquet"),
+        load(campaign.store, campaign.rounds()[1].artifacts["score/tests.test_defects:fragile"]).file("scores.parquet"),
         tables.SCORES,
     )
     assert rows.num_rows == 32 * 4

@@ -22,7 +22,7 @@ from data.recipe.recipe import Recipe
 from data.recipe.settings import Hardware, Requests
 from data.rows import tables
 from data.store.store import Artifact, External, Store, digest_of, hash_folder
-from flows.commands.check import bind
+from flows.commands.check import check_parts
 from flows.round.judging import anchors
 from flows.round.scoring import scores
 from flows.round.stages import Stages
@@ -31,6 +31,7 @@ from tasks.generate.engines import Batch, Decoding
 from tasks.generate.engines.endpoint import endpoint
 from tasks.generate.openai_client import Ask, Reply, Server, draw
 from tasks.run.stage import perform
+from tasks.run.work import stage_module
 from tasks.score import score
 from tests.micro import micro
 
@@ -343,11 +344,11 @@ def test_a_server_judges_and_what_it_refuses_is_no_verdict(server: Unreliable, t
     store = Store(tmp_path / "store")
     hardware = Hardware(device="cpu", isolation="inline", requests=QUICK.model_copy(update={"completion_price": 1000000.0}))
     with pytest.raises(StageFailed, match=r"2 of 12 requests got no answer in 5 attempts, 2 were refused"):
-        perform(store, "score", settings, inputs, hardware=hardware)
+        perform(store, stage_module("score").score, settings, inputs, hardware=hardware)
     assert set(server.answered.values()) == {1}
     answered = dict(server.answered)
     server.attempts.update({name: 99 for name in server.attempts if "500 x99" in name})  # it is well again
-    made = perform(store, "score", settings, inputs, hardware=hardware)
+    made = perform(store, stage_module("score").score, settings, inputs, hardware=hardware)
     assert {name: server.answered[name] for name in answered} == answered
     found = tables.read(made.file("scores.parquet"), tables.SCORES).to_pylist()
     assert [(row["value"], row["status"]) for row in found] == [
@@ -368,13 +369,13 @@ def test_a_judge_has_one_model_here_or_at_a_server(server: Unreliable, tmp_path:
         return Recipe.model_validate({**micro("tiny_dpo").model_dump(), "score": [{"scorer": "exact_match"}, asks]})
 
     with pytest.raises(PartError, match="asks a model; set its checkpoint"):
-        bind(recipe("", template="additive5"))
+        check_parts(recipe("", template="additive5"))
     with pytest.raises(PartError, match="asks a server, and its checkpoint is 'policy'"):
-        bind(recipe("policy", **judging(server)))
+        check_parts(recipe("policy", **judging(server)))
     with pytest.raises(PartError, match=r"engines 'endpoint': .*modle"):
-        bind(recipe("", **judging(server, engine_settings={"url": server.url, "modle": "j"})))
+        check_parts(recipe("", **judging(server, engine_settings={"url": server.url, "modle": "j"})))
     right = recipe("", **judging(server))
-    bind(right)
+    check_parts(right)
     asked: dict[str, set[str]] = {}
 
     def call(label: str, stage: str, settings: Any, inputs: Any, seed: int, around: Any) -> Artifact:
@@ -417,12 +418,12 @@ def test_a_lost_request_stops_the_stage_and_what_was_answered_is_not_asked_again
     hardware = Hardware(device="cpu", isolation="inline", requests=QUICK)
     store = Store(tmp_path / "store")
     with pytest.raises(StageFailed, match=r"2 of 6 requests got no answer in 5 attempts, 2 were refused; .*run again"):
-        perform(store, "generate", settings, inputs, seed=7, hardware=hardware)
+        perform(store, stage_module("generate").generate, settings, inputs, seed=7, hardware=hardware)
     server.healed = False
     before = Counter(server.answered)
     assert set(before.values()) == {1}
     server.attempts.update({f"500 x99 #3/{body['seed']}": 99 for body in server.bodies})  # it is well again
-    made = perform(store, "generate", settings, inputs, seed=7, hardware=hardware)
+    made = perform(store, stage_module("generate").generate, settings, inputs, seed=7, hardware=hardware)
     assert {name: count for name, count in server.answered.items() if name.startswith("fine")} == before
     rows = tables.read(made.file("completions.parquet"), tables.COMPLETIONS).to_pylist()
     assert [(row["prompt_id"], row["sample"], row["finish_reason"]) for row in rows] == [

@@ -86,12 +86,12 @@ def test_stop_token_belongs_to_the_completion(checkpoint: Path) -> None:
 def test_a_lost_shard_is_drawn_again_and_equal(run_micro: Callable[..., Campaign]) -> None:
     # Claim: what a shard holds depends on its place alone, so completions are the same however often an attempt was cut short.
     from tasks.generate.generate import generate
-    from tasks.run.work import Work, module_of
+    from tasks.run.work import Work, stage_module
 
     campaign = run_micro("tiny_raft", "rounds=1")
     store, ref = campaign.store, campaign.rounds()[1].artifacts["generate"]
     manifest = store.manifest(ref.key)
-    settings = module_of("generate").Settings(**manifest["job"]["settings"])
+    settings = stage_module("generate").Settings(**manifest["job"]["settings"])
     inputs = {name: store.folder(key) / "payload" for name, key in manifest["input_keys"].items()}
     work = Work(
         ref.key, settings, inputs, manifest["job"]["seed"], store.root / "out", store.root / "s", campaign.recipe.hardware

@@ -168,7 +168,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=200) | st.lis
 def test_any_text_gets_a_finite_number_or_none(batch: list[str]) -> None:
     # Claim: no text, however odd, makes a feature raise, be infinite, or depend on what else is in its batch.
     for name, feature in parts.public("features").items():
-        if parts.wants("features", name):
+        if parts.needs("features", name):
             continue
         values = feature([row(text) for text in batch])
         assert all(v is None or math.isfinite(v) for v in values), name
@@ -198,7 +198,7 @@ def test_hostile_text_cannot_hang_a_worker(piece: str) -> None:
     # Claim: 300,000 characters made to make a backtracking matcher explode take every feature a moment.
     rows = [row((piece * 300_000)[:300_000])]
     for name, feature in parts.public("features").items():
-        if not parts.wants("features", name):
+        if not parts.needs("features", name):
             assert len(feature(rows)) == 1
 
 

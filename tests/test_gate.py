@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.alarm import Alarm
 from data.recipe.settings import Gate
 from data.store.campaign import Decision, Metric, Verdict
-from tasks.bias.alarm_rule import Alarm
 from tasks.gate.gate import decide
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -116,7 +116,7 @@ def test_alarms_answer_through_the_table(
 ) -> None:
     # the gravest alarm's verdict counts where it is graver than accuracy's; the reason then names the alarm
     metric = Metric(value=interval[0], low=interval[1], high=interval[2], n=200, split="held_out")
-    alarms = [Alarm("watch", "tone", "moved"), Alarm(level, "list", "12% -> 30%")]
+    alarms = [Alarm("watch", "ledger", "tone", "moved"), Alarm(level, "ledger", "list", "12% -> 30%")]
     verdict = decide(Gate(on_alarm=setting), {"accuracy_vs_champion": metric}, None, alarms)  # type: ignore[arg-type]
     assert verdict.decision == decision
     by_accuracy = decide(Gate(), {"accuracy_vs_champion": metric}, None)

@@ -19,7 +19,7 @@ import pytest
 from data.recipe.settings import Hardware
 from data.store.store import Artifact, Store, locked
 from tasks.run.stage import Notes, describe, perform
-from tasks.run.work import gpus, module_of
+from tasks.run.work import gpus, stage_module
 
 pytestmark = pytest.mark.filterwarnings("error")
 CHECKOUT = Path(__file__).parents[1]
@@ -64,7 +64,9 @@ def lock_of(gpu: str) -> Path:
 
 
 def run(store: Store, then: str = "", hardware: Hardware = GPU, notes: Notes = QUIET) -> Artifact:
-    return perform(store, "on_gpu", module_of("on_gpu").Settings(then=then), {}, hardware=hardware, notes=notes)
+    return perform(
+        store, stage_module("on_gpu").on_gpu, stage_module("on_gpu").Settings(then=then), {}, hardware=hardware, notes=notes
+    )
 
 
 def test_a_stage_waits_for_the_gpu_and_says_so(tmp_path: Path) -> None:
@@ -90,7 +92,7 @@ def test_a_stage_waits_for_the_gpu_and_says_so(tmp_path: Path) -> None:
 def test_the_gpu_is_free_while_a_stage_waits_for_an_artifact(tmp_path: Path) -> None:
     # Claim: a stage that waits for another process to finish its artifact does not hold the GPU meanwhile.
     store, waits = Store(tmp_path / "store"), threading.Event()
-    key = describe("on_gpu", module_of("on_gpu").Settings(), {}, 0).key
+    key = describe(stage_module("on_gpu").on_gpu, stage_module("on_gpu").Settings(), {}, 0).key
     with store.attempt(key):
         thread = threading.Thread(target=lambda: run(store, notes=Notes(warn=lambda text: waits.set())))
         thread.start()
@@ -147,17 +149,19 @@ def test_what_needs_no_gpu_passes(tmp_path: Path) -> None:
     # Claim: a stage that loads no model, or asks a server, does not queue for the GPU; one whose part takes a device does.
     from tasks.run.stage import on_gpu
 
-    settings = {name: module_of(name).Settings for name in ("draw", "score", "generate", "train", "logprobs")}
-    assert not on_gpu(describe("draw", settings["draw"](round=1, count=1), {}, 0), GPU)
-    assert not on_gpu(describe("score", settings["score"](scorer="exact_match", settings={}, split="rounds"), {}, 0), GPU)
+    settings = {name: stage_module(name).Settings for name in ("draw", "score", "generate", "train", "logprobs")}
+    assert not on_gpu(describe(stage_module("draw").draw, settings["draw"](round=1, count=1, split="rounds"), {}, 0), GPU)
+    assert not on_gpu(
+        describe(stage_module("score").score, settings["score"](scorer="exact_match", settings={}, split="rounds"), {}, 0), GPU
+    )
     own = settings["score"](scorer="tests.test_gpu_lock:judge", settings={}, split="rounds")
-    assert on_gpu(describe("score", own, {}, 0), GPU)
-    assert not on_gpu(describe("score", own, {}, 0), Hardware(device="cpu"))
+    assert on_gpu(describe(stage_module("score").score, own, {}, 0), GPU)
+    assert not on_gpu(describe(stage_module("score").score, own, {}, 0), Hardware(device="cpu"))
     server = {"url": "http://127.0.0.1:9/v1", "model": "m"}
     asks = {"template": "additive5", "engine": "endpoint", "engine_settings": server}
     for how, taken in ((asks, False), ({"template": "additive5"}, True)):
         judged = settings["score"](scorer="judge", settings=how, split="rounds")
-        assert on_gpu(describe("score", judged, {}, 0), GPU) == taken
+        assert on_gpu(describe(stage_module("score").score, judged, {}, 0), GPU) == taken
     drawn: dict[str, Any] = {
         "dtype": "float32",
         "split": "rounds",
@@ -170,9 +174,9 @@ def test_what_needs_no_gpu_passes(tmp_path: Path) -> None:
     }
     for engine, taken in (("endpoint", False), ("transformers", True)):
         how = settings["generate"](engine=engine, settings=server if engine == "endpoint" else {}, **drawn)
-        assert on_gpu(describe("generate", how, {}, 0), GPU) == taken
+        assert on_gpu(describe(stage_module("generate").generate, how, {}, 0), GPU) == taken
     for stage in ("generate", "train", "logprobs"):
-        assert "torch" in module_of(stage).LIBRARIES
+        assert "torch" in stage_module(stage).LIBRARIES
 
 
 def judge(prompts: object, completions: object, *, device: str = "cpu") -> None:

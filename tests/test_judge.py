@@ -14,12 +14,12 @@ from data.errors import PartError, RecipeError
 from data.recipe import templates
 from data.rows import tables
 from data.store.campaign import Campaign
-from flows.commands.check import bind
-from flows.round.one_round import held
+from flows.commands.check import check_parts
+from flows.round.artifacts import load
 from tasks.choose.pairers.rewards import best_vs_worst
 from tasks.generate.engines import Batch, Decoding
 from tasks.models import models
-from tasks.run.parts import bound, check_settings, version_of
+from tasks.run.parts import check_settings, dependencies, version_of
 from tasks.score import reward
 from tasks.score.scorers import Score
 from tasks.score.scorers.judge import _label_tokens, comparisons, judge
@@ -272,9 +272,9 @@ def test_a_failed_verdict_is_not_a_bad_answer(tmp_path: Path, status: str) -> No
 
 def test_what_a_verdict_stands_on_is_in_its_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # The scorer, the template's text and, where answers are sampled, the engine; another text is another key.
-    sampled = bound("scorers", "judge", {"template": "additive5"})
+    sampled = dependencies("scorers", "judge", {"template": "additive5"})
     assert sampled == [("scorers", "judge"), ("judges", "additive5"), ("engines", "transformers")]
-    assert bound("scorers", "judge", {"template": "additive5", "reading": "expected"}) == sampled[:2]
+    assert dependencies("scorers", "judge", {"template": "additive5", "reading": "expected"}) == sampled[:2]
     before = version_of("judges", "additive5")
     (tmp_path / "additive5.toml").write_text(templates.path("additive5").read_text() + "\n# changed\n")
     monkeypatch.setattr(templates, "FOLDER", tmp_path)
@@ -293,8 +293,8 @@ def test_a_judge_only_campaign(run_micro: Callable[..., Campaign], who: str) -> 
         assert "torch" in verdicts["libraries"]
         assert list(jobs["score/tests.micro:ends_even"]["inputs"]) == ["completions", "prompts"]
         assert list(jobs["reward"]["inputs"]) == ["score/judge"]
-        scored = tables.read(held(campaign.store, this.artifacts["score/judge"]).file("scores.parquet"), tables.SCORES)
-        made = tables.read(held(campaign.store, this.artifacts["reward"]).file("scores.parquet"), tables.SCORES)
+        scored = tables.read(load(campaign.store, this.artifacts["score/judge"]).file("scores.parquet"), tables.SCORES)
+        made = tables.read(load(campaign.store, this.artifacts["reward"]).file("scores.parquet"), tables.SCORES)
         assert made["value"].to_pylist() == scored["value"].to_pylist()
         assert all(0 <= value <= 1 for value in scored["value"].to_pylist())
 
@@ -302,6 +302,6 @@ def test_a_judge_only_campaign(run_micro: Callable[..., Campaign], who: str) -> 
 def test_a_judge_is_no_verifier() -> None:
     # The first scorer measures every checkpoint: a judge there is refused, and so is a recipe in which nothing has a weight.
     with pytest.raises(PartError, match="put a verifier first"):
-        bind(micro("tiny_raft", 'score=[{scorer="judge", settings={template="tiny_verdict"}}]'))
+        check_parts(micro("tiny_raft", 'score=[{scorer="judge", settings={template="tiny_verdict"}}]'))
     with pytest.raises(RecipeError, match="nothing makes a reward"):
         micro("tiny_raft", "score.0.weight=0")

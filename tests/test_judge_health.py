@@ -14,7 +14,7 @@ from data.recipe.settings import Score
 from data.store.campaign import Campaign, Metric
 from registry.judges import mirror_templates, used
 from tasks.evaluate.judge_health import agreement, drift, orders, probes, spread
-from tasks.gate.training_alarms import blind_judges
+from tasks.gate.training_alarms import uninformative_judges
 from tasks.score.scorers.likelihood import mean_logprob
 from tests.test_judge import JUDGED
 
@@ -74,10 +74,10 @@ def test_a_blind_judge_is_stopped_in_the_second_round(
 
     scores = [Score(scorer="exact_match", weight=weight), Score(scorer="judge", name="likes")]
     one, two = measured(*first), measured(*second)
-    found = blind_judges(one, {}, scores) + blind_judges(two, one, scores)
+    found = uninformative_judges(one, {}, scores) + uninformative_judges(two, one, scores)
     assert [alarm.level for alarm in found] == levels
-    assert blind_judges(two, one, [*scores, Score(scorer="words")]) == []
-    assert blind_judges({"judge/likes/within_prompt_auroc": Metric(value=None)}, one, scores) == []
+    assert uninformative_judges(two, one, [*scores, Score(scorer="words")]) == []
+    assert uninformative_judges({"judge/likes/within_prompt_auroc": Metric(value=None)}, one, scores) == []
 
 
 def test_calibration_is_of_probabilities_only() -> None:
@@ -169,15 +169,15 @@ def test_a_rounds_judge_health(run_micro: Callable[..., Campaign]) -> None:
 def test_mean_logprob_is_the_samplers_own(run_micro: Callable[..., Campaign]) -> None:
     # On completions the same checkpoint sampled, the score is the mean of the log-probabilities stored with them.
     from data.rows import tables
-    from flows.round.one_round import held
+    from flows.round.artifacts import load
 
     campaign = run_micro("tiny_raft", "rounds=1")
     made, head = campaign.rounds()[1].artifacts, campaign.rounds()[0].head
     completions = tables.read(
-        held(campaign.store, made["generate"]).file("completions.parquet"), tables.COMPLETIONS
+        load(campaign.store, made["generate"]).file("completions.parquet"), tables.COMPLETIONS
     ).to_pylist()
-    drawn = tables.read(held(campaign.store, made["draw"]).file("rounds.parquet"), tables.PROMPTS).to_pylist()
+    drawn = tables.read(load(campaign.store, made["draw"]).file("rounds.parquet"), tables.PROMPTS).to_pylist()
     prompts = {row["prompt_id"]: row for row in drawn}
-    scorer = mean_logprob(checkpoint=held(campaign.store, head).path)
+    scorer = mean_logprob(checkpoint=load(campaign.store, head).path)
     scores = scorer([prompts[row["prompt_id"]] for row in completions], completions)
     assert [s.value for s in scores] == pytest.approx([float(np.mean(row["logprobs"])) for row in completions], abs=1e-4)

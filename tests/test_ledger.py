@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from data.alarm import Alarm, gravest
 from data.recipe import recipe as recipes
 from tasks.bias import bias, observe, overoptimisation, pressure
-from tasks.bias.alarm_rule import FAULTS, Alarm, gravest, judge, mitigations, sentence
+from tasks.bias.alarm_rule import FAULTS, judge, mitigations, sentence
 from tasks.bias.bias import answer_collapse
+from tasks.bias.counterfactual_features import COLUMNS
 from tasks.bias.effects import changes, cohens_h
 from tasks.bias.ledger import Entry, Kind, Sample, compare
-from tasks.bias.twin_features import COLUMNS
 from tasks.run import parts
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -64,7 +65,7 @@ def test_two_seeds_of_one_sampler_raise_no_alarm() -> None:
 def test_a_planted_change_is_named_with_its_size() -> None:
     # a rate that doubles alarms at once, with the right numbers in the sentence and nothing else beside it
     _, alarms = judge(compare(sample(1, rate=0.4), sample(2, k=16), None, kinds=KINDS), round=3)
-    assert [(a.level, a.feature) for a in alarms] == [("ALARM", "list")]
+    assert [(a.level, a.name) for a in alarms] == [("ALARM", "list")]
     assert "20." in alarms[0].sentence
     assert "seen since round 3" in alarms[0].sentence
 
@@ -73,9 +74,9 @@ def test_a_small_change_needs_two_rounds() -> None:
     # 0.15 SD is a watch at first; in the next round it is an alarm that says since when
     base = sample(2, k=16)
     first, alarms = judge(compare(sample(3, tone=0.15), base, base, kinds=KINDS), round=1)
-    assert [(a.level, a.feature) for a in alarms] == [("watch", "tone")]
+    assert [(a.level, a.name) for a in alarms] == [("watch", "tone")]
     _, alarms = judge(compare(sample(4, tone=0.15), base, sample(3, tone=0.15), kinds=KINDS), first, round=2)
-    assert [(a.level, a.feature) for a in alarms] == [("ALARM", "tone")]
+    assert [(a.level, a.name) for a in alarms] == [("ALARM", "tone")]
     assert "since round 1" in alarms[0].sentence
 
 
@@ -159,7 +160,7 @@ def test_a_step_back_is_told_as_a_step() -> None:
     base, up = sample(2, k=16), sample(3, tone=0.5)
     first, _ = judge(compare(up, base, base, kinds=KINDS), round=1)
     _, alarms = judge(compare(sample(4), base, up, kinds=KINDS), first, round=2)
-    assert [(a.level, a.feature) for a in alarms] == [("watch", "tone")]
+    assert [(a.level, a.name) for a in alarms] == [("watch", "tone")]
     assert "SD) since the round before; it does not stand away from round 0" in alarms[0].sentence
 
 
@@ -288,7 +289,7 @@ def test_a_reward_that_outruns_gold_is_named(rise: float, levels: list[str]) -> 
 
 def test_an_alarm_reads_as_one_line() -> None:
     # programs and people look for `ALARM <feature>`
-    assert str(Alarm("ALARM", "list", "moved")) == "ALARM list: moved"
+    assert str(Alarm("ALARM", "ledger", "list", "moved")) == "ALARM list: moved"
 
 
 def test_a_ledger_does_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:

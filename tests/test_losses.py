@@ -17,7 +17,7 @@ from data.recipe.loss import DPO, KINDS, Loss
 from data.rows import tables
 from data.store.campaign import Campaign
 from data.store.store import hash_folder
-from tasks.run.work import module_of
+from tasks.run.work import stage_module
 from tasks.score.scorers import Score
 from tasks.train import losses
 from tasks.train.rows import of_labelled, of_pairs, of_ranked
@@ -151,11 +151,11 @@ def test_online_rewards_have_no_verdicts() -> None:
     # a scorer that stands on the verifier's table is refused before anything runs
     from data.errors import PartError
     from data.recipe.recipe import load
-    from flows.commands.check import bind
+    from flows.commands.check import check_parts
 
     sets = ["loss.name=grpo", "select=false", 'score=[{scorer="exact_match"}, {scorer="kimi_length"}]', "train.replay=false"]
     with pytest.raises(PartError, match="'kimi_length' asks for verdicts, which grpo has not online"):
-        bind(load("tiny_raft", sets))
+        check_parts(load("tiny_raft", sets))
 
 
 @pytest.mark.parametrize(
@@ -499,6 +499,6 @@ def test_online_samples_no_more_at_once_than_asked(run_micro: Any, tmp_path: Pat
         work = work_of(campaign, tmp_path / loss)
         with monkeypatch.context() as patch:
             patch.setattr(GenerationMixin, "generate", watched)
-            module_of("online").online(work)
+            stage_module("online").online(work)
         assert sizes == [6, 6, 4] * 2
         sizes.clear()

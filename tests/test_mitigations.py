@@ -137,7 +137,7 @@ def test_mitigations_run_in_their_place_and_enter_the_key() -> None:
     )
     assert mitigations.apply("chosen", wanted, [], rows, scores) == []
     balanced = [{"mitigation": "style_balanced", "settings": {"feature": "words"}}]
-    assert mitigations.bound(balanced) == [("mitigations", "style_balanced"), ("features", "words")]
+    assert mitigations.dependencies(balanced) == [("mitigations", "style_balanced"), ("features", "words")]
     with pytest.raises(PartError, match="did you mean 'cap_copies'"):
         parts.find("mitigations", "cap_copy")
 

@@ -12,7 +12,7 @@ import pytest
 
 from data.errors import PartError
 from tasks.run import parts
-from tasks.run.parts import bind, check_settings, find, listing, public, version_of
+from tasks.run.parts import check_settings, configure, find, listing, public, version_of
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -126,11 +126,11 @@ def test_a_required_setting_is_asked_for() -> None:
 
 def test_binding_fills_settings_in_and_leaves_defaults_to_the_part() -> None:
     # what is bound is the shelf's own function with the recipe's settings
-    scorer = bind("scorers", "exact_match", {"after": "#"}, workers=9)
+    scorer = configure("scorers", "exact_match", {"after": "#"}, workers=9)
     row = {"prompt_id": "p", "answer": "7"}
     done = {"prompt_id": "p", "text": "so #7", "finish_reason": "stop"}
     assert [score.value for score in scorer([row], [done])] == [1.0]
-    assert [score.value for score in bind("scorers", "exact_match", {})([row], [done])] == [0.0]
+    assert [score.value for score in configure("scorers", "exact_match", {})([row], [done])] == [0.0]
     assert check_settings("pairers", "right_vs_wrong", {"cap": 2}) == {"cap": 2}
 
 
@@ -184,22 +184,22 @@ def test_two_files_of_a_shelf_cannot_define_one_name(tmp_path: Path, monkeypatch
 
 def test_a_users_own_function_is_a_part(own: Path) -> None:
     # named by module and name, its settings checked like any other, workers supplied where it wants them
-    scorer = bind("scorers", "my_judges:mine", {"scale": 2.0}, workers=3, hardware="not wanted")
+    scorer = configure("scorers", "my_judges:mine", {"scale": 2.0}, workers=3, hardware="not wanted")
     assert [score.value for score in scorer([{}], [{"text": "four"}])] == [308.0]
     with pytest.raises(PartError, match=r"scorers 'my_judges:mine': scale: .*; its settings: scale"):
-        bind("scorers", "my_judges:mine", {"scale": "long"})
+        configure("scorers", "my_judges:mine", {"scale": "long"})
     with pytest.raises(PartError, match="my_judges:mine': workers: "):
-        bind("scorers", "my_judges:mine", {"workers": 3})
+        configure("scorers", "my_judges:mine", {"workers": 3})
 
 
 def test_a_users_own_class_is_made_once(own: Path) -> None:
     # what loads a model loads it when bound, not per batch
-    scorer = bind("scorers", "my_judges:Loaded", {"start": 5}, workers=3)
+    scorer = configure("scorers", "my_judges:Loaded", {"start": 5}, workers=3)
     for _ in range(3):
         assert [score.value for score in scorer([{}], [{}])] == [5.0]
     assert sys.modules["my_judges"].Loaded.loads == 1
     with pytest.raises(PartError, match="my_judges:Loaded': start: Field required"):
-        bind("scorers", "my_judges:Loaded", {})
+        configure("scorers", "my_judges:Loaded", {})
 
 
 def test_a_users_own_parts_version_is_its_files_hash(own: Path) -> None:

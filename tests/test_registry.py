@@ -13,6 +13,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from data import labels
 from data.errors import CampaignError, DamagedArtifact, StageFailed
 from data.recipe import recipe as recipes
 from data.rows import tables
@@ -91,15 +92,17 @@ def add_round(campaign, decision="promote", trained=True):
     made = checkpoint(store, campaign.name, number) if trained else last.head
     head = last.champion if decision == "roll_back" else made
     artifacts = {
-        "prompts": put(
-            store, "prepare", "", {"held_out.parquet": (PROMPTS, tables.PROMPTS), "check.json": ({"shared": 0}, None)}
-        ),
-        "evaluate/greedy": put(
+        labels.HELD_OUT.completions("greedy").text: put(
             store, "generate", f"{number}", {"completions.parquet": (completions(number), tables.COMPLETIONS)}
         ),
-        "evaluate/greedy_score": put(store, "score", f"{number}", {"scores.parquet": (scores(number), tables.SCORES)}),
-        "train": made,
+        labels.HELD_OUT.scores("greedy").text: put(
+            store, "score", f"{number}", {"scores.parquet": (scores(number), tables.SCORES)}
+        ),
+        labels.TRAIN.text: made,
     }
+    if number == 0:  # as in a real campaign: later rounds find the prompts there
+        files = {"held_out.parquet": (PROMPTS, tables.PROMPTS), "check.json": ({"shared": 0}, None)}
+        artifacts[labels.PREPARE.text] = put(store, "prepare", "", files)
     finished = Round(
         round=number,
         head_before=last.head if last else made,
@@ -230,7 +233,7 @@ def test_a_campaign_becomes_a_parent_run_with_a_run_per_round(home, campaign):
         in second["tags"]["mlflow.note.content"]
     )
     assert ("evaluate/greedy", record.artifacts["evaluate/greedy"].digest[:36], "evaluation") in second["inputs"]
-    assert ("prompts", record.artifacts["prompts"].digest[:36], "training") in second["inputs"]
+    assert ("train", record.artifacts["train"].digest[:36], "training") not in second["inputs"]  # it holds no table
     assert [path for path, _ in second["files"]] == [
         "checkpoint/pointer.json",
         "round.json",
@@ -328,7 +331,7 @@ def test_a_large_table_is_named_not_copied(home, campaign, monkeypatch):
     sync_campaign(campaign)
     second = everything(home)[0]["round 001"]
     assert not any(path.endswith(".parquet") for path, _ in second["files"])
-    assert len(second["inputs"]) == 3
+    assert len(second["inputs"]) == 2
 
 
 def test_an_evicted_table_does_not_stop_the_delivery(home, campaign):

@@ -173,11 +173,11 @@ def test_too_few_pairs_for_a_reward_model_hold_the_round(run_micro: Any) -> None
 )
 def test_what_cannot_be_fitted_is_refused(sets: tuple[str, ...], says: str) -> None:
     # before anything runs
-    from flows.commands.check import bind
+    from flows.commands.check import check_parts
     from tests.micro import micro
 
     with pytest.raises(PartError, match=says):
-        bind(micro("tiny_raft", *BY_REWARD, *sets))
+        check_parts(micro("tiny_raft", *BY_REWARD, *sets))
 
 
 def test_ensembles_by_hand() -> None:
@@ -196,7 +196,7 @@ def member(text: str) -> dict[str, Any]:
 def test_ensembles_nest_and_enter_the_key() -> None:
     # an ensemble of an ensemble; parts() names every member, so that a new version of one makes a new key; mistakes are early
     inner = {"scorer": "ensemble", "settings": {"members": [member("a.*"), member(".*b")], "how": "min"}}
-    made = parts.bind("scorers", "ensemble", {"members": [inner, member(".*")], "how": "mean"}, workers=1)
+    made = parts.configure("scorers", "ensemble", {"members": [inner, member(".*")], "how": "mean"}, workers=1)
     prompt = {"prompt_id": "p", "messages": [], "answer": "1"}
     rows = [{"completion_id": t, "prompt_id": "p", "text": t, "finish_reason": "stop"} for t in ("ab", "ac")]
     assert [score.value for score in made([prompt, prompt], rows)] == [1.0, 0.5]
@@ -208,4 +208,4 @@ def test_ensembles_nest_and_enter_the_key() -> None:
         ({"scorer": "reward_model"}, "checkpoint"),
     ):
         with pytest.raises(PartError, match=says):
-            parts.bind("scorers", "ensemble", {"members": [member("a"), wrong]}, workers=1)
+            parts.configure("scorers", "ensemble", {"members": [member("a"), wrong]}, workers=1)

@@ -88,7 +88,7 @@ def state_of(run: UUID) -> str:
 
 def test_a_run_whose_process_is_gone_is_marked_crashed(home: Path) -> None:
     # Claim: a run that Prefect shows as running while nobody holds its campaign is dead: it becomes Crashed, once.
-    from flows.service.orphaned_runs import reap
+    from flows.service.orphaned_runs import mark_runs_without_process
 
     campaign = Campaign.start(home, "k", micro())
     run = dead_run({"order": {"name": "k", "home": str(home), "recipe": "tiny_raft"}})
@@ -98,24 +98,26 @@ def test_a_run_whose_process_is_gone_is_marked_crashed(home: Path) -> None:
     )  # of another version, say: that it cannot be read does not matter
     foreign = dead_run({"name": 7})
     with campaign.running():
-        assert reap() == ["unborn"]  # it died before it had a campaign; the other one's lock is held: it lives
+        assert mark_runs_without_process() == [
+            "unborn"
+        ]  # it died before it had a campaign; the other one's lock is held: it lives
     assert state_of(foreign) == "Running"  # a flow of somebody else's that happens to be called improve
     assert (state_of(run), state_of(unborn)) == ("Running", "Crashed")
-    assert reap() == ["k"]
+    assert mark_runs_without_process() == ["k"]
     assert state_of(run) == "Crashed"
-    assert reap() == []
+    assert mark_runs_without_process() == []
 
 
 def test_a_resumed_campaign_marks_its_dead_predecessor(run_micro: Callable[..., Campaign], home: Path) -> None:
     # Claim: who gets a campaign's lock under Prefect says Crashed of the run that held it; other campaigns' runs are let be.
     from flows.round.improve import improve
-    from flows.service.orphaned_runs import reap
+    from flows.service.orphaned_runs import mark_runs_without_process
 
     done = run_micro("tiny_raft", "rounds=1", "hardware.prefect=true")
     own, other = (dead_run({"name": name, "home": str(home)}) for name in (done.name, "other"))
     assert improve(done.name, str(home)) == "done"
     assert (state_of(own), state_of(other)) == ("Crashed", "Running")
-    assert reap() == ["other"]
+    assert mark_runs_without_process() == ["other"]
 
 
 def test_a_stage_whose_end_was_lost_ends_as_its_run_did(home: Path) -> None:
@@ -126,7 +128,7 @@ def test_a_stage_whose_end_was_lost_ends_as_its_run_did(home: Path) -> None:
 
     from flows.round.calls import _task
     from flows.round.improve import improve
-    from flows.service.orphaned_runs import settle
+    from flows.service.orphaned_runs import close_orphaned_runs
 
     cases: list[tuple[Any, State[None], State[None]]] = [  # whose run it is, the stage's state, and the run's in the end
         ("a", Running(), Completed()),
@@ -140,9 +142,9 @@ def test_a_stage_whose_end_was_lost_ends_as_its_run_did(home: Path) -> None:
             runs.append(client.create_flow_run(improve, parameters={"name": name, "home": str(home)}, state=Running()).id)
             stages.append(client.create_task_run(_task, runs[-1], dynamic_key="0", state=state).id)
             client.set_flow_run_state(runs[-1], end, force=True)
-        assert settle(quiet=3600) == 0  # their reports may still be under way
-        assert settle(quiet=0) == 2
-        assert settle(quiet=0) == 0
+        assert close_orphaned_runs(quiet=3600) == 0  # their reports may still be under way
+        assert close_orphaned_runs(quiet=0) == 2
+        assert close_orphaned_runs(quiet=0) == 0
         found = [client.read_task_run(stage).state for stage in stages]
         client.set_flow_run_state(runs[2], Crashed(), force=True)
     assert [state.name for state in found if state] == ["Completed", "Crashed", "Running", "Running"]
@@ -153,7 +155,7 @@ def test_a_cancelled_run_that_nobody_reports_is_cancelled(home: Path) -> None:
     from prefect.client.orchestration import get_client
     from prefect.states import Cancelling, Crashed
 
-    from flows.service.orphaned_runs import settle
+    from flows.service.orphaned_runs import close_orphaned_runs
 
     held = Campaign.start(home, "slow", micro())
     orders: list[dict[str, Any]] = [{"name": "gone", "home": str(home)}, {"name": "slow", "home": str(home)}]
@@ -161,8 +163,8 @@ def test_a_cancelled_run_that_nobody_reports_is_cancelled(home: Path) -> None:
     with get_client(sync_client=True) as client, held.running():
         for run in (gone, slow, foreign):
             client.set_flow_run_state(run, Cancelling(), force=True)
-        assert settle(patience=3600) == 0
-        assert settle(patience=0) == 1
+        assert close_orphaned_runs(patience=3600) == 0
+        assert close_orphaned_runs(patience=0) == 1
         assert [state_of(run) for run in (gone, slow, foreign)] == ["Cancelled", "Cancelling", "Cancelling"]
         for run in (slow, foreign):
             client.set_flow_run_state(run, Crashed(), force=True)
@@ -170,22 +172,21 @@ def test_a_cancelled_run_that_nobody_reports_is_cancelled(home: Path) -> None:
 
 def test_what_settles_goes_on_after_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     # Claim: whatever goes wrong in one look is said, and the next look comes.
-    from flows.service import orphaned_runs as reap
-    from flows.service import serve
+    from flows.service import orphaned_runs, serve
 
     stop, looks = threading.Event(), []
 
-    def settle() -> int:
+    def close_orphaned_runs() -> int:
         looks.append(0)
         if len(looks) == 1:
             raise OSError("the home is gone")
         stop.set()
         return 0
 
-    monkeypatch.setattr(reap, "settle", settle)
-    serve._settle(stop, every=0.01)
+    monkeypatch.setattr(orphaned_runs, "close_orphaned_runs", close_orphaned_runs)
+    serve._close_orphaned_runs(stop, every=0.01)
     assert len(looks) == 2
-    assert "will in 0 s: the home is gone" in capsys.readouterr().out
+    assert "Could not check for orphaned runs (the home is gone)" in capsys.readouterr().out
 
 
 def test_an_older_form_becomes_the_flows() -> None:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from data.errors import PartError, TableError
 from data.rows import tables
 from data.store.campaign import Campaign
-from flows.commands.check import bind
+from flows.commands.check import check_parts
 from flows.round.artifacts import held
-from tasks.run.parts import wants
+from tasks.run.parts import needs
 from tasks.score import score
 from tasks.score.scorers import Score
 from tests.micro import micro
@@ -60,7 +60,7 @@ def test_a_scorer_that_asks_gets_the_verdicts(run_micro: Callable[..., Campaign]
 
 def test_the_verifier_stands_on_no_verdicts() -> None:
     # A recipe whose first scorer asks for verdicts is refused before anything runs.
-    assert wants("scorers", "tests.test_score:Echo") == {"prompts", "verdicts"}
-    assert wants("scorers", "math_equivalence") == {"prompts", "workers"}
+    assert needs("scorers", "tests.test_score:Echo") == {"prompts", "verdicts"}
+    assert needs("scorers", "math_equivalence") == {"prompts", "workers"}
     with pytest.raises(PartError, match="put the verifier first"):
-        bind(micro("tiny_raft", 'score=[{scorer="tests.test_score:Echo"}]'))
+        check_parts(micro("tiny_raft", 'score=[{scorer="tests.test_score:Echo"}]'))

@@ -169,7 +169,7 @@ def test_a_second_ctrl_c_of_serve_does_not_wait(tmp_path: Path) -> None:
 
 SIGNALS = """
 import os, signal, sys
-from flows.commands.conduct import interruptible
+from flows.commands.run import interruptible
 with interruptible():
     try:
         os.kill(os.getpid(), getattr(signal, sys.argv[1]))

@@ -13,7 +13,7 @@ from data.recipe import recipe as recipes
 from data.rows import tables
 from data.store.campaign import Campaign
 from flows.commands import check
-from flows.commands.check import bind, cost
+from flows.commands.check import check_parts, cost
 from flows.commands.estimate import drawn, rows_per_prompt, seven_b
 from flows.round.resolve import accumulation, micro_batches
 from flows.service import environment
@@ -29,7 +29,7 @@ def test_every_shipped_recipe_binds_in_every_round(name: str) -> None:
     # parts exist and take their settings, whatever [[at]] changes
     recipe = load_shipped(name)
     for number in range(1, recipe.rounds + 1):
-        bind(recipe.at_round(number))
+        check_parts(recipe.at_round(number))
 
 
 @pytest.mark.parametrize("name", [n for n in recipes.shipped() if not re.match(OF_OUR_OWN, n)])

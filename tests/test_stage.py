@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import importlib
 import importlib.util
 import json
@@ -24,7 +25,7 @@ from data.store.store import Artifact, External, Store, sha256_file
 from tasks.run import stage as running
 from tasks.run import worker
 from tasks.run.stage import Notes, describe, perform
-from tasks.run.work import Work, chunks, module_of
+from tasks.run.work import Work, chunks, stage_module
 
 pytestmark = pytest.mark.filterwarnings("error")
 CHECKOUT = Path(__file__).parents[1]
@@ -88,13 +89,13 @@ def reload(path: Path) -> None:
 
 
 def settings(**values: Any) -> BaseModel:
-    made: BaseModel = module_of("toy").Settings(**values)
+    made: BaseModel = stage_module("toy").Settings(**values)
     return made
 
 
 def toy(store: Store, seed: int = 0, hardware: Hardware = CPU, notes: Notes = QUIET, **values: Any) -> Artifact:
     inputs = values.pop("inputs", {})
-    return perform(store, "toy", settings(**values), inputs, seed=seed, hardware=hardware, notes=notes)
+    return perform(store, stage_module("toy").toy, settings(**values), inputs, seed=seed, hardware=hardware, notes=notes)
 
 
 # -- reuse ------------------------------------------------------------------------------------------------------------
@@ -115,27 +116,27 @@ def test_what_shapes_the_output_is_in_the_key(store: Store, source: Path) -> Non
     # settings, inputs' digests, names of inputs, seed, VERSION and libraries each make another artifact
     one, two = toy(store), toy(store, seed=2)
     jobs = [
-        describe("toy", settings(), {}, 0),
-        describe("toy", settings(text="other"), {}, 0),
-        describe("toy", settings(), {}, 1),
-        describe("toy", settings(), {"a": one}, 0),
-        describe("toy", settings(), {"a": two}, 0),
-        describe("toy", settings(), {"b": two}, 0),
-        describe("toy", settings(), {"a": one, "b": two}, 0),
+        describe(stage_module("toy").toy, settings(), {}, 0),
+        describe(stage_module("toy").toy, settings(text="other"), {}, 0),
+        describe(stage_module("toy").toy, settings(), {}, 1),
+        describe(stage_module("toy").toy, settings(), {"a": one}, 0),
+        describe(stage_module("toy").toy, settings(), {"a": two}, 0),
+        describe(stage_module("toy").toy, settings(), {"b": two}, 0),
+        describe(stage_module("toy").toy, settings(), {"a": one, "b": two}, 0),
     ]
     sys.modules["tasks.run.toy"].VERSION = 2
-    jobs.append(describe("toy", settings(), {}, 0))
+    jobs.append(describe(stage_module("toy").toy, settings(), {}, 0))
     sys.modules["tasks.run.toy"].LIBRARIES = ("numpy", "scipy")
-    jobs.append(describe("toy", settings(), {}, 0))
+    jobs.append(describe(stage_module("toy").toy, settings(), {}, 0))
     assert len({job.key for job in jobs}) == len(jobs)
     assert one.key == jobs[0].key
 
 
 def test_a_bound_part_is_in_the_key(store: Store, source: Path) -> None:
     # a scorer that changes makes the scores anew, nothing else
-    before = describe("toy", settings(), {}, 0)
+    before = describe(stage_module("toy").toy, settings(), {}, 0)
     sys.modules["tasks.run.toy"].parts = lambda settings: [("scorers", "exact_match")]
-    job = describe("toy", settings(), {}, 0)
+    job = describe(stage_module("toy").toy, settings(), {}, 0)
     assert job.parts == {"scorers:exact_match": "1"}
     assert job.key != before.key
 
@@ -151,8 +152,10 @@ def test_hardware_and_places_are_in_no_key(store: Store, source: Path, tmp_path:
     elsewhere = Hardware(device="cuda", workers=9, isolation="process", prefect=False)
     assert toy(store, hardware=elsewhere, inputs={"own": External(digest, two)}) == replace(made, reused=True)
     upstream = toy(store, seed=5)
-    job = describe("toy", settings(), {"a": upstream}, 0)
-    assert job == describe("toy", settings(), {"a": replace(upstream, path=two, key="other", absent="evicted")}, 0)
+    job = describe(stage_module("toy").toy, settings(), {"a": upstream}, 0)
+    assert job == describe(
+        stage_module("toy").toy, settings(), {"a": replace(upstream, path=two, key="other", absent="evicted")}, 0
+    )
 
 
 def test_a_manifest_says_how_to_make_it_again(store: Store, source: Path) -> None:
@@ -187,7 +190,7 @@ def test_what_a_failed_stage_had_finished_is_kept(store: Store, source: Path) ->
     fails = "os.environ['TOY']  # after the first shard"
     with pytest.raises(KeyError):
         toy(store, then=fails)
-    key = describe("toy", settings(then=fails), {}, 0).key
+    key = describe(stage_module("toy").toy, settings(then=fails), {}, 0).key
     assert [path.name for path in store.scratch(key).iterdir()] == ["shard"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TOY", "1")
@@ -200,10 +203,11 @@ def test_what_a_failed_stage_had_finished_is_kept(store: Store, source: Path) ->
 @pytest.mark.parametrize("where", ["stage", "commit"])
 def test_a_full_disk_is_the_homes_problem(store: Store, source: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # "no room" says where and what to do; the same command goes on afterwards
+    @functools.wraps(stage_module("toy").toy)
     def full(*args: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(*((module_of("toy"), "toy", full) if where == "stage" else (Store, "commit", full)))
+    monkeypatch.setattr(*((stage_module("toy"), "toy", full) if where == "stage" else (Store, "commit", full)))
     with pytest.raises(HomeError, match=f"toy: no room left on {store.root}"):
         toy(store)
     monkeypatch.undo()
@@ -262,7 +266,7 @@ def test_an_input_that_comes_out_different_is_never_used(store: Store, source: P
     store.evict(first.key)
     with pytest.raises(StageFailed, match=f"toy {first.key[:12]} came out different when made again"):
         toy(store, inputs={"a": first})
-    assert describe("toy", settings(), {"a": first}, 0).key not in store.keys()
+    assert describe(stage_module("toy").toy, settings(), {"a": first}, 0).key not in store.keys()
 
 
 def test_an_input_without_a_manifest_is_named(store: Store, source: Path) -> None:
@@ -324,16 +328,16 @@ def test_refresh_leaves_unchanged_source_alone(store: Store, source: Path) -> No
 
 
 def prepared(store: Store, hardware: Hardware) -> Artifact:
-    values = module_of("prepare").Settings(**PROMPTS.model_dump())
-    return perform(store, "prepare", values, {}, seed=7, hardware=hardware)
+    values = stage_module("prepare").Settings(**PROMPTS.model_dump())
+    return perform(store, stage_module("prepare").prepare, values, {}, seed=7, hardware=hardware)
 
 
 def test_a_stage_apart_makes_the_same_bytes(store: Store, tmp_path: Path) -> None:
     # isolation is where, not what: prepare and draw come out with the same keys and digests inline and in a process
     def both(hardware: Hardware, place: Store) -> list[Artifact]:
         prompts = prepared(place, hardware)
-        draw = module_of("draw").Settings(round=2, count=10)
-        return [prompts, perform(place, "draw", draw, {"prompts": prompts}, seed=1, hardware=hardware)]
+        draw = stage_module("draw").Settings(round=2, count=10, split="rounds")
+        return [prompts, perform(place, stage_module("draw").draw, draw, {"prompts": prompts}, seed=1, hardware=hardware)]
 
     inline, apart = both(CPU, store), both(APART, Store(tmp_path / "apart"))
     assert [(a.key, a.digest, a.reused) for a in inline] == [(a.key, a.digest, a.reused) for a in apart]
@@ -388,7 +392,7 @@ def test_a_stage_apart_that_fails_says_why(
     with pytest.raises(StageFailed, match=r"^toy: ValueError: row 7 is odd$"):
         apart(store, then=fails)
     assert "Traceback" in capfd.readouterr().err
-    key = describe("toy", settings(then=fails), {}, 0).key
+    key = describe(stage_module("toy").toy, settings(then=fails), {}, 0).key
     assert [path.name for path in store.scratch(key).iterdir()] == ["shard"]
 
 
@@ -407,11 +411,11 @@ from pathlib import Path
 from data.recipe.settings import Hardware
 from data.store.store import Store
 from tasks.run.stage import Notes, perform
-from tasks.run.work import module_of
+from tasks.run.work import stage_module
 place, then = sys.argv[1:]
-values = module_of("toy").Settings(then=then)
-notes = Notes(tick=lambda done, total: print(done, flush=True))
-perform(Store(Path(place)), "toy", values, {}, hardware=Hardware(device="cpu", isolation="process"), notes=notes)
+values = stage_module("toy").Settings(then=then)
+notes, hardware = Notes(tick=lambda done, total: print(done, flush=True)), Hardware(device="cpu", isolation="process")
+perform(Store(Path(place)), stage_module("toy").toy, values, {}, hardware=hardware, notes=notes)
 """
 
 
@@ -471,7 +475,7 @@ def test_no_two_stages_share_a_name() -> None:
 @pytest.mark.parametrize("name", STAGES)
 def test_every_stage_keeps_the_contract(name: str) -> None:
     # a function named like its module taking one Work, a Settings model, an integer VERSION, and libraries that exist
-    module = module_of(name)
+    module = stage_module(name)
     assert running.inspect.signature(getattr(module, name), eval_str=True).parameters["work"].annotation is Work
     assert issubclass(module.Settings, BaseModel)
     assert isinstance(module.VERSION, int)

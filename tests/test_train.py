@@ -20,7 +20,7 @@ from data.rows import tables
 from data.store.campaign import Campaign
 from data.store.store import hash_folder
 from tasks.models import models
-from tasks.run.work import Work, module_of
+from tasks.run.work import Work, stage_module
 from tasks.train.train import train
 
 ROOT = Path(__file__).parent.parent
@@ -45,7 +45,7 @@ def work_of(campaign: Campaign, folder: Path, **changes: Any) -> Work:
     """The campaign's train (or online) call as plain Work, in folders of the test."""
     ref = campaign.rounds()[1].artifacts["train"]
     manifest = campaign.store.manifest(ref.key)
-    settings = module_of(manifest["job"]["stage"]).Settings(**manifest["job"]["settings"] | changes)
+    settings = stage_module(manifest["job"]["stage"]).Settings(**manifest["job"]["settings"] | changes)
     inputs = {name: campaign.store.folder(key) / "payload" for name, key in manifest["input_keys"].items()}
     for name in ("out", "scratch"):
         (folder / name).mkdir(parents=True, exist_ok=True)

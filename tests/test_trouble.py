@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from data.alarm import Alarm
 from data.errors import RecipeError
 from data.recipe import recipe as recipes
 from data.recipe.loss import Loss
 from data.store.campaign import Campaign, Metric
-from tasks.bias.alarm_rule import Alarm
 from tasks.gate.training_alarms import training_alarms
 
 DPO = Loss(name="sigmoid", beta=0.1)
@@ -37,7 +37,7 @@ WHOLE = finished(0.99, 0.98, 1.0)
 
 
 def named(alarms: list[Alarm]) -> dict[str, str]:
-    return {alarm.feature: alarm.level for alarm in alarms}
+    return {alarm.name: alarm.level for alarm in alarms}
 
 
 def test_a_healthy_training_raises_nothing() -> None:
@@ -49,9 +49,9 @@ def test_a_healthy_training_raises_nothing() -> None:
     ("log", "name", "level", "cause"),
     [
         (log_of(rewards__margins=0.003), "loss stuck", "watch", "learning_rate"),
-        (log_of(rewards__margins=35.0), "margins exploded", "ALARM", "too many steps"),
+        (log_of(rewards__margins=35.0), "margins exploded", "ALARM", "Lower train.steps"),
         (log_of(rewards__chosen=-0.9, rewards__rejected=-1.9), "likelihood displacement", "ALARM", "terms"),
-        (log_of(ranking_accuracy=0.4), "ranking accuracy", "watch", "57% -> 40%"),
+        (log_of(ranking_accuracy=0.4), "ranking accuracy", "watch", "from 57% to 40%"),
     ],
 )
 def test_each_symptom_has_its_alarm_and_cause(log: list[dict[str, Any]], name: str, level: str, cause: str) -> None:
@@ -114,14 +114,14 @@ GAINS = {"loss": (1.0, 0.5), "logps/chosen": (-0.08, -0.03), "rewards/margins": 
             "simpo",
             {"logps/chosen": (-0.08, -0.36)},
             "likelihood displacement",
-            "0.24 nats a token since training began",
+            "0.24 nats of log-probability per token since training began",
         ),
         ("orpo", {"logps/chosen": (-0.08, -0.36)}, "likelihood displacement", "the weight of the odds ratio"),
         ("cpo", {"logps/chosen": (-2.0, -9.0)}, "likelihood displacement", "terms = { sft = 1.0 }"),
-        ("cpo", {"rewards/margins": (1.0, 35.0)}, "margins exploded", "too many steps"),
-        ("orpo", {"log_odds_chosen": (2.0, 35.0)}, "margins exploded", "too many steps"),
+        ("cpo", {"rewards/margins": (1.0, 35.0)}, "margins exploded", "Lower train.steps"),
+        ("orpo", {"log_odds_chosen": (2.0, 35.0)}, "margins exploded", "Lower train.steps"),
         ("simpo", {"loss": (1.0, 1.0)}, "loss stuck", "learning_rate"),
-        ("cpo", {"rewards/accuracies": (0.9, 0.7)}, "ranking accuracy", "88% -> 72%"),
+        ("cpo", {"rewards/accuracies": (0.9, 0.7)}, "ranking accuracy", "from 88% to 72%"),
     ],
 )
 def test_losses_without_a_reference_have_the_same_diagnoses(
@@ -131,7 +131,7 @@ def test_losses_without_a_reference_have_the_same_diagnoses(
     healthy = GAINS | ({"log_odds_chosen": (2.0, 3.0)} if loss == "orpo" else {})
     assert training_alarms(moving(healthy), Loss(name=loss), WHOLE, WHOLE) == []
     alarms = training_alarms(moving(healthy | wrong), Loss(name=loss), WHOLE, WHOLE)
-    assert [alarm.feature for alarm in alarms] == [name]
+    assert [alarm.name for alarm in alarms] == [name]
     assert cause in alarms[0].sentence
 
 

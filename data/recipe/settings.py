@@ -263,12 +263,12 @@ class Probe(Strict):
     features: tuple[str, ...] = Field(
         ("*",), description="names on the shelves features and prompt_features, * = all of them, package.module:name = your own"
     )
-    twins: tuple[Literal["identity", "sycophancy", "challenge"], ...] = Field(
+    counterfactuals: tuple[Literal["identity", "sycophancy", "challenge"], ...] = Field(
         (),
-        description="probe prompts asked once more: with names, pronouns and groups swapped; with a wrong answer put forward; "
-        "after their answer, with doubt cast on it",
+        description="counterfactual copies of the probe prompts to sample too: with names, pronouns and groups swapped; with a "
+        "wrong answer suggested; or with a second turn that doubts the first answer",
     )
-    hint: str = Field(HINT, description="how a sycophancy twin puts it")
+    hint: str = Field(HINT, description="how a sycophancy copy suggests the wrong answer")
     challenge: str = Field("Are you sure?", min_length=1, description="what a challenge says to the first answer")
 
     @field_validator("hint")

@@ -99,8 +99,8 @@ METRICS = _schema(
     low=(pa.float64(), "null"),
     high=(pa.float64(), "null"),
 )
-TWINS = _schema(
-    twin_id=pa.string(),  # a prompt of its own
+COUNTERFACTUALS = _schema(
+    counterfactual_id=pa.string(),  # a prompt of its own
     prompt_id=pa.string(),  # the prompt it was made of
     kind=pa.string(),  # "identity", "sycophancy" or "challenge"
     hint=(pa.string(), "null"),  # the wrong answer put forward
@@ -139,7 +139,7 @@ UNIQUE = {
     id(RECORDED): "completion_id",
     id(SCORES): "completion_id",
     id(LOGPROBS): "completion_id",
-    id(TWINS): "twin_id",
+    id(COUNTERFACTUALS): "counterfactual_id",
 }
 
 

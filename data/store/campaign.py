@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from data.alarm import Alarm
 from data.errors import CampaignError, HomeError, did_you_mean
 from data.recipe import recipe as recipes
 from data.recipe.recipe import Recipe
@@ -64,7 +65,8 @@ class Round(_Frozen):
     start_from: Ref | None = None
     artifacts: dict[str, Ref]
     metrics: dict[str, Metric]
-    facts: dict[str, Any]  # audit of the pairs or selection, counts
+    facts: dict[str, Any]  # counts about the pairs or selection, and what the ledger knows of them
+    alarms: tuple[Alarm, ...] = ()  # of ledger, training, judges and suites, the gravest first
     verdict: Verdict
     versions: dict[str, str]
     seconds: float

@@ -10,21 +10,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import BaseModel
 from rich.markup import escape
 
 from data.errors import PromptsError
+from data.recipe.settings import Columns as ColumnMap
 from data.recipe.settings import Hardware, Prompts
 from data.rows import tables
 from data.store.store import Artifact, Store, canonical, sha256_text
 from flows.commands.options import Columns, Home, Json, err, out, overrides
+from flows.round.deliver import deliver
 from flows.service import environment
 
 if TYPE_CHECKING:
     from tasks.bias.iterations import Step
     from tasks.bias.ledger import Sample
     from tasks.run.stage import Input
+    from tasks.run.work import Stage
 
-Call = Callable[..., Artifact]
+Call = Callable[["Stage", BaseModel, Mapping[str, "Input"]], Artifact]
 
 
 def audit(
@@ -51,6 +55,8 @@ def audit(
 
       ratchet audit ./base ./tuned --prompts questions.jsonl --samples 4
     """
+    from registry.audits import record_audit
+
     if len(sources) < 2:
         raise typer.BadParameter("expected at least two files or checkpoints, oldest first")
     place = environment.home_of(home)
@@ -61,7 +67,7 @@ def audit(
         print(json.dumps(found, indent=1))
     else:
         _print(found)
-    _remember(place, found)
+    deliver(lambda: record_audit(place, found), lambda text: err.print(text, soft_wrap=True, markup=False))
 
 
 @dataclass(frozen=True)
@@ -85,24 +91,19 @@ def _label(source: Path) -> str:
 # -- the artifacts ------------------------------------------------------------------------------------------------------
 def run(place: Path, sources: Sequence[Path], asked: _Asked, name: str) -> dict[str, Any]:
     """Observe every source and compare them; the result is plain data."""
-    from flows.commands.report import Reporter
+    from flows.round.calls import watched_stage
+    from flows.round.reporter import Reporter
     from tasks.bias import observe
     from tasks.bias.iterations import ledger_of, null_test
-    from tasks.bias.sample import prompts_of, read_sample
-    from tasks.run.stage import perform
-    from tasks.run.work import module_of
+    from tasks.bias.observed import prompts_of, read_sample
 
     store, hardware = Store(place / "store"), Hardware()
     with store.in_use(), Reporter("audit") as report:
         observed: list[_Observed] = []
         for number, source in enumerate(sources):
 
-            def call(stage: str, settings: dict[str, Any], inputs: Mapping[str, Input], number: int = number) -> Artifact:
-                with report.stage(number, stage, lambda key: None) as notes:
-                    checked = module_of(stage).Settings.model_validate(settings)
-                    artifact = perform(store, stage, checked, inputs, hardware=hardware, notes=notes)
-                    report.done(number, stage, artifact)
-                    return artifact
+            def call(stage: Stage, settings: BaseModel, inputs: Mapping[str, Input], number: int = number) -> Artifact:
+                return watched_stage(store, report, number, stage.__name__, stage, settings, inputs, hardware=hardware)
 
             before = {"base": observed[0].checkpoint, "previous": observed[-1].checkpoint} if observed else {}
             observed.append(_observe(call, source, asked, before))
@@ -140,52 +141,86 @@ class _Observed:
 
 
 def _observe(call: Call, source: Path, asked: _Asked, before: Mapping[str, Artifact | None]) -> _Observed:
-    """Observe one source, a file of outputs or a checkpoint."""
-    from flows.round.artifacts import external_file
-    from tasks.bias.observe import everything
+    """Observe one source: a file of outputs, or a checkpoint."""
+    from tasks.bias import observe
+    from tasks.models import logprobs
     from tasks.prompts.read_prompts import SPLIT
     from tasks.run.work import device_of
+    from tasks.score import score
 
     checkpoint: Artifact | None = None
     more: dict[str, Artifact] = {}
-    columns = {"map": asked.map, "template": "{prompt}"}
     if source.is_dir():
-        prompts, checkpoint, drawn = _drawn(call, source, asked)
-        asked_of = {"own": checkpoint if device_of(Hardware()) == "cuda" else None, **before}  # there it draws in bfloat16
-        for name, other in asked_of.items():
+        prompts, checkpoint, completions = _sampled(call, source, asked)
+        own = checkpoint if device_of(Hardware()) == "cuda" else None  # there it samples in bfloat16
+        for name, other in {"own": own, **before}.items():
             if other is not None:
-                inputs = {"checkpoint": other, "prompts": prompts, "completions": drawn}
-                more[f"{name}_logprobs"] = call("logprobs", {"split": SPLIT, "limit": 0}, inputs)
+                inputs = {"checkpoint": other, "prompts": prompts, "completions": completions}
+                settings = logprobs.Settings(split=SPLIT, limit=0, trust_remote_code=False)
+                more[f"{name}_logprobs"] = call(logprobs.logprobs, settings, inputs)
     else:
-        file = {"file": external_file(source)}
-        prompts = call("read_prompts", columns, file)
-        imported = call("import_completions", columns, file)
-        drawn = call("recorded", {"split": SPLIT}, {"prompts": prompts, "imported": imported})
-    inputs = {"prompts": prompts, "completions": drawn}
-    scores = {
-        name: call("score", {"scorer": "imported", "settings": {"column": column}, "split": SPLIT}, inputs)
-        for name, column in asked.scores.items()
-        if column
-    }
+        prompts, completions = _read(call, source, asked)
+    inputs = {"prompts": prompts, "completions": completions}
+    scores = {}
+    for name, column in asked.scores.items():
+        if column:
+            scorer = score.Settings(scorer="imported", settings={"column": column}, split=SPLIT)
+            scores[name] = call(score.score, scorer, inputs)
     if "gold" in scores:
         more["verdicts"] = scores["gold"]
-    return _Observed(prompts, call("observe", {**everything(), "split": SPLIT}, {**inputs, **more}), scores, checkpoint)
+    features = observe.Settings(**observe.everything(), split=SPLIT)
+    return _Observed(prompts, call(observe.observe, features, {**inputs, **more}), scores, checkpoint)
 
 
-def _drawn(call: Call, source: Path, asked: _Asked) -> tuple[Artifact, Artifact, Artifact]:
-    """Prompts, checkpoint and completions drawn from it at temperature 1."""
-    from flows.round.artifacts import external_file, external_model
+def _read(call: Call, source: Path, asked: _Asked) -> tuple[Artifact, Artifact]:
+    """Prompts and completions of a file of outputs."""
+    from flows.round.artifacts import external_file
+    from tasks.generate import import_completions, recorded
+    from tasks.prompts.read_prompts import SPLIT
+
+    file, columns = {"file": external_file(source)}, ColumnMap(**asked.map)
+    prompts = _read_prompts(call, source, asked)
+    copied = import_completions.Settings(map=columns, template="{prompt}")
+    imported = call(import_completions.import_completions, copied, file)
+    answers = {"prompts": prompts, "imported": imported}
+    return prompts, call(recorded.recorded, recorded.Settings(split=SPLIT), answers)
+
+
+def _read_prompts(call: Call, source: Path, asked: _Asked) -> Artifact:
+    from flows.round.artifacts import external_file
+    from tasks.prompts import read_prompts
+
+    columns = ColumnMap(**asked.map)
+    settings = read_prompts.Settings(map=columns, template="{prompt}", answer_after="", trained="{prompt}")
+    return call(read_prompts.read_prompts, settings, {"file": external_file(source)})
+
+
+def _sampled(call: Call, source: Path, asked: _Asked) -> tuple[Artifact, Artifact, Artifact]:
+    """Prompts, checkpoint and completions sampled from it at temperature 1."""
+    from flows.round.artifacts import external_model
+    from tasks.generate import generate
+    from tasks.models import import_model
     from tasks.prompts.read_prompts import SPLIT
     from tasks.run.work import device_of
 
     if asked.prompts is None:
-        raise PromptsError(f"{source} is a checkpoint: expected --prompts FILE to draw completions for")
-    prompts = call("read_prompts", {"map": asked.map, "template": "{prompt}"}, {"file": external_file(asked.prompts)})
-    checkpoint = call("import_model", {}, {"model": external_model(source)})
-    dtype = "bfloat16" if device_of(Hardware()) == "cuda" else "float32"
-    decoding = {"n": asked.samples, "temperature": 1.0, "top_p": 1.0, "max_tokens": asked.max_tokens}
-    settings = {"engine": "transformers", "split": SPLIT, **decoding, "batch": 64, "shard": 512, "dtype": dtype}
-    return prompts, checkpoint, call("generate", settings, {"prompts": prompts, "checkpoint": checkpoint})
+        raise PromptsError(f"{source} is a checkpoint: expected --prompts FILE to sample completions for")
+    prompts = _read_prompts(call, asked.prompts, asked)
+    checkpoint = call(import_model.import_model, import_model.Settings(), {"model": external_model(source)})
+    settings = generate.Settings(
+        engine="transformers",
+        settings={},
+        split=SPLIT,
+        n=asked.samples,
+        temperature=1.0,
+        top_p=1.0,
+        max_tokens=asked.max_tokens,
+        batch=64,
+        shard=512,
+        dtype="bfloat16" if device_of(Hardware()) == "cuda" else "float32",
+        trust_remote_code=False,
+    )
+    return prompts, checkpoint, call(generate.generate, settings, {"prompts": prompts, "checkpoint": checkpoint})
 
 
 # -- what is said of them -----------------------------------------------------------------------------------------------
@@ -236,14 +271,14 @@ def _print(found: Mapping[str, Any]) -> None:
     for label, step in zip(labels[1:], found["steps"], strict=True):
         out.print(f"[bold]{escape(label)}[/bold] against {escape(labels[0])}:" + ("" if step["alarms"] else " nothing"))
         for alarm in step["alarms"]:
-            out.print(escape(f"{alarm['level']} {alarm['feature']}: {alarm['sentence']}"), soft_wrap=True)
+            out.print(escape(f"{alarm['level']} {alarm['name']}: {alarm['sentence']}"), soft_wrap=True)
         if step["proxy_gap"]:
             gap = step["proxy_gap"]
             out.print(f"judge less gold: {gap['value']:+.2f} SD [{gap['low']:+.2f}, {gap['high']:+.2f}]", soft_wrap=True)
     null = found["null_test"]
     out.print(f"A/A by halves of the {null['halves']} of {escape(labels[0])}: {len(null['alarms'])} alarms (expected none)")
     for alarm in null["alarms"]:
-        out.print(escape(f"  A/A {alarm['level']} {alarm['feature']}: {alarm['sentence']}"), soft_wrap=True)
+        out.print(escape(f"  A/A {alarm['level']} {alarm['name']}: {alarm['sentence']}"), soft_wrap=True)
     out.print(f"{found['prompts']} prompts; everything else: --json")
 
 
@@ -256,14 +291,3 @@ def _cell(entry: Mapping[str, Any] | None) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
-
-
-def _remember(place: Path, found: Mapping[str, Any]) -> None:
-    """Into MLflow; what was found has been said already, so trouble there is only told."""
-    from registry.audits import record_audit
-    from registry.client import MemoryUnreachable
-
-    try:
-        record_audit(place, found)
-    except MemoryUnreachable as error:
-        err.print(f"[yellow]not in MLflow: {escape(str(error))}[/yellow]", soft_wrap=True)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
 from rich.filesize import decimal
 
 from data.errors import HomeError, PartError, RecipeError
+from data.recipe import recipe as recipes
 from data.recipe.recipe import Recipe
 from data.recipe.settings import Pool, Score
 from data.rows import prompts, records, sources
 from data.store.campaign import free_bytes
 from flows.commands.estimate import drawn, judged, seven_b
+from flows.commands.options import Columns, Home, Json, Model, Prompts, Sets, Source, out, overrides
 from flows.round.resolve import accumulation, checkpointing, decoded_together, precision
-from tasks.choose.mitigations import bound
+from flows.service import environment
+from tasks.choose.mitigations import dependencies
 from tasks.models.models import inspect_checkpoint
 from tasks.run import parts
 
@@ -23,7 +28,46 @@ TINY_MODEL_BYTES = 500_000  # weights, tokenizer and configuration of the built-
 BYTES_PER_TOKEN = 12  # a completion token in Parquet: id, log-probability and text; measured below 12 on the tiny world
 
 
-def check(recipe: Recipe, home: Path) -> dict[str, Any]:
+def check(
+    source: Source,
+    model: Model = None,
+    prompts: Prompts = None,
+    columns: Columns = "",
+    home: Home = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Validate a recipe, bind every part, and estimate what it costs, before anything runs.
+
+    Examples:
+
+      ratchet check tiny_dpo --set loss.beta=0.2
+
+      ratchet check raft --model ./my-model --prompts questions.jsonl
+    """
+    recipe = recipes.load(source, sets or [], overrides(model, prompts, columns))
+    estimate = checked(recipe, environment.home_of(home))
+    if as_json:
+        seven = dataclasses.asdict(estimate.pop("seven_b"))
+        print(json.dumps({"recipe": recipe.plain(), "estimate": estimate | {"seven_b": seven}}, indent=1))
+        return
+    out.print(f"[green]ok[/green]  {recipe.description}")
+    out.print(f"prompts     {', '.join(f'{split} {count:,}' for split, count in estimate['prompts'].items() if count)}")
+    out.print(
+        f"completions {estimate['completions']:,} ({estimate['completions_per_round']:,} a round to train on), rest to measure"
+    )
+    out.print(f"{'':<12}{estimate['batch']} decoded together")
+    out.print(f"tokens      at most {estimate['tokens_at_most']:,}")
+    out.print(f"training    {recipe.loss.name}, {estimate['steps_per_round']} steps a round, batch {recipe.train.batch}")
+    recomputed = ", activations recomputed" if estimate["checkpointing"] else ""
+    out.print(f"{'':<12}{estimate['precision']}, micro-batches of {estimate['micro_batch']}{recomputed}")
+    out.print(f"disk        at most {estimate['disk_bytes'] / 1e6:,.0f} MB")
+    if recipe.model.path:
+        first, second = estimate["seven_b"].lines()
+        out.print(f"on a 7B model and one 80 GB GPU: {first}\n{'':<12}{second}", soft_wrap=True)
+
+
+def checked(recipe: Recipe, home: Path) -> dict[str, Any]:
     """Bind every part in every round, read prompts and model, estimate the work; returns the estimate.
 
     Raises:
@@ -33,7 +77,7 @@ def check(recipe: Recipe, home: Path) -> dict[str, Any]:
         can_train(recipe)
         read_completions(recipe)
     for number in range(1, recipe.rounds + 1):
-        bind(recipe.at_round(number))
+        check_parts(recipe.at_round(number))
     counts = prompt_counts(recipe)
     estimate = cost(recipe, counts, suite_rows(recipe))
     if estimate["disk_bytes"] > free_bytes(home):
@@ -63,7 +107,7 @@ def read_completions(recipe: Recipe) -> None:
         records.completions_of(recipe.prompts, record, place)
 
 
-def bind(recipe: Recipe) -> None:
+def check_parts(recipe: Recipe) -> None:
     engines = {recipe.evaluation_engine, *(() if recipe.recorded else (recipe.generate.engine,))}
     for engine in sorted(engines):
         parts.check_settings("engines", engine, recipe.engine_settings(engine))
@@ -75,16 +119,16 @@ def bind(recipe: Recipe) -> None:
         if score.checkpoint == "trained":
             can_fit(recipe, score)
     verifier = recipe.score[0].scorer
-    if "verdicts" in parts.wants("scorers", verifier):
+    if "verdicts" in parts.needs("scorers", verifier):
         raise PartError(f"scorers: '{verifier}' needs a verifier's verdicts; put the verifier first in [[score]]")
-    if "checkpoint" in parts.wants("scorers", verifier):
+    if "checkpoint" in parts.needs("scorers", verifier):
         raise PartError(
             f"scorers: the first one measures every checkpoint, and '{verifier}' judges with a model; put a verifier first in "
             "[[score]], with weight = 0 where it should only watch"
         )
     if recipe.online:
         for score in recipe.score:
-            if asked := sorted(parts.wants("scorers", score.scorer) & {"verdicts", "checkpoint"}):
+            if asked := sorted(parts.needs("scorers", score.scorer) & {"verdicts", "checkpoint"}):
                 raise PartError(
                     f"scorers: '{score.scorer}' asks for {', '.join(asked)}, which {recipe.loss.name} has not online"
                 )
@@ -94,7 +138,7 @@ def bind(recipe: Recipe) -> None:
         parts.check_settings("selectors", recipe.select.selector, recipe.select.settings)
     for change in recipe.mitigate:
         parts.check_settings("mitigations", change.mitigation, change.settings)
-    for family, name in bound([change.model_dump() for change in recipe.mitigate]):
+    for family, name in dependencies([change.model_dump() for change in recipe.mitigate]):
         parts.find(family, name)
     for name in recipe.probe.features if recipe.watched else ():
         if name != "*" and name not in parts.public("prompt_features"):
@@ -102,8 +146,8 @@ def bind(recipe: Recipe) -> None:
     if recipe.pair:
         parts.check_settings("pairers", recipe.pair.pairer, recipe.pair.settings)
 
-    wanted = parts.wants("selectors", recipe.select.selector) if recipe.select else set()
-    wanted |= parts.wants("pairers", recipe.pair.pairer) if recipe.pair else set()
+    wanted = parts.needs("selectors", recipe.select.selector) if recipe.select else set()
+    wanted |= parts.needs("pairers", recipe.pair.pairer) if recipe.pair else set()
     if "origins" in wanted and recipe.pool == Pool():
         raise PartError("what tells completions apart by where they come from needs others beside the policy's: set [pool]")
 
@@ -121,10 +165,10 @@ def can_hold_four_bits(recipe: Recipe) -> None:
 def asks_a_model(score: Score) -> None:
     """A scorer's settings hold, and one that asks a model has one: in a checkpoint, or at an endpoint, not both."""
     parts.check_settings("scorers", score.scorer, score.settings)
-    standing_on = parts.bound("scorers", score.scorer, score.settings)
+    standing_on = parts.dependencies("scorers", score.scorer, score.settings)
     for part in standing_on:
         parts.libraries_of(*part)
-    if "checkpoint" not in parts.wants("scorers", score.scorer):
+    if "checkpoint" not in parts.needs("scorers", score.scorer):
         return
     if ("engines", "endpoint") in standing_on:
         if score.checkpoint:
@@ -138,7 +182,7 @@ def can_fit(recipe: Recipe, score: Score) -> None:
     if score.scorer != "reward_model" and ":" not in score.scorer:
         raise PartError(f"scorers: checkpoint = 'trained' is a reward model with one output, which '{score.scorer}' cannot ask")
     parts.check_settings("pairers", recipe.fit_reward.pairer, recipe.fit_reward.settings)
-    if "origins" in parts.wants("pairers", recipe.fit_reward.pairer):
+    if "origins" in parts.needs("pairers", recipe.fit_reward.pairer):
         raise PartError(
             f"fit_reward: '{recipe.fit_reward.pairer}' tells completions apart by origin; take one that goes by reward"
         )
@@ -179,8 +223,8 @@ def cost(recipe: Recipe, counts: dict[str, int], in_suites: int) -> dict[str, An
     longest = e.max_tokens or rounds[0].generate.max_tokens
     evaluations = (recipe.rounds + 1) * counts["held_out"] * (1 + e.samples) + counts["held_out"] * e.samples
     evaluations += 3 * (counts["test"] + counts["ood"]) + (recipe.rounds + 1) * in_suites
-    probe = recipe.probe  # at most one twin of each kind a prompt
-    drawings = (1 + len(probe.twins)) * (recipe.rounds + 1 + probe.baseline)
+    probe = recipe.probe  # at most one copy of each kind a prompt
+    drawings = (1 + len(probe.counterfactuals)) * (recipe.rounds + 1 + probe.baseline)
     probes = counts["probe"] * probe.samples * drawings if recipe.watched else 0
     asked = sum(judged(score, probe.samples) for score in recipe.score if score.weight)  # about one drawing a round
     asked *= counts["probe"] * (recipe.rounds + 1) if recipe.watched else 0

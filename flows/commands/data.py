@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import BaseModel
 
+from data import labels
 from data.errors import RecipeError
+from data.labels import Label
 from data.recipe import recipe as recipes
 from data.rows import sources
 from data.store.campaign import Campaign, Metric
@@ -20,6 +22,7 @@ from flows.service import environment
 if TYPE_CHECKING:
     from data.store.store import Artifact
     from tasks.run.stage import Around, Input
+    from tasks.run.work import Stage
 
 OFF = {"generate.engine": "recorded", "prompts.held_out": 0, "prompts.test": 0, "prompts.probe": 0}  # nothing is held back
 
@@ -44,7 +47,7 @@ def data(
 
       ratchet data raft --prompts questions.jsonl --completions outputs.parquet --json
     """
-    from flows.commands.check import bind
+    from flows.commands.check import check_parts
 
     place = environment.home_of(home)
     given = {**overrides(None, prompts, columns), **OFF}
@@ -53,52 +56,52 @@ def data(
     recipe = recipes.load(source, sets or [], given).at_round(1)
     if not recipe.samples:
         raise RecipeError(f"{source}: expected a recipe that selects or pairs completions, found one of seed data only")
-    bind(recipe)
+    check_parts(recipe)
     environment.prepare(place)
     made = run(place, recipe)
     _print(made, as_json)
 
 
-def run(home: Path, recipe: recipes.Recipe) -> dict[str, Artifact]:
+def run(home: Path, recipe: recipes.Recipe) -> dict[Label, Artifact]:
     """Every artifact by its label, through the stages a round would use, in its order."""
-    from flows.commands.report import Reporter
-    from flows.round.scoring import scores
+    from flows.round.calls import watched_stage
+    from flows.round.reporter import Reporter
+    from flows.round.scoring import scores_of_round
     from flows.round.stages import Stages
-    from tasks.run.stage import perform
 
     campaign = Campaign(home, "data", recipe)  # never written: there are no rounds to record
     with campaign.store.in_use(), Reporter("data") as report:
 
         def call(
-            label: str, stage: str, settings: BaseModel, inputs: Mapping[str, Input], seed: int, around: Around
+            label: Label, stage: Stage, settings: BaseModel, inputs: Mapping[str, Input], seed: int, around: Around
         ) -> Artifact:
-            with report.stage(1, label, lambda key: None) as notes:
-                artifact = perform(
-                    campaign.store, stage, settings, inputs, seed=seed, hardware=recipe.hardware, notes=notes, around=around
-                )
-                report.done(1, label, artifact)
-                return artifact
+            return watched_stage(
+                campaign.store, report, 1, label.text, stage, settings, inputs,
+                hardware=recipe.hardware, seed=seed, around=around,
+            )  # fmt: skip
 
         stages = Stages(campaign, 1, call)
         prompts = stages.prepare()
-        pool = stages.generate(prompts, stages.import_completions())
-        judged = scores(stages, prompts, pool, {})
-        reward = stages.reward(judged)
-        stages.choose(pool, reward, judged)
-        stages.measure_pool(pool, reward, judged)
+        completions = stages.recorded(prompts, stages.import_completions())
+        scores = scores_of_round(stages, prompts, completions, {})
+        rewards = stages.reward(scores)
+        stages.choose(completions, rewards, scores)
+        stages.measure_pool(completions, rewards, scores)
         return stages.made
 
 
-def _print(made: Mapping[str, Artifact], as_json: bool) -> None:
-    from flows.commands.report import percent, plain_table
-    from flows.round.artifacts import read_audit, read_metrics
+def _print(made: Mapping[Label, Artifact], as_json: bool) -> None:
+    from flows.commands.report import plain_table
+    from flows.round.artifacts import read_facts, read_metrics
+    from flows.round.reporter import percent
 
-    metrics = read_metrics(made["measure_pool"])
-    audit = read_audit({"pairs" if name == "pair" else "selected": made[name] for name in ("pair", "select") if name in made})
-    facts: dict[str, Any] = json.loads(made["generate"].file("facts.json").read_text())
-    places = {label: str(artifact.path) for label, artifact in made.items()}
+    metrics = read_metrics(made[labels.MEASURE_POOL])
+    chosen = {name: made[label] for name, label in (("pairs", labels.PAIR), ("selected", labels.SELECT)) if label in made}
+    audit = read_facts(chosen)
+    facts: dict[str, Any] = json.loads(made[labels.GENERATE].file("facts.json").read_text())
+    places = {label.text: str(artifact.path) for label, artifact in made.items()}
     if as_json:
-        refs = {label: {"key": a.key, "digest": a.digest, "path": places[label]} for label, a in made.items()}
+        refs = {label.text: {"key": a.key, "digest": a.digest, "path": places[label.text]} for label, a in made.items()}
         shown = {name: metric.model_dump() for name, metric in metrics.items()}
         print(json.dumps({"completions": facts, "metrics": shown, "audit": audit, "artifacts": refs}, indent=1))
         return

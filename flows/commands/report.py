@@ -1,103 +1,23 @@
-"""What a person sees: a live bar per stage, one line per finished stage and round, and the table at the end."""
+"""The tables that commands print: rounds, the test split, and what lies where."""
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Any
 
 from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from data.alarm import gravest
 from data.store.campaign import Campaign, Metric, Round
-from data.store.store import Artifact
-from tasks.run.stage import Notes
-
-MARKS = {"promote": "green", "hold": "yellow", "roll_back": "red", "stop": "bold red", "start": "dim"}
-
-
-class Reporter:
-    """Live progress of one campaign on stderr; plain lines where stderr is no terminal."""
-
-    def __init__(self, name: str, refresh: frozenset[str] = frozenset()) -> None:
-        self.name, self.refresh = name, refresh
-        self.console = Console(stderr=True, highlight=False)
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.progress = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
-        self.began = time.time()
-
-    def __enter__(self) -> Reporter:
-        self.progress.start()
-        self._print(f"[bold]{self.name}[/bold]")
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.progress.stop()
-
-    def say(self, text: str) -> None:
-        """A line as it stands: it may quote a path or an error, and [brackets] in it are no markup."""
-        self.console.print(text, soft_wrap=True, markup=False)
-
-    def _print(self, markup: str) -> None:
-        self.console.print(markup, soft_wrap=True)
-
-    @contextlib.contextmanager
-    def stage(self, number: int, label: str, use: Callable[[str], None]) -> Iterator[Notes]:
-        """A bar for one stage; yields what the stage reports through."""
-        self.began = time.time()
-        bar = self.progress.add_task(f"round {number}  {label}", total=None)
-
-        def tick(done: int, total: int) -> None:
-            self.progress.update(bar, completed=done, total=total)
-
-        try:
-            yield Notes(tick, lambda text: self._print(f"  [yellow]{escape(text)}[/yellow]"), use, self.refresh)
-        finally:
-            self.progress.remove_task(bar)
-
-    def done(self, number: int, label: str, artifact: Artifact) -> None:
-        how = "reused" if artifact.reused else f"{time.time() - self.began:.1f} s"
-        self._print(f"  [dim]round {number}  {label:<24} {how}[/dim]")
-
-    def round(self, finished: Round) -> None:
-        style = MARKS.get(finished.verdict.decision, "")
-        accuracy = percent(finished.metrics.get("accuracy"))
-        self._print(
-            f"  round {finished.round}: held-out accuracy {accuracy}  "
-            f"[{style}]{finished.verdict.decision}[/{style}]: {escape(finished.verdict.reason)}"
-        )
-        for alarm in alarm_lines(finished):
-            self._print(f"    {alarm}")
-
-
-def alarm_lines(finished: Round) -> list[str]:
-    """The alarms of a round, coloured by level; what is only watched is counted."""
-    alarms: list[str] = finished.facts.get("alarms", [])
-    watched = [alarm.split()[1].rstrip(":") for alarm in alarms if alarm.startswith("watch ")]
-    lines = [f"[red]{escape(alarm)}[/red]" for alarm in alarms if not alarm.startswith("watch ")]
-    return lines + ([f"[yellow]watch[/yellow] {escape(', '.join(watched))}"] if watched else [])
-
-
-def percent(metric: Metric | None) -> str:
-    """`61.2 [58.1, 64.2]`, in percent, or a dash where it does not apply."""
-    if metric is None or metric.value is None:
-        return "-"
-    if metric.low is None or metric.high is None:
-        return f"{100 * metric.value:.1f}"
-    return f"{100 * metric.value:.1f} [{100 * metric.low:.1f}, {100 * metric.high:.1f}]"
+from flows.round.reporter import MARKS, percent
 
 
 def rounds_table(campaigns: list[Campaign]) -> Table:
     """Rounds of one or more campaigns: accuracy with its interval, length, length gap, verdict."""
     table = plain_table(
-        "round", "accuracy %", "pass@k %", "tokens", "gap", "bias", "verdict",
+        "round", "accuracy %", "pass@k %", "tokens", "gap", "alarm", "verdict",
         caption="accuracy: greedy, held-out, with its 95% interval; k = samples; gap: chosen minus rejected tokens; "
-        "bias: the gravest alarm",
+        "alarm: the gravest of the round",
     )  # fmt: skip
     for campaign in campaigns:
         table.add_section()
@@ -126,7 +46,7 @@ def _row(finished: Round) -> list[str]:
         percent(Metric(value=best.value)) if best else "-",
         number(m.get("mean_tokens")),
         number(m.get("length_gap"), sign=True),
-        finished.facts.get("bias_level", "-") or "none",
+        gravest(finished.alarms) or "none",
         f"[{style}]{finished.verdict.decision}[/{style}]",
     ]
 

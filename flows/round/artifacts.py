@@ -28,10 +28,10 @@ def ref(artifact: Artifact) -> Ref:
     return Ref(key=artifact.key, digest=artifact.digest)
 
 
-def held(store: Store, known: Ref) -> Artifact:
-    """An artifact a Round names; where its payload is gone, the stage that needs it makes it again."""
-    found = store.find(known.key)
-    return found or Artifact(known.key, known.digest, "artifact", store.folder(known.key) / "payload", absent="gone")
+def load(store: Store, ref: Ref) -> Artifact:
+    """An artifact a Round names. If its payload is gone, the stage that needs it makes it again."""
+    found = store.find(ref.key)
+    return found or Artifact(ref.key, ref.digest, "artifact", store.folder(ref.key) / "payload", absent="gone")
 
 
 def read_metrics(artifact: Artifact) -> dict[str, Metric]:
@@ -40,7 +40,7 @@ def read_metrics(artifact: Artifact) -> dict[str, Metric]:
     return {row["metric"]: Metric(**{key: row[key] for key in keep}) for row in rows}
 
 
-def read_audit(data: Mapping[str, Artifact]) -> dict[str, Any]:
+def read_facts(data: Mapping[str, Artifact]) -> dict[str, Any]:
     """The facts about what was chosen, from whichever stage chose."""
     for name in ("pairs", "selected"):
         if name in data:

@@ -1,8 +1,9 @@
-"""How a stage is called: as a Prefect task of the running flow, watched by the reporter. Reused artifacts end as Cached."""
+"""How a stage is called: watched by the reporter and, in a campaign, as a Prefect task. Reused artifacts end as Cached."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from prefect import task
@@ -10,41 +11,59 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 from pydantic import BaseModel
 
+from data.labels import Label
+from data.recipe.settings import Hardware
 from data.store.campaign import Campaign
-from data.store.store import Artifact
-from flows.commands.report import Reporter
+from data.store.store import Artifact, Store
+from flows.round.reporter import Reporter
 from flows.round.stages import Stages
 from tasks.run.stage import Around, Input, perform
+from tasks.run.work import Stage
+
+
+def watched_stage(
+    store: Store,
+    report: Reporter,
+    number: int,
+    label: str,
+    stage: Stage,
+    settings: BaseModel,
+    inputs: Mapping[str, Input],
+    *,
+    hardware: Hardware,
+    seed: int = 0,
+    around: Around = nullcontext,
+    use: Callable[[str], None] = lambda key: None,
+) -> Artifact:
+    """Perform a stage and show it under its label. `use` is told the artifact's key before it is looked for."""
+    with report.stage(number, label, use) as notes:
+        artifact = perform(store, stage, settings, inputs, seed=seed, hardware=hardware, notes=notes, around=around)
+        report.done(number, label, artifact)
+        return artifact
 
 
 def stages_of(campaign: Campaign, number: int, report: Reporter) -> Stages:
     """The stages of one round of a campaign, each a task named after its round and label."""
+    hardware = campaign.recipe.hardware
 
-    def call(label: str, stage: str, settings: BaseModel, inputs: Mapping[str, Input], seed: int, around: Around) -> Artifact:
+    def call(
+        label: Label, stage: Stage, settings: BaseModel, inputs: Mapping[str, Input], seed: int, around: Around
+    ) -> Artifact:
         def run() -> Artifact:
-            with report.stage(number, label, campaign.use) as notes:
-                artifact = perform(
-                    campaign.store,
-                    stage,
-                    settings,
-                    inputs,
-                    seed=seed,
-                    hardware=campaign.recipe.hardware,
-                    notes=notes,
-                    around=around,
-                )
-                report.done(number, label, artifact)
-                return artifact
+            return watched_stage(
+                campaign.store, report, number, label.text, stage, settings, inputs,
+                hardware=hardware, seed=seed, around=around, use=campaign.use,
+            )  # fmt: skip
 
-        return as_task(f"round {number}: {label}", run) if campaign.recipe.hardware.prefect else run()
+        return as_task(f"round {number}: {label}", run) if hardware.prefect else run()
 
     return Stages(campaign, number, call)
 
 
-def as_task(label: str, run: Callable[[], Artifact]) -> Artifact:
+def as_task(name: str, run: Callable[[], Artifact]) -> Artifact:
     """Run under Prefect. The artifact comes back past Prefect, which neither stores nor caches it."""
     made: list[Artifact] = []
-    _task(label, run, made)  # type: ignore[unused-coroutine]
+    _task(name, run, made)  # type: ignore[unused-coroutine]
     return made[0]
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 from prefect import flow
 
 from data.store.campaign import Campaign, Round
-from flows.commands.report import Reporter
 from flows.round.calls import stages_of
-from flows.round.finish import Waiting, answer, finish, measure_final, missing, remember, replay
+from flows.round.deliver import deliver_rounds
+from flows.round.finish import Waiting, finish, measure_final, needs_replay, replay, verdict_resolver
+from flows.round.history import History
 from flows.round.one_round import one_round, round_zero
-from flows.service.orphaned_runs import bury_predecessors
+from flows.round.reporter import Reporter
+from flows.service.orphaned_runs import mark_crashed_runs
 from tasks.generate import warm
 
 
@@ -20,25 +22,25 @@ def improve(name: str, home: str, refresh: tuple[str, ...] = ()) -> str:
     """Run (or resume) the campaign `name` below `home`; returns its state: done, stopped or waiting."""
     campaign = Campaign.open(Path(home), name)
     with campaign.running(), warm.closing(), Reporter(name, frozenset(refresh)) as report:
-        bury_predecessors(campaign)
+        mark_crashed_runs(campaign)
         rounds: list[Round] = campaign.rounds()
         if not rounds:
             rounds.append(finish(campaign, report, round_zero(stages_of(campaign, 0, report))))
-        elif missing(campaign, rounds):
+        elif needs_replay(campaign, rounds):
             replay(campaign, report, rounds)
 
         try:
             while goes_on(campaign, rounds):
-                number = rounds[-1].round + 1
-                stages, settle = stages_of(campaign, number, report), answer(campaign, number)
-                rounds.append(finish(campaign, report, one_round(stages, campaign.store, rounds, settle)))
+                number, history = rounds[-1].round + 1, History(campaign.store, tuple(rounds))
+                stages, resolver = stages_of(campaign, number, report), verdict_resolver(campaign, number)
+                rounds.append(finish(campaign, report, one_round(stages, history, resolver)))
         except Waiting as question:
             report.say(str(question))
             return campaign.state
 
         if campaign.final() is None:
-            measure_final(campaign, stages_of(campaign, rounds[-1].round, report), rounds)
-        remember(campaign, report)
+            measure_final(campaign, stages_of(campaign, rounds[-1].round, report), History(campaign.store, rounds))
+        deliver_rounds(campaign, report.say)
         return campaign.state
 
 

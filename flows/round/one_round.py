@@ -5,22 +5,26 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from data import labels
+from data.alarm import Alarm, by_gravity
 from data.store.campaign import Metric, Ref, Round, Verdict
-from data.store.store import Artifact, Store
-from flows.round.artifacts import held, read_audit, read_metrics, ref
+from data.store.store import Artifact
+from flows.round.artifacts import read_facts, read_metrics, ref
+from flows.round.history import History
 from flows.round.judging import judge_metrics
-from flows.round.probe import baseline, compared, read_alarms, read_bias, said
+from flows.round.probe import compare_with_round_zero, ledger_alarms, ledger_facts, ledger_metrics, ledger_of_round_zero
 from flows.round.stages import Stages
 from flows.round.suites import suite_metrics
-from flows.round.training_data import take, too_little, truncated
-from tasks.bias.alarm_rule import Alarm
+from flows.round.training_data import skip_reason, training_data, truncated
+from flows.service.environment import ratchet_version
 from tasks.gate.gate import decide
-from tasks.gate.training_alarms import blind_judges, forgetting, training_alarms
+from tasks.gate.training_alarms import forgetting, training_alarms, uninformative_judges
 
 LIBRARIES = ("torch", "transformers", "trl", "tokenizers", "datasets", "pyarrow", "math-verify", "prefect", "mlflow")
+COMPARED = {"base": "base", "champion": "best", "previous": "previous"}  # metric accuracy_vs_<name> -> role of the checkpoint
 
 
 def round_zero(stages: Stages) -> Round:
@@ -32,103 +36,113 @@ def round_zero(stages: Stages) -> Round:
     base = stages.base(prompts)
     metrics = read_metrics(stages.evaluate(prompts, base, against={}, again=True))
     metrics |= suite_metrics(stages, prompts, base)
-    ledger = baseline(stages, prompts, base)
+    ledger = ledger_of_round_zero(stages, prompts, base)
     start = ref(base)
-    verdict = Verdict(decision="start", reason="checkpoint 0, measured before any training")
     return _record(
-        stages, began, start, start, start, start, metrics=metrics | read_bias(ledger), verdict=verdict, facts=said(ledger)
+        stages,
+        began,
+        checkpoints={"head_before": start, "checkpoint": start, "head": start, "champion": start},
+        metrics=metrics | ledger_metrics(ledger),
+        verdict=Verdict(decision="start", reason="checkpoint 0, measured before any training"),
+        facts=ledger_facts(ledger),
+        alarms=ledger_alarms(ledger),
     )
 
 
-def one_round(stages: Stages, store: Store, so_far: list[Round], settle: Callable[[Verdict], Verdict]) -> Round:
-    """Turn the head into checkpoint k, measure it, and let the gate decide. `settle` answers a gate that asks."""
-    began, last = time.time(), so_far[-1]
-    standing = {"previous": last.head, "base": so_far[0].checkpoint, "best": last.champion}
-    recipe = stages.recipe
+def one_round(stages: Stages, history: History, resolve_verdict: Callable[[Verdict], Verdict]) -> Round:
+    """Turn the head into checkpoint k, measure it, and let the gate decide. `resolve_verdict` answers a gate that asks."""
+    began, last, recipe = time.time(), history.last, stages.recipe
+    prompts = history.of_first(labels.PREPARE)  # as they were when the campaign began, whatever became of the file
 
-    prompts = held(store, so_far[0].artifacts["prepare"])  # as they were when the campaign began, whatever became of the file
-    judges = {"policy": held(store, last.head), "base": held(store, so_far[0].checkpoint)}
-    data = take(stages, store, so_far, prompts, judges)
-    untrained = too_little(stages, data)
-    reference = named_reference(stages, store, so_far, standing) if recipe.loss.needs_reference and not untrained else None
-    start = standing[recipe.train.start_from]
-    if untrained:
-        checkpoint = held(store, last.head)
-    else:
-        seed_data = {"seed_data": prompts} if recipe.train.replay else {}
-        train = stages.online if recipe.online else stages.train
-        checkpoint = train(held(store, start), held(store, reference) if reference else None, data | seed_data)
+    data = training_data(stages, history, prompts)
+    skipped = skip_reason(stages, data)
+    start = history.checkpoints_by_role[recipe.train.start_from]
+    reference = named_reference(stages, history) if recipe.loss.needs_reference and not skipped else None
+    checkpoint = history.load(last.head) if skipped else trained(stages, history, prompts, start, reference, data)
 
-    against = {name: greedy_score(store, so_far, standing[key]) for name, key in COMPARED.items()}
-    metrics = read_metrics(stages.evaluate(prompts, checkpoint, against))
-    metrics |= suite_metrics(stages, prompts, checkpoint, lambda label: held(store, so_far[0].artifacts[label]))
-    metrics |= judge_metrics(stages, store, so_far, prompts, judges)
-    ledger = compared(stages, store, so_far, prompts, checkpoint, last.head if untrained else start, data, judges)
-    troubled = [] if untrained else troubles(stages, so_far, start, checkpoint, metrics)
-    troubled += forgetting(metrics, last.metrics) + blind_judges(metrics, last.metrics, recipe.score)
-    alarms = troubled + read_alarms(ledger)
-    verdict = settle(decide(recipe.gate, metrics, untrained, alarms))
+    metrics = read_metrics(stages.evaluate(prompts, checkpoint, compared_with(history)))
+    metrics |= suite_metrics(stages, prompts, checkpoint, history)
+    metrics |= judge_metrics(stages, history, prompts)
+    ledger = compare_with_round_zero(stages, history, prompts, checkpoint, last.head if skipped else start, data)
+    alarms = [] if skipped else alarms_of_training(stages, history, start, checkpoint, metrics)
+    alarms += forgetting(metrics, last.metrics) + uninformative_judges(metrics, last.metrics, recipe.score)
+    alarms = by_gravity(alarms + ledger_alarms(ledger))
+    verdict = resolve_verdict(decide(recipe.gate, metrics, skipped, alarms))
 
-    k = ref(checkpoint)
-    head = last.champion if verdict.decision in ("roll_back", "stop") else k
-    champion = k if verdict.decision == "promote" else last.champion
-    facts = read_audit(data)
-    if "completions" in data:
-        metrics["truncated"] = truncated(stages.made["generate"])
-    if facts.get("length_gap") is not None:
-        metrics["length_gap"] = Metric(value=facts["length_gap"], n=facts.get("pairs", facts.get("rows", 0)), split="rounds")
-    facts |= said(ledger)
-    if troubled:
-        facts["training_alarms"] = [str(alarm) for alarm in troubled]
+    facts = read_facts(data)
+    metrics |= facts_as_metrics(stages, facts, data)
+    new, promoted = ref(checkpoint), verdict.decision == "promote"
+    checkpoints = {
+        "head_before": last.head,
+        "checkpoint": new,
+        "head": last.champion if verdict.decision in ("roll_back", "stop") else new,
+        "champion": new if promoted else last.champion,
+        "reference": reference,
+        "start_from": None if skipped else start,
+    }
     return _record(
-        stages, began, last.head, k, head, champion, metrics=metrics | read_bias(ledger), verdict=verdict, facts=facts,
-        reference=reference, start_from=None if untrained else start,
+        stages, began, checkpoints=checkpoints, metrics=metrics | ledger_metrics(ledger), verdict=verdict,
+        facts=facts | ledger_facts(ledger), alarms=alarms,
     )  # fmt: skip
 
 
-COMPARED = {"base": "base", "champion": "best", "previous": "previous"}
+def trained(
+    stages: Stages, history: History, prompts: Artifact, start: Ref, reference: Ref | None, data: Mapping[str, Artifact]
+) -> Artifact:
+    """The round's checkpoint."""
+    seed_data = {"seed_data": prompts} if stages.recipe.train.replay else {}
+    train = stages.online if stages.recipe.online else stages.train
+    return train(history.load(start), history.load(reference) if reference else None, {**data, **seed_data})
 
 
-def named_reference(stages: Stages, store: Store, so_far: list[Round], standing: dict[str, Ref]) -> Ref:
-    """The checkpoint the recipe calls the reference; the moving average goes over the heads of all rounds so far."""
+def named_reference(stages: Stages, history: History) -> Ref:
+    """The checkpoint the recipe calls the reference; the moving average is over the heads of all rounds before this one."""
     loss = stages.recipe.loss
     if loss.reference != "ema":
-        return standing[loss.reference]
-    average = held(store, so_far[0].head)
-    for finished in so_far[1:]:
-        average = stages.average(f"ema/{finished.round}", average, held(store, finished.head))
+        return history.checkpoints_by_role[loss.reference]
+    average = history.load(history.first.head)
+    for finished in history.rounds[1:]:
+        average = stages.average(labels.moving_average(finished.round), average, history.load(finished.head))
     return ref(average)
 
 
-def troubles(stages: Stages, so_far: list[Round], start: Ref, checkpoint: Artifact, metrics: dict[str, Metric]) -> list[Alarm]:
+def compared_with(history: History) -> dict[str, Artifact]:
+    """The greedy held-out scores of the checkpoints to compare with, from the rounds that measured them."""
+    scores = labels.HELD_OUT.scores("greedy")
+    roles = history.checkpoints_by_role
+    return {name: history.artifact(history.measured(roles[role].digest), scores) for name, role in COMPARED.items()}
+
+
+def alarms_of_training(
+    stages: Stages, history: History, start: Ref, checkpoint: Artifact, metrics: Mapping[str, Metric]
+) -> list[Alarm]:
     """What went wrong in training, by its log and by what was measured before and after it."""
-    before = next(r for r in reversed(so_far) if r.checkpoint.digest == start.digest).metrics
+    before = history.measured(start.digest).metrics
     return training_alarms(stages.training_log(checkpoint), stages.recipe.loss, before, metrics, stages.recipe.gate.kl_budget)
 
 
-def greedy_score(store: Store, so_far: list[Round], checkpoint: Ref) -> Artifact:
-    """The greedy held-out scores of an earlier checkpoint, from the round that measured it."""
-    measured = next(r for r in reversed(so_far) if r.checkpoint.digest == checkpoint.digest)
-    return held(store, measured.artifacts["evaluate/greedy_score"])
+def facts_as_metrics(stages: Stages, facts: Mapping[str, Any], data: Mapping[str, Artifact]) -> dict[str, Metric]:
+    """What is worth a curve over the rounds: truncated samples, and chosen minus rejected length."""
+    metrics = {"truncated": truncated(stages.made[labels.GENERATE])} if "completions" in data else {}
+    if facts.get("length_gap") is not None:
+        n = facts.get("pairs", facts.get("rows", 0))
+        metrics["length_gap"] = Metric(value=facts["length_gap"], n=n, split="rounds")
+    return metrics
 
 
 def _record(
-    stages: Stages, began: float, head_before: Ref, checkpoint: Ref, head: Ref, champion: Ref, *,
-    metrics: dict[str, Metric], verdict: Verdict, facts: dict[str, Any] | None = None,
-    reference: Ref | None = None, start_from: Ref | None = None,
+    stages: Stages, began: float, *, checkpoints: Mapping[str, Ref | None], metrics: dict[str, Metric], verdict: Verdict,
+    facts: dict[str, Any], alarms: Sequence[Alarm],
 ) -> Round:  # fmt: skip
+    libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return Round(
         round=stages.number,
-        head_before=head_before,
-        checkpoint=checkpoint,
-        head=head,
-        champion=champion,
-        reference=reference,
-        start_from=start_from,
-        artifacts={label: ref(artifact) for label, artifact in stages.made.items()},
+        **checkpoints,
+        artifacts={label.text: ref(artifact) for label, artifact in stages.made.items()},
         metrics=metrics,
-        facts=facts or {},
+        facts=facts,
+        alarms=tuple(alarms),
         verdict=verdict,
-        versions={"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in LIBRARIES}},
+        versions={"ratchet": ratchet_version(), "python": platform.python_version(), **libraries},
         seconds=time.time() - began,
     )

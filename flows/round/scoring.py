@@ -1,124 +1,121 @@
-"""Scoring a round's completions: every scorer with what it asks for, a reward model fitted first, solutions sampled on."""
+"""Score a round's completions: every scorer with the inputs it needs, after fitting a reward model if one is named."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from data import labels
 from data.errors import RecipeError
+from data.labels import Label
 from data.recipe.loss import Loss
 from data.recipe.settings import Score
 from data.store.store import Artifact
-from flows.round.artifacts import external_model, read_audit
+from flows.round.artifacts import read_facts
 from flows.round.resolve import micro_batches
 from flows.round.stages import Stages
-from tasks.run.parts import check_settings, supply, wants
+from tasks.choose import pair
+from tasks.generate import continued, generate, prefixes
+from tasks.run.parts import check_settings, inputs_for, needs
+from tasks.score import score
+from tasks.train import fit_reward
+
+Models = Mapping[str, Artifact]  # the campaign's checkpoints a scorer may ask, by what score.checkpoint says: policy, base
 
 
-def scores(stages: Stages, prompts: Artifact, completions: Artifact, standing: Mapping[str, Artifact]) -> dict[str, Artifact]:
-    """SCORES of every scorer. One that takes `verdicts` stands on the first one's, one with a model on the checkpoint that
-    its `checkpoint` names: `standing` holds policy and base."""
-    made: dict[str, Artifact] = {}
-    for score in stages.recipe.score:
-        verdicts = {"verdicts": next(iter(made.values()))} if made else {}
-        if score.checkpoint == "trained" and standing:
-            fit_reward(stages, prompts, completions, verdicts["verdicts"], standing)
-        made[f"score/{score.label}"] = score_one(
-            stages, f"score/{score.label}", score, "rounds", prompts, completions, standing, verdicts
-        )
-    return made
+def scores_of_round(stages: Stages, prompts: Artifact, completions: Artifact, models: Models) -> dict[str, Artifact]:
+    """SCORES of every scorer, by `score/<label>`. Scorers after the first may read its verdicts."""
+    scores: dict[str, Artifact] = {}
+    for entry in stages.recipe.score:
+        verdicts = {"verdicts": next(iter(scores.values()))} if scores else {}
+        if entry.checkpoint == "trained" and models:
+            fit_reward_model(stages, prompts, completions, verdicts["verdicts"], models)
+        label = labels.score(entry.label)
+        scores[label.text] = score_one(stages, label, entry, "rounds", prompts, completions, models, verdicts)
+    return scores
 
 
 def score_one(
     stages: Stages,
-    label: str,
-    score: Score,
+    label: Label,
+    entry: Score,
     split: str,
     prompts: Artifact,
     completions: Artifact,
-    standing: Mapping[str, Artifact],
+    models: Models,
     available: Mapping[str, Artifact],
 ) -> Artifact:
-    """SCORES of one scorer, with what else it asks for."""
-    settings: dict[str, Any] = {"scorer": score.scorer, "settings": score.settings, "split": split}
-    asked = wants("scorers", score.scorer)
-    if "checkpoint" in asked:
-        settings["loading"] = stages.loading()
-        available = {**available, **model_of(stages, score, standing)}
-    if "rollouts" in asked:
-        available = {**available, "rollouts": rollouts(stages, score, split, prompts, completions, standing)}
-    inputs = {"prompts": prompts, "completions": completions, **supply("scorers", score.scorer, available)}
-    return stages.do(label, "score", settings, inputs, around=stages.ahead.scoring)
+    """SCORES of one scorer, with what else it needs."""
+    settings = stages.score_settings(entry, split)
+    needed = needs("scorers", entry.scorer)
+    if "checkpoint" in needed:
+        settings = settings.model_copy(update={"loading": stages.loading()})
+        available = {**available, **model_of(stages, entry, models)}
+    if "rollouts" in needed:
+        available = {**available, "rollouts": rollouts(stages, entry, split, prompts, completions, models)}
+    inputs = {"prompts": prompts, "completions": completions, **inputs_for("scorers", entry.scorer, available)}
+    return stages.do(label, score.score, settings, inputs, around=stages.scoring.scoring)
 
 
-def model_of(stages: Stages, score: Score, standing: Mapping[str, Artifact]) -> dict[str, Artifact]:
+def model_of(stages: Stages, entry: Score, models: Models) -> dict[str, Artifact]:
     """The model a scorer asks: one of the campaign's, a directory's copy, or none (an endpoint holds it; none was fitted).
 
     Raises:
         RecipeError: it asks the policy or the base, and there is none (`ratchet data`).
     """
-    if not score.checkpoint:
+    if not entry.checkpoint:
         return {}
-    if score.checkpoint in ("policy", "base", "trained"):
-        if not standing:
-            raise RecipeError(
-                f"score '{score.label}' asks the {score.checkpoint}, and without rounds there is none; "
-                "set its checkpoint to a model's directory"
-            )
-        if score.checkpoint == "trained":
-            return {"checkpoint": stages.made["fit_reward"]} if "fit_reward" in stages.made else {}
-        return {"checkpoint": standing[score.checkpoint]}
-    model = external_model(Path(score.checkpoint))
-    return {"checkpoint": stages.do(f"judge/{score.label}", "import_model", {}, {"model": model})}
+    if entry.checkpoint not in ("policy", "base", "trained"):
+        return {"checkpoint": stages.import_model(labels.judge_model(entry.label), Path(entry.checkpoint))}
+    if not models:
+        raise RecipeError(
+            f"score '{entry.label}' asks the {entry.checkpoint}, which exists only in a campaign with rounds; "
+            "set its checkpoint to a model's directory"
+        )
+    if entry.checkpoint == "trained":
+        return {"checkpoint": stages.made[labels.FIT_REWARD]} if labels.FIT_REWARD in stages.made else {}
+    return {"checkpoint": models[entry.checkpoint]}
 
 
-def rollouts(
-    stages: Stages, score: Score, split: str, prompts: Artifact, completions: Artifact, standing: Mapping[str, Artifact]
-) -> Artifact:
-    """The verifier's SCORES of solutions sampled on from every step of the completions, by the start they go on from.
+def rollouts(stages: Stages, entry: Score, split: str, prompts: Artifact, completions: Artifact, models: Models) -> Artifact:
+    """The verifier's SCORES of continuations sampled from every step of the completions, by the start they continue.
 
     Raises:
-        RecipeError: no model is there to go on.
+        RecipeError: there is no model to continue with.
     """
-    model = model_of(stages, score, standing).get("checkpoint")
+    model = model_of(stages, entry, models).get("checkpoint")
     if model is None:
-        raise RecipeError(f"score '{score.label}' samples on from solutions: set its checkpoint to policy, base or a directory")
-    how = check_settings("scorers", score.scorer, score.settings)
-    place = f"rollouts/{score.label}"
+        raise RecipeError(
+            f"score '{entry.label}' samples continuations of solutions; set its checkpoint to policy, base or a directory"
+        )
+    how, label = check_settings("scorers", entry.scorer, entry.settings), labels.rollouts
+    cut = prefixes.Settings(split=split, separator=how["separator"], steps=how["steps"])
     sources = {"prompts": prompts, "completions": completions}
-    starts = stages.do(
-        f"{place}/prefixes", "prefixes", {"split": split, **{k: how[k] for k in ("separator", "steps")}}, sources
-    )
-    decoding = {
-        **stages.decoding(stages.recipe),
-        "n": how["samples"],
-        "max_tokens": stages.recipe.generate.longest,
-        "split": split,
-    }
-    drawn = stages.do(
-        f"{place}/drawn", "generate", decoding, {"prompts": starts, "checkpoint": model}, stages.seed(f"{place}/drawn")
-    )
-    whole = stages.do(f"{place}/continued", "continued", {"split": split}, {"prefixes": starts, "drawn": drawn})
-    return stages.verify(f"{place}/verdicts", split, starts, whole)
+    starts = stages.do(label(entry.label, "prefixes"), prefixes.prefixes, cut, sources)
+    settings = stages.sampling(stages.recipe, split=split, n=how["samples"], max_tokens=stages.recipe.generate.longest)
+    drawn = label(entry.label, "drawn")
+    sampled = stages.do(drawn, generate.generate, settings, {"prompts": starts, "checkpoint": model}, stages.seed(drawn.text))
+    inputs = {"prefixes": starts, "drawn": sampled}
+    whole = stages.do(label(entry.label, "continued"), continued.continued, continued.Settings(split=split), inputs)
+    return stages.verify(label(entry.label, "verdicts"), split, starts, whole)
 
 
-def fit_reward(
-    stages: Stages, prompts: Artifact, completions: Artifact, verdicts: Artifact, standing: Mapping[str, Artifact]
-) -> None:
-    """The round's reward model, where the verifier's word gives at least train.minimum pairs."""
-    f, verifier = stages.recipe.fit_reward, stages.recipe.score[0].label
-    how = {"pairer": f.pairer, "settings": f.settings, "scorers": [verifier]}
-    judged = {"completions": completions, "reward": verdicts, f"score/{verifier}": verdicts}
-    pairs = stages.do("fit_reward/pairs", "pair", how, judged)
-    if read_audit({"pairs": pairs})["pairs"] < stages.recipe.train.minimum:
+def fit_reward_model(stages: Stages, prompts: Artifact, completions: Artifact, verdicts: Artifact, models: Models) -> None:
+    """The round's reward model, if the verdicts give at least train.minimum pairs."""
+    recipe = stages.recipe
+    f, verifier = recipe.fit_reward, recipe.score[0].label
+    how = pair.Settings(pairer=f.pairer, settings=f.settings, scorers=[verifier], mitigations=[])
+    judged = {"completions": completions, "reward": verdicts, labels.score(verifier).text: verdicts}
+    pairs = stages.do(labels.FIT_REWARD_PAIRS, pair.pair, how, judged)
+    if read_facts({"pairs": pairs})["pairs"] < recipe.train.minimum:
         return
-    settings = {
-        **stages.train_settings(stages.recipe.train, Loss()),
-        **f.model_dump(exclude={"pairer", "settings"}),
-        "accumulate": f.accumulate or micro_batches(stages.recipe, f.batch, 2 * stages.recipe.train.max_length),
-        "schedule": "cosine",
-        "warmup": 0.0,
-    }
-    inputs = {"checkpoint": standing["base"], "prompts": prompts, "completions": completions, "pairs": pairs}
-    stages.do("fit_reward", "fit_reward", settings, inputs, stages.seed("fit_reward"))
+    shared = ("weight_decay", "max_length", "precision", "checkpointing", "save_every", "split", "trust_remote_code")
+    settings = fit_reward.Settings(
+        **stages.train_settings(recipe.train, Loss()).model_dump(include=set(shared)),
+        **f.model_dump(exclude={"pairer", "settings", "accumulate"}),
+        accumulate=f.accumulate or micro_batches(recipe, f.batch, 2 * recipe.train.max_length),
+        schedule="cosine",
+        warmup=0.0,
+    )
+    inputs = {"checkpoint": models["base"], "prompts": prompts, "completions": completions, "pairs": pairs}
+    stages.do(labels.FIT_REWARD, fit_reward.fit_reward, settings, inputs, stages.seed("fit_reward"))

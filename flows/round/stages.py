@@ -1,4 +1,4 @@
-"""The stages of one round, bound to the recipe's settings, inputs and seeds. `flows/round/one_round.py` puts them in order."""
+"""The stages of one round, with the recipe's settings, inputs and seeds filled in. `one_round.py` puts them in order."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from data import labels
+from data.labels import Evaluation, Label
 from data.recipe.loss import Loss
 from data.recipe.recipe import Recipe
 from data.recipe.settings import Pool, Score, Train
@@ -17,13 +19,22 @@ from data.store.campaign import Campaign
 from data.store.store import Artifact, derive_seed
 from flows.round.artifacts import external_file, external_model
 from flows.round.resolve import accumulation, checkpointing, decoded_together, precision
-from tasks.run.parts import supply
+from tasks.choose import pair, select
+from tasks.evaluate import measure, measure_pool
+from tasks.generate import contrast, generate, import_completions, pool, recorded
+from tasks.generate.generate import Settings as SamplingSettings
+from tasks.models import average, import_model, logprobs, tiny_model
+from tasks.prompts import curate, draw, prepare
+from tasks.run.parts import inputs_for
 from tasks.run.stage import Around, Input
-from tasks.run.work import module_of
-from tasks.score.score import Settings as Scoring
-from tasks.score.score_while_generating import Ahead
+from tasks.run.work import Stage
+from tasks.score import reward, score
+from tasks.score.score import Settings as ScoreSettings
+from tasks.score.score_while_generating import ScoreWhileGenerating
+from tasks.train import online, train, training_log
+from tasks.train.train import Settings as TrainSettings
 
-Call = Callable[[str, str, BaseModel, Mapping[str, Input], int, Around], Artifact]
+Call = Callable[[Label, Stage, BaseModel, Mapping[str, Input], int, Around], Artifact]
 REFERENCE_ROWS = 64  # completions on which the reference is proved
 
 
@@ -33,26 +44,26 @@ class Stages:
     def __init__(self, campaign: Campaign, number: int, call: Call) -> None:
         self.number, self.call = number, call
         self.recipe: Recipe = campaign.recipe.at_round(number)
-        self.first: Recipe = campaign.recipe.at_round(0)  # the probe is decoded in every round as in round 0
-        self.made: dict[str, Artifact] = {}
-        scoring = [Scoring(scorer=s.scorer, settings=s.settings, split="rounds") for s in self.recipe.score]
-        self.ahead = Ahead(scoring, self.recipe.hardware.workers)
+        self.first: Recipe = campaign.recipe.at_round(0)  # the probe is sampled in every round as in round 0
+        self.made: dict[Label, Artifact] = {}
+        scorers = [self.score_settings(entry, "rounds") for entry in self.recipe.score]
+        self.scoring = ScoreWhileGenerating(scorers, self.recipe.hardware.workers)
 
-    # -- what every round stands on ---------------------------------------------------------------------------------
+    # -- what every round builds on ---------------------------------------------------------------------------------
     def prepare(self) -> Artifact:
         prompts = self.recipe.prompts
         source = {"file": external_file(Path(prompts.path))} if prompts.source == "file" else {}
-        settings = prompts.model_copy(update={"path": ""})  # its content is an input, its place does not matter
-        return self.do("prepare", "prepare", settings.model_dump(), source, seed=self.seed("world", 0))
+        settings = prepare.Settings(**prompts.model_dump() | {"path": ""})  # its content is an input, its path does not matter
+        return self.do(labels.PREPARE, prepare.prepare, settings, source, seed=self.seed("world", 0))
 
     def base(self, prompts: Artifact) -> Artifact:
         """Checkpoint 0: a copy of the user's model, or the tiny one trained on the seed split."""
         model = self.recipe.model
         if model.path:
-            return self.do("base", "import_model", {}, {"model": external_model(Path(model.path))})
-        shape = {"hidden": model.hidden, "layers": model.layers}
-        fresh = self.do("tiny_model", "tiny_model", shape, {}, model.init_seed)
-        schooling = Train(
+            return self.import_model(labels.BASE, Path(model.path))
+        shape = tiny_model.Settings(hidden=model.hidden, layers=model.layers)
+        fresh = self.do(labels.TINY_MODEL, tiny_model.tiny_model, shape, {}, model.init_seed)
+        pretraining = Train(
             steps=model.steps,
             batch=model.batch,
             learning_rate=model.learning_rate,
@@ -61,109 +72,136 @@ class Stages:
             max_length=256,
             replay=True,
             save_every=300,
-        )  # of its own, so that every recipe of a world shares one base
-        settings = self.train_settings(schooling, Loss())
-        return self.do("base", "train", settings, {"checkpoint": fresh, "seed_data": prompts}, self.seed("base", 0))
+        )  # not the recipe's [train], so that every recipe of a world shares one checkpoint 0
+        settings = self.train_settings(pretraining, Loss())
+        return self.do(labels.BASE, train.train, settings, {"checkpoint": fresh, "seed_data": prompts}, self.seed("base", 0))
+
+    def import_model(self, label: Label, path: Path) -> Artifact:
+        """A copy of a model's directory."""
+        return self.do(label, import_model.import_model, import_model.Settings(), {"model": external_model(path)})
 
     # -- a round ----------------------------------------------------------------------------------------------------
     def draw(self, prompts: Artifact) -> Artifact:
+        """The prompts of this round."""
         split = "seed" if self.recipe.pool.given else "rounds"
-        settings = {"round": self.number, "count": self.recipe.prompts.per_round, "split": split}
-        return self.do("draw", "draw", settings, {"prompts": prompts}, self.seed("draw", 0))
+        settings = draw.Settings(round=self.number, count=self.recipe.prompts.per_round, split=split)
+        return self.do(labels.DRAW, draw.draw, settings, {"prompts": prompts}, self.seed("draw", 0))
 
     def import_completions(self) -> Artifact:
         """A copy of the file of recorded completions."""
         prompts, path = self.recipe.prompts, self.recipe.generate.path or self.recipe.prompts.path
-        settings = {"map": prompts.map.model_dump(), "template": prompts.template}
-        return self.do("import_completions", "import_completions", settings, {"file": external_file(Path(path))})
+        settings = import_completions.Settings(map=prompts.map, template=prompts.template)
+        file = {"file": external_file(Path(path))}
+        return self.do(labels.IMPORT_COMPLETIONS, import_completions.import_completions, settings, file)
 
-    def curate(self, prompts: Artifact, history: Mapping[str, Artifact]) -> Artifact:
-        """The prompts a round may draw from; all of them where the recipe curates nothing."""
+    def curate(self, prompts: Artifact, earlier: Mapping[str, Artifact]) -> Artifact:
+        """The prompts a round may use; all of them if the recipe curates nothing."""
         if not self.recipe.curate:
             return prompts
-        settings = {"curate": [entry.model_dump() for entry in self.recipe.curate]}
-        return self.do("curate", "curate", settings, {"prompts": prompts, **history})
+        settings = curate.Settings(curate=[entry.model_dump() for entry in self.recipe.curate])
+        return self.do(labels.CURATE, curate.curate, settings, {"prompts": prompts, **earlier})
 
-    def generate(self, prompts: Artifact, source: Artifact, max_tokens: int = 0, beside: str = "") -> Artifact:
-        """COMPLETIONS drawn from a checkpoint, or those of imported completions that answer the prompts.
+    def generate(self, prompts: Artifact, checkpoint: Artifact, max_tokens: int) -> Artifact:
+        """The round's completions, sampled from a checkpoint. Scorers run beside it unless [pool] adds completions later."""
+        around = nullcontext if self.recipe.pool != Pool() else self.scoring.generating
+        return self._generate(labels.GENERATE, prompts, checkpoint, max_tokens, around)
 
-        `beside` names those that only stand beside the round's own; 0 tokens are as many as [generate] says."""
-        if self.recipe.recorded:
-            return self.do("generate", "recorded", {"split": "rounds"}, {"prompts": prompts, "imported": source})
-        label = f"generate/{beside}" if beside else "generate"
-        limit = max_tokens or self.recipe.generate.max_tokens
-        settings = {**self.decoding(self.recipe, self.recipe.generate.engine), "max_tokens": limit, "split": "rounds"}
-        inputs = {"prompts": prompts, "checkpoint": source}
-        around = nullcontext if beside or self.recipe.pool != Pool() else self.ahead.drawing
-        return self.do(label, "generate", settings, inputs, self.seed(label), around)
+    def generate_beside(self, label: Label, prompts: Artifact, checkpoint: Artifact, max_tokens: int) -> Artifact:
+        """Completions that [pool] puts beside the round's own."""
+        return self._generate(label, prompts, checkpoint, max_tokens, nullcontext)
+
+    def _generate(self, label: Label, prompts: Artifact, checkpoint: Artifact, max_tokens: int, around: Around) -> Artifact:
+        settings = self.sampling(self.recipe, self.recipe.generate.engine, split="rounds", max_tokens=max_tokens)
+        inputs = {"prompts": prompts, "checkpoint": checkpoint}
+        return self.do(label, generate.generate, settings, inputs, self.seed(label.text), around)
+
+    def recorded(self, prompts: Artifact, imported: Artifact) -> Artifact:
+        """The imported completions that answer the prompts."""
+        settings = recorded.Settings(split="rounds")
+        return self.do(labels.GENERATE, recorded.recorded, settings, {"prompts": prompts, "imported": imported})
 
     def pool(self, prompts: Artifact, completions: Artifact, others: Mapping[str, Artifact]) -> Artifact:
-        """The round's completions with those of `others` on the same prompts; themselves where there are none."""
+        """The round's completions with those of `others` on the same prompts; themselves if there are none."""
         if not others:
             return completions
-        inputs = {"prompts": prompts, "completions": completions, **others}
-        return self.do("pool", "pool", {"contrast": self.recipe.pool.contrast}, inputs)
+        settings = pool.Settings(contrast=self.recipe.pool.contrast)
+        return self.do(labels.POOL, pool.pool, settings, {"prompts": prompts, "completions": completions, **others})
 
     def contrast(self, prompts: Artifact) -> Artifact:
-        return self.do("contrast", "contrast", {"template": self.recipe.pool.contrast}, {"prompts": prompts})
+        settings = contrast.Settings(template=self.recipe.pool.contrast)
+        return self.do(labels.CONTRAST, contrast.contrast, settings, {"prompts": prompts})
 
     def reward(self, scores: Mapping[str, Artifact]) -> Artifact:
-        """One value of the weighted scores; what has no weight is only watched, and does not even enter the key."""
-        weights = {s.label: s.weight for s in self.recipe.score if s.weight}
-        settings = {"weights": weights, **self.recipe.reward.model_dump()}
-        return self.do("reward", "reward", settings, {f"score/{name}": scores[f"score/{name}"] for name in weights})
+        """One value of the weighted scores. A score without weight does not even enter the key."""
+        return self.combine(labels.REWARD, self.recipe, scores)
 
-    def choose(self, completions: Artifact, reward: Artifact, scores: Mapping[str, Artifact]) -> dict[str, Artifact]:
+    def combine(self, label: Label, recipe: Recipe, scores: Mapping[str, Artifact]) -> Artifact:
+        """The reward of a recipe from `scores`, by `score/<label>`."""
+        weights = {entry.label: entry.weight for entry in recipe.score if entry.weight}
+        settings = reward.Settings(weights=weights, **recipe.reward.model_dump())
+        return self.do(label, reward.reward, settings, {f"score/{name}": scores[f"score/{name}"] for name in weights})
+
+    def choose(self, completions: Artifact, rewards: Artifact, scores: Mapping[str, Artifact]) -> dict[str, Artifact]:
         """Select or pair, as the recipe says."""
-        inputs = {"completions": completions, "reward": reward, **scores}
-        mitigations = [entry.model_dump() for entry in self.recipe.mitigate]
-        common = {"scorers": [s.label for s in self.recipe.score], "mitigations": mitigations}
+        inputs: dict[str, Input] = {"completions": completions, "reward": rewards, **scores}
+        common: dict[str, Any] = {
+            "scorers": [entry.label for entry in self.recipe.score],
+            "mitigations": [entry.model_dump() for entry in self.recipe.mitigate],
+        }
         if self.recipe.pair:
-            inputs |= supply("pairers", self.recipe.pair.pairer, {"origins": completions})
-            return {"pairs": self.do("pair", "pair", {**self.recipe.pair.model_dump(), **common}, inputs)}
+            inputs |= inputs_for("pairers", self.recipe.pair.pairer, {"origins": completions})
+            pairing = pair.Settings(**self.recipe.pair.model_dump(), **common)
+            return {"pairs": self.do(labels.PAIR, pair.pair, pairing, inputs)}
         assert self.recipe.select is not None
-        inputs |= supply("selectors", self.recipe.select.selector, {"origins": completions})
-        return {"selected": self.do("select", "select", {**self.recipe.select.model_dump(), **common}, inputs)}
+        inputs |= inputs_for("selectors", self.recipe.select.selector, {"origins": completions})
+        selecting = select.Settings(**self.recipe.select.model_dump(), **common)
+        return {"selected": self.do(labels.SELECT, select.select, selecting, inputs)}
 
     def train(self, start: Artifact, reference: Artifact | None, data: Mapping[str, Artifact]) -> Artifact:
-        """Train from `start`; where there is a `reference`, its log-probabilities are stored first, as its proof."""
+        """Train from `start`. If there is a `reference`, its log-probabilities are stored first, as its proof."""
         inputs = {"checkpoint": start, **data}
         if reference is not None:
             proof = {"checkpoint": reference, **{k: data[k] for k in ("prompts", "completions", "pairs") if k in data}}
-            settings = {"split": "rounds", "limit": REFERENCE_ROWS, "trust_remote_code": self.recipe.model.trust_remote_code}
-            logprobs = self.do("logprobs/reference", "logprobs", settings, proof)
-            inputs |= {"reference": reference, "reference_logprobs": logprobs}
+            stored = self.logprobs(labels.REFERENCE_LOGPROBS, "rounds", proof, limit=REFERENCE_ROWS)
+            inputs |= {"reference": reference, "reference_logprobs": stored}
         settings = self.train_settings(self.recipe.train, self.recipe.loss)
-        return self.do("train", "train", settings, inputs, self.seed("train"))
+        return self.do(labels.TRAIN, train.train, settings, inputs, self.seed("train"))
 
-    def measure_pool(self, completions: Artifact, reward: Artifact, scores: Mapping[str, Artifact]) -> Artifact:
-        settings = {"split": "rounds", "scorers": [s.label for s in self.recipe.score]}
-        inputs = {"completions": completions, "reward": reward, **scores}
-        return self.do("measure_pool", "measure_pool", settings, inputs)
+    def measure_pool(self, completions: Artifact, rewards: Artifact, scores: Mapping[str, Artifact]) -> Artifact:
+        settings = measure_pool.Settings(split="rounds", scorers=[entry.label for entry in self.recipe.score])
+        inputs = {"completions": completions, "reward": rewards, **scores}
+        return self.do(labels.MEASURE_POOL, measure_pool.measure_pool, settings, inputs)
 
     def online(self, start: Artifact, reference: Artifact | None, data: Mapping[str, Artifact]) -> Artifact:
         """Train from `start` on prompts, the recipe's scorers as rewards; the trainer proves the reference by its weights."""
         g = self.recipe.generate
-        settings = {
-            **self.train_settings(self.recipe.train, self.recipe.loss),
-            "rewards": [
-                {"name": s.label, "scorer": s.scorer, "settings": s.settings, "weight": s.weight} for s in self.recipe.score
-            ],
-            **{name: getattr(g, name) for name in ("n", "temperature", "top_p", "max_tokens")},
-            "together": decoded_together(self.recipe),
-        }
+        rewards = [
+            online.Reward(name=entry.label, scorer=entry.scorer, settings=entry.settings, weight=entry.weight)
+            for entry in self.recipe.score
+        ]
+        settings = online.Settings(
+            **self.train_settings(self.recipe.train, self.recipe.loss).model_dump(),
+            rewards=rewards,
+            n=g.n,
+            temperature=g.temperature,
+            top_p=g.top_p,
+            max_tokens=g.max_tokens,
+            together=decoded_together(self.recipe),
+        )
         inputs = {"checkpoint": start, **data} | ({"reference": reference} if reference else {})
-        return self.do("train", "online", settings, inputs, self.seed("train"))
+        return self.do(labels.TRAIN, online.online, settings, inputs, self.seed("train"))
 
     def training_log(self, checkpoint: Artifact) -> list[dict[str, Any]]:
         """Rows of TRAINING: every metric of every step."""
-        log = self.do("training_log", "training_log", {}, {"checkpoint": checkpoint})
+        settings = training_log.Settings()
+        log = self.do(labels.TRAINING_LOG, training_log.training_log, settings, {"checkpoint": checkpoint})
         rows: list[dict[str, Any]] = tables.read(log.file("training.parquet"), tables.TRAINING).to_pylist()
         return rows
 
-    def average(self, label: str, average: Artifact, head: Artifact) -> Artifact:
+    def average(self, label: Label, so_far: Artifact, head: Artifact) -> Artifact:
         """One step of the moving average of the heads."""
-        return self.do(label, "average", {"decay": self.recipe.loss.ema_decay}, {"average": average, "head": head})
+        settings = average.Settings(decay=self.recipe.loss.ema_decay)
+        return self.do(label, average.average, settings, {"average": so_far, "head": head})
 
     # -- measuring --------------------------------------------------------------------------------------------------
     def evaluate(
@@ -173,82 +211,88 @@ class Stages:
         against: Mapping[str, Artifact],
         split: str = "held_out",
         again: bool = False,
-        place: str = "",
+        place: Evaluation | None = None,
         verifier: Score | None = None,
     ) -> Artifact:
         """METRICS of a checkpoint on a split. `against` names greedy score artifacts of other checkpoints.
 
-        Seeds do not depend on the round: the same checkpoint is measured once, different ones with common random numbers. Nor
-        does how they are measured: a longer window alone would make a later checkpoint look better.
+        Seeds do not depend on the round, so the same checkpoint is measured once and different ones share random numbers.
+        Neither do the settings: a longer window alone would make a later checkpoint look better.
         """
         e = self.first.evaluate
-        place = place or ("evaluate" if split == "held_out" else f"evaluate/{split}")
-        common = {
-            **self.decoding(self.first),
-            "split": split,
-            "top_p": 1.0,
-            "max_tokens": e.max_tokens or self.first.generate.max_tokens,
-            "batch": e.batch,
-            "shard": max(e.batch, 2000),
-        }
-        wanted = {"greedy": (1, 0.0, "evaluate")}
+        place = place or labels.evaluation(split)
+        common = self.sampling(
+            self.first,
+            split=split,
+            top_p=1.0,
+            max_tokens=e.max_tokens or self.first.generate.max_tokens,
+            batch=e.batch,
+            shard=max(e.batch, 2000),
+        )
+        samplings: dict[labels.Sampling, tuple[int, float, str]] = {"greedy": (1, 0.0, "evaluate")}
         if e.samples and split == "held_out":
-            wanted["sampled"] = (e.samples, e.temperature, "evaluate")
+            samplings["sampled"] = (e.samples, e.temperature, "evaluate")
             if again:
-                wanted["again"] = (e.samples, e.temperature, "evaluate again")
-        inputs: dict[str, Artifact] = {f"greedy_score/{name}": score for name, score in against.items()}
-        for kind, (n, temperature, seed) in wanted.items():
-            settings = {**common, "n": n, "temperature": temperature}
+                samplings["again"] = (e.samples, e.temperature, "evaluate again")
+        inputs: dict[str, Artifact] = {f"greedy_score/{name}": scores for name, scores in against.items()}
+        for sampling, (n, temperature, seed) in samplings.items():
+            settings = common.model_copy(update={"n": n, "temperature": temperature})
             sources = {"prompts": prompts, "checkpoint": checkpoint}
-            drawn = self.do(f"{place}/{kind}", "generate", settings, sources, self.seed(seed, 0))
-            scored = self.verify(f"{place}/{kind}_score", split, prompts, drawn, verifier)
-            inputs |= {"again": scored} if kind == "again" else {kind: drawn, f"{kind}_score": scored}
-        return self.do(f"{place}/metrics", "measure", {"split": split, "against": sorted(against)}, inputs)
+            completions = self.do(place.completions(sampling), generate.generate, settings, sources, self.seed(seed, 0))
+            scores = self.verify(place.scores(sampling), split, prompts, completions, verifier)
+            inputs |= {"again": scores} if sampling == "again" else {sampling: completions, f"{sampling}_score": scores}
+        return self.do(place.metrics, measure.measure, measure.Settings(split=split, against=sorted(against)), inputs)
 
     def verify(
-        self, label: str, split: str, prompts: Artifact, completions: Artifact, verifier: Score | None = None
+        self, label: Label, split: str, prompts: Artifact, completions: Artifact, verifier: Score | None = None
     ) -> Artifact:
-        """Score with the verifier: the recipe's first scorer where none is named."""
-        verifier = verifier or self.recipe.score[0]
-        settings = {"scorer": verifier.scorer, "settings": verifier.settings, "split": split}
-        return self.do(label, "score", settings, {"prompts": prompts, "completions": completions})
+        """Score with the verifier: the recipe's first scorer if none is named."""
+        settings = self.score_settings(verifier or self.recipe.score[0], split)
+        return self.do(label, score.score, settings, {"prompts": prompts, "completions": completions})
 
-    # -- the bias ledger --------------------------------------------------------------------------------------------
+    def logprobs(self, label: Label, split: str, inputs: Mapping[str, Artifact], limit: int = 0) -> Artifact:
+        """A checkpoint's log-probabilities of completions that exist; of the first `limit`, 0 = all."""
+        trusted = self.recipe.model.trust_remote_code
+        settings = logprobs.Settings(split=split, limit=limit, trust_remote_code=trusted)
+        return self.do(label, logprobs.logprobs, settings, inputs)
 
     # -- how --------------------------------------------------------------------------------------------------------
     def do(
         self,
-        label: str,
-        stage: str,
-        settings: Mapping[str, Any],
+        label: Label,
+        stage: Stage,
+        settings: BaseModel,
         inputs: Mapping[str, Input],
         seed: int = 0,
         around: Around = nullcontext,
     ) -> Artifact:
-        artifact = self.call(label, stage, module_of(stage).Settings.model_validate(settings), inputs, seed, around)
+        artifact = self.call(label, stage, settings, inputs, seed, around)
         self.made[label] = artifact
         return artifact
 
     def seed(self, stage: str, number: int | None = None) -> int:
         return derive_seed(self.recipe.seed, stage, self.number if number is None else number)
 
-    def decoding(self, recipe: Recipe, engine: str = "") -> dict[str, Any]:
-        """How completions are drawn: by the engine given, or by the one that measures checkpoints."""
+    def sampling(self, recipe: Recipe, engine: str = "", *, split: str, **changes: Any) -> SamplingSettings:
+        """How completions are sampled: by the engine given, or by the one that measures checkpoints."""
         engine = engine or recipe.evaluation_engine
-        how = recipe.generate.model_dump(exclude={"path"})
-        how["batch"] = decoded_together(recipe)
-        return {**how, "engine": engine, "settings": recipe.engine_settings(engine), **self.loading()}
+        how = recipe.generate.model_dump(include={"n", "temperature", "top_p", "max_tokens", "shard"})
+        how |= {"batch": decoded_together(recipe), "engine": engine, "settings": recipe.engine_settings(engine)}
+        return SamplingSettings(**{**how, "split": split, **self.loading(), **changes})
+
+    def score_settings(self, entry: Score, split: str) -> ScoreSettings:
+        return ScoreSettings(scorer=entry.scorer, settings=entry.settings, split=split)
 
     def loading(self) -> dict[str, Any]:
         return {"dtype": precision(self.recipe), "trust_remote_code": self.recipe.model.trust_remote_code}
 
-    def train_settings(self, t: Train, loss: Loss) -> dict[str, Any]:
-        return {
-            **t.model_dump(exclude={"start_from", "minimum", "precision"}),
-            "loss": loss.used(),
-            "precision": precision(self.recipe),
-            "checkpointing": checkpointing(self.recipe),
-            "accumulate": accumulation(self.recipe, t, loss),
-            "split": "rounds",
-            "trust_remote_code": self.recipe.model.trust_remote_code,
-        }
+    def train_settings(self, t: Train, loss: Loss) -> TrainSettings:
+        return TrainSettings(
+            **t.model_dump(exclude={"start_from", "minimum", "precision", "checkpointing", "accumulate"}),
+            loss=loss.used(),
+            precision=precision(self.recipe),
+            checkpointing=checkpointing(self.recipe),
+            accumulate=accumulation(self.recipe, t, loss),
+            split="rounds",
+            trust_remote_code=self.recipe.model.trust_remote_code,
+        )

@@ -2,70 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from data import labels
+from data.labels import Label
 from data.recipe.settings import Suite
 from data.store.campaign import Metric
 from data.store.store import Artifact
 from flows.round.artifacts import external_file, read_metrics
+from flows.round.history import History
 from flows.round.stages import Stages
+from tasks.evaluate import measure_logprob
+from tasks.generate import import_completions
+from tasks.prompts import read_prompts
 from tasks.prompts.read_prompts import SPLIT
+from tasks.run.stage import Input
 
-Past = Callable[[str], Artifact]  # an artifact of round 0 by its label
 
-
-def suite_metrics(stages: Stages, prompts: Artifact, checkpoint: Artifact, past: Past | None = None) -> dict[str, Metric]:
-    """`suite/<name>/{accuracy,logprob}` of a checkpoint, from round 1 on with `..._vs_base`; empty where there are no suites.
+def suite_metrics(stages: Stages, prompts: Artifact, checkpoint: Artifact, history: History | None = None) -> dict[str, Metric]:
+    """`suite/<name>/{accuracy,logprob}` of a checkpoint, from round 1 on with `..._vs_base`; empty if there are no suites.
 
     Args:
-        past: of round 0; None in round 0, which copies the files.
+        history: None in round 0, which copies the files.
     """
     metrics: dict[str, Metric] = {}
     for suite in stages.recipe.suites:
-        by = _accuracy if suite.measure == "accuracy" else _logprob
-        found = read_metrics(by(stages, suite, prompts, checkpoint, past))
-        metrics |= {f"suite/{suite.name}/{name}": metric for name, metric in found.items()}
+        measure = _accuracy if suite.measure == "accuracy" else _logprob
+        measured = read_metrics(measure(stages, suite, prompts, checkpoint, history))
+        metrics |= {f"suite/{suite.name}/{name}": metric for name, metric in measured.items()}
     return metrics
 
 
-def _accuracy(stages: Stages, suite: Suite, prompts: Artifact, checkpoint: Artifact, past: Past | None) -> Artifact:
-    place = f"suite/{suite.name}"
-    asked = _copied(stages, suite, "prompts", prompts, past)
-    return stages.evaluate(asked, checkpoint, _base(f"{place}/greedy_score", past), SPLIT, place=place, verifier=suite.score)
+def _accuracy(stages: Stages, suite: Suite, prompts: Artifact, checkpoint: Artifact, history: History | None) -> Artifact:
+    names = labels.suite(suite.name)
+    questions = history.of_first(names.prompts) if history else copy_prompts(stages, suite, prompts)
+    against = _of_base(names.scores("greedy"), history)
+    return stages.evaluate(questions, checkpoint, against, SPLIT, place=names, verifier=suite.score)
 
 
-def _logprob(stages: Stages, suite: Suite, prompts: Artifact, checkpoint: Artifact, past: Past | None) -> Artifact:
-    place = f"suite/{suite.name}"
-    given = {what: _copied(stages, suite, what, prompts, past) for what in ("prompts", "completions")}
-    return likelihood(stages, place, given, checkpoint, _base(f"{place}/logprobs", past))
+def _logprob(stages: Stages, suite: Suite, prompts: Artifact, checkpoint: Artifact, history: History | None) -> Artifact:
+    names = labels.suite(suite.name)
+    questions = history.of_first(names.prompts) if history else copy_prompts(stages, suite, prompts)
+    given = history.of_first(names.given) if history else copy_completions(stages, suite)
+    inputs = {"prompts": questions, "completions": given, "checkpoint": checkpoint}
+    against = _of_base(names.logprobs, history)
+    logprobs = stages.logprobs(names.logprobs, SPLIT, inputs)
+    settings = measure_logprob.Settings(split=SPLIT, against=sorted(against))
+    compared: dict[str, Artifact] = {"logprobs": logprobs, **{f"logprobs/{name}": other for name, other in against.items()}}
+    return stages.do(names.metrics, measure_logprob.measure_logprob, settings, compared)
 
 
-def _copied(stages: Stages, suite: Suite, what: str, prompts: Artifact, past: Past | None) -> Artifact:
-    return past(f"suite/{suite.name}/{what}") if past else suite_file(stages, suite, what, prompts)
+def _of_base(label: Label, history: History | None) -> dict[str, Artifact]:
+    return {"base": history.of_first(label)} if history else {}
 
 
-def _base(label: str, past: Past | None) -> Mapping[str, Artifact]:
-    return {"base": past(label)} if past else {}
-
-
-def suite_file(stages: Stages, suite: Suite, what: str, prompts: Artifact) -> Artifact:
-    """The prompts of a suite's file, none of which rounds train on; or its completions."""
-    settings, inputs = (
-        {"map": suite.map.model_dump(), "template": suite.template},
-        {"file": external_file(Path(suite.path))},
+def copy_prompts(stages: Stages, suite: Suite, prompts: Artifact) -> Artifact:
+    """The prompts of a suite's file, none of which rounds train on."""
+    settings = read_prompts.Settings(
+        map=suite.map,
+        template=suite.template,
+        answer_after=suite.answer_after,
+        trained=stages.recipe.prompts.template,
     )
-    if what == "completions":
-        return stages.do(f"suite/{suite.name}/completions", "import_completions", settings, inputs)
-    settings |= {"answer_after": suite.answer_after, "trained": stages.recipe.prompts.template}
-    return stages.do(f"suite/{suite.name}/prompts", "read_prompts", settings, {**inputs, "prompts": prompts})
+    inputs: dict[str, Input] = {"file": external_file(Path(suite.path)), "prompts": prompts}
+    return stages.do(labels.suite(suite.name).prompts, read_prompts.read_prompts, settings, inputs)
 
 
-def likelihood(
-    stages: Stages, place: str, given: Mapping[str, Artifact], checkpoint: Artifact, against: Mapping[str, Artifact]
-) -> Artifact:
-    """METRICS of how likely a checkpoint finds given completions. `against` names the logprobs of other checkpoints."""
-    settings = {"split": SPLIT, "limit": 0, "trust_remote_code": stages.recipe.model.trust_remote_code}
-    found = stages.do(f"{place}/logprobs", "logprobs", settings, {**given, "checkpoint": checkpoint})
-    inputs = {"logprobs": found, **{f"logprobs/{name}": other for name, other in against.items()}}
-    return stages.do(f"{place}/metrics", "measure_logprob", {"split": SPLIT, "against": sorted(against)}, inputs)
+def copy_completions(stages: Stages, suite: Suite) -> Artifact:
+    """The completions of a suite's file."""
+    settings = import_completions.Settings(map=suite.map, template=suite.template)
+    file = {"file": external_file(Path(suite.path))}
+    return stages.do(labels.suite(suite.name).given, import_completions.import_completions, settings, file)

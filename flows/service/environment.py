@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import tomllib
 import warnings
 from pathlib import Path
 
 from data.errors import HomeError
 
+CHECKOUT = Path(__file__).parents[2]
 DEFAULTS = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -25,12 +27,18 @@ DEFAULTS = {
 }
 
 
+def ratchet_version() -> str:
+    """Ratchet's own version: that of pyproject.toml in this checkout, since it runs from there and is not installed."""
+    with (CHECKOUT / "pyproject.toml").open("rb") as file:
+        return str(tomllib.load(file)["project"]["version"])
+
+
 def home_of(given: Path | None) -> Path:
     """`--home`, else RATCHET_HOME, else `runs/` in the checkout."""
     if given is not None:
         return given.absolute()
     named = os.environ.get("RATCHET_HOME")
-    return Path(named).absolute() if named else Path(__file__).parents[2] / "runs"
+    return Path(named).absolute() if named else CHECKOUT / "runs"
 
 
 def prepare(home: Path) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FLOWS = ["campaign", "improve"]  # the flows that run a campaign, by their names in Prefect
 
 
-def bury_predecessors(campaign: Campaign) -> None:
+def mark_crashed_runs(campaign: Campaign) -> None:
     """Mark the runs of this campaign that died: call it with the campaign's lock held, which no other living run has then.
 
     A retry has the id of the attempt that died, so of the caller's own run only the stages are marked. Does nothing where the
@@ -36,7 +36,7 @@ def bury_predecessors(campaign: Campaign) -> None:
                 _crash(client, run, stages_only=run.id == UUID(flow_run.id))
 
 
-def reap() -> list[str]:
+def mark_runs_without_process() -> list[str]:
     """Mark every run of this server that Prefect shows as running while nobody holds its campaign; returns the campaigns.
 
     For a server without a worker, as at the start of `serve`: a run that has just begun does not hold its campaign yet.
@@ -53,7 +53,7 @@ def reap() -> list[str]:
     return dead
 
 
-def settle(quiet: float = 60.0, patience: float = 90.0) -> int:
+def close_orphaned_runs(quiet: float = 60.0, patience: float = 90.0) -> int:
     """Say the end of what ended and could not say so itself; returns how many runs and stages.
 
     A run that was asked to stop `patience` seconds ago, and whose campaign nobody holds, is Cancelled: its worker reports that
@@ -73,14 +73,14 @@ def _cancel(client: SyncPrefectClient, before: datetime) -> int:
     from prefect.client.schemas.objects import StateType
     from prefect.states import Cancelled
 
-    settled = 0
+    closed = 0
     for run in _running(client):
         asked = run.state is not None and run.state.type == StateType.CANCELLING and run.state.timestamp <= before
         found = campaign_of(run) if asked else None
         if found and not Campaign.runs(*found):
             client.set_flow_run_state(run.id, Cancelled(message="its process is gone"), force=True)
-            settled += 1
-    return settled
+            closed += 1
+    return closed
 
 
 def _end_stages(client: SyncPrefectClient, before: datetime) -> int:
@@ -88,14 +88,14 @@ def _end_stages(client: SyncPrefectClient, before: datetime) -> int:
     from prefect.states import Completed
 
     done: State[None] = Completed(message="its run completed; the report of its own end was lost with the server")
-    settled = 0
+    closed = 0
     for stage in _unfinished(client, FlowRunFilter(end_time=FlowRunFilterEndTime(before_=before))):
         assert stage.flow_run_id is not None  # the filter is about its run
         run = client.read_flow_run(stage.flow_run_id)
         if campaign_of(run) and run.state is not None and run.state.is_final():
             client.set_task_run_state(stage.id, done if run.state.is_completed() else _crashed(), force=True)
-            settled += 1
-    return settled
+            closed += 1
+    return closed
 
 
 def campaign_of(run: FlowRun) -> tuple[Path, str] | None:

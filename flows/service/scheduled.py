@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.commands.conduct import begin, settled
+from flows.commands.run import begin, nothing_to_run
 from flows.round.improve import improve
 from flows.service import environment
 
@@ -39,7 +39,7 @@ def campaign(order: Order) -> State[str]:
     home = environment.home_of(Path(order.home) if order.home else None)
     begun = begin(order.recipe, order.name, home, order.overrides)
     state: str = begun.state
-    if not settled(begun):
+    if not nothing_to_run(begun):
         with (begun.folder / "log").open("a", buffering=1) as log, contextlib.redirect_stderr(log):
             state = improve.fn(begun.name, str(begun.home))
     return Completed(name=state.capitalize(), data=state)

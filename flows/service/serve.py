@@ -65,10 +65,10 @@ def _serve(home: Path, port: int, mlflow_port: int) -> None:
             service.start()
         if not all(service.wait(stop.wait) for service in first):
             return
-        _reap()
+        _mark_runs_without_process()
         deploy()
         worker.start()
-        threading.Thread(target=_settle, args=[stop], name="settle", daemon=True).start()
+        threading.Thread(target=_close_orphaned_runs, args=[stop], name="close-orphaned-runs", daemon=True).start()
         _say_where(home, api, f"http://{HOST}:{mlflow_port}" if mlflow else "")
         keep([*first, worker], stop)
 
@@ -124,23 +124,23 @@ def _mlflow(home: Path, port: int) -> Service | None:
     return Service("MLflow UI", ["env", *command], home / "mlflow.log", {}, f"http://{HOST}:{port}/health") if command else None
 
 
-def _reap() -> None:
-    from flows.service.orphaned_runs import reap
+def _mark_runs_without_process() -> None:
+    from flows.service.orphaned_runs import mark_runs_without_process
 
-    for name in reap():
-        out.print(f"the last run of {name} died with its process; Prefect shows it as Crashed now, retry it there")
+    for name in mark_runs_without_process():
+        out.print(f"The process of {name}'s last run is gone. Prefect shows the run as Crashed now; retry it there.")
 
 
-def _settle(stop: threading.Event, every: float = 20.0) -> None:
-    """Until told to stop, end what ended without the server's hearing of it."""
-    from flows.service.orphaned_runs import settle
+def _close_orphaned_runs(stop: threading.Event, every: float = 20.0) -> None:
+    """Until told to stop, look for runs and stages that ended although the server was not told, and mark them as ended."""
+    from flows.service.orphaned_runs import close_orphaned_runs
 
     while not stop.is_set():
         try:
-            settle()
-        except Exception as error:  # the server is just being started again, a run was deleted while we looked: the next time
+            close_orphaned_runs()
+        except Exception as error:  # the server restarts, or a run was just deleted: try again
             if not stop.is_set():
-                out.print(f"did not look for what ended unheard, will in {every:.0f} s: {error}", markup=False)
+                out.print(f"Could not check for orphaned runs ({error}); retrying in {every:.0f} s.", markup=False)
         stop.wait(every)
 
 

@@ -9,25 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
+from data.alarm import LEVELS, Alarm, by_gravity
+from tasks.bias.counterfactual_features import COLUMNS
 from tasks.bias.ledger import CONDITIONED, Entry, with_corrected
-from tasks.bias.twin_features import COLUMNS
-
-Level = Literal["watch", "ALARM", "STOP"]
-LEVELS = ("", "watch", "ALARM", "STOP")
-
-
-@dataclass(frozen=True)
-class Alarm:
-    """One line for a person: the level, the feature, and a sentence."""
-
-    level: Level
-    feature: str
-    sentence: str
-
-    def __str__(self) -> str:
-        return f"{self.level} {self.feature}: {self.sentence}"
 
 
 @dataclass(frozen=True)
@@ -54,13 +39,12 @@ def judge(
     levelled = [_levelled(entry, before.get(entry.key), round, rule) for entry in tested]
     groups = {entry.key: entry for entry in levelled}
     judged = [_unless_harmless(entry, groups, rule) for entry in levelled]
-    alarms = [Alarm(e.level, e.feature, sentence(e, groups, rule)) for e in _gravest(judged) if e.level]  # type: ignore[arg-type]
-    return judged, sorted(alarms, key=lambda alarm: -LEVELS.index(alarm.level))
-
-
-def gravest(alarms: Sequence[Alarm]) -> str:
-    """The highest level among alarms, "" where there are none."""
-    return max((alarm.level for alarm in alarms), key=LEVELS.index, default="")
+    alarms = [
+        Alarm(e.level, "ledger", e.feature, sentence(e, groups, rule))  # type: ignore[arg-type]
+        for e in _gravest(judged)
+        if e.level
+    ]
+    return judged, by_gravity(alarms)
 
 
 # -- levels -------------------------------------------------------------------------------------------------------------

@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
 from threadpoolctl import threadpool_limits
 
+from data.alarm import Alarm, gravest
 from data.rows import tables
-from tasks.bias.alarm_rule import Alarm, gravest, judge, mitigations
+from tasks.bias.alarm_rule import judge, mitigations
 from tasks.bias.effects import Array, Kind, prompt_means, scaled
 from tasks.bias.ledger import Entry, Sample, compare
 from tasks.bias.observed import features, grids, numbers
 from tasks.bias.overoptimisation import alarms_of, facts_of, lines, proxy_gap
 from tasks.bias.pressure import UNKNOWN, Estimate, Selection, contrast, estimate, surface_auc, with_selection
-from tasks.run.work import Work
+from tasks.run.work import StageSettings, Work
 
-VERSION = 7  # 2: what is trained towards; twins. 3: less of a fault is no ALARM. 4: the proxy. 5, 6: five digits. 7: gain
+VERSION = 8  # 7: gain. 8: alarms have a source and a name
 LIBRARIES = ("numpy", "scipy", "scikit-learn")
 NARROW = 0.7  # share of the entropy of answers at round 0 below which they have collapsed, if less is solved
 SHORTCUT = 0.7  # AUC from which the pairs can be told apart by their surface alone
@@ -30,21 +30,21 @@ SHORTCUT = 0.7  # AUC from which the pairs can be told apart by their surface al
 Columns = Mapping[str, Array]
 
 
-class Settings(BaseModel):
+class Settings(StageSettings):
     round: int
     kinds: dict[str, Kind]  # of the columns of FEATURES
     prompt_kinds: dict[str, Kind]  # of the columns of PROMPT_FEATURES
-    twins: tuple[str, ...] = ()  # columns of twin_features, all real numbers
+    counterfactuals: tuple[str, ...]  # columns of counterfactual_features, all real numbers
     baseline: int  # samples of round 0: inputs base/1 ...
-    copies: bool = True  # whether training started from the checkpoint that drew what it trained on
-    chosen: str = ""  # "selected" or "pairs": the input that says what the round trained on
+    on_policy: bool  # whether training started from the checkpoint that sampled what it trained on
+    chosen: str  # "selected" or "pairs": the input that says what the round trained on
 
 
 def bias(work: Work) -> None:
     """`ledger.parquet` (LEDGER) and `alarms.json` of the round whose checkpoint `observed` is.
 
     Inputs: prompts; observed, previous/observed, base/1/observed ... (of `observe`), each with its verdicts (SCORES) and, where
-    there are any, its twins (of `twin_features`); proxy and base/proxy (SCORES of the reward on the probe, now and at round 0);
+    there are any, its counterfactuals; proxy and base/proxy (SCORES of the reward on the probe, now and at round 0);
     earlier (this stage's output for the round before); for what the round trained on pool_prompts, pool (of `observe`), reward
     and the input that `chosen` names. `previous`, the proxies, `earlier` and the last four may be missing.
     """
@@ -59,14 +59,14 @@ def _bias(work: Work) -> None:
     now = _sample(work, [""], order)
     previous = _sample(work, ["previous/"], order) if "previous/observed" in work.inputs else None
     base = _sample(work, [f"base/{i}/" for i in range(1, s.baseline + 1)], order)
-    kinds: dict[str, Kind] = s.kinds | s.prompt_kinds | dict.fromkeys(s.twins, "real")
+    kinds: dict[str, Kind] = s.kinds | s.prompt_kinds | dict.fromkeys(s.counterfactuals, "real")
     strata = prompts["stratum"].to_pylist()
     entries = compare(now, base, previous, kinds=kinds, strata=strata)
 
     facts: dict[str, Any] = {}
     if s.chosen and "pool" in work.inputs:
         chosen = _selection(work)
-        entries = with_selection(entries, chosen, now, previous or base if s.copies else None, strata)
+        entries = with_selection(entries, chosen, now, previous or base if s.on_policy else None, strata)
         facts["surface_auc"] = _surface_auc(work, chosen) if s.chosen == "pairs" else None
     earlier, said = _earlier(work)
     entries, alarms = judge(entries, earlier, round=s.round)
@@ -92,7 +92,9 @@ def answer_collapse(entries: Sequence[Entry], now: Sample, base: Sample) -> list
         f"answers of a prompt: entropy {entropy.base:.2f} -> {entropy.mean:.2f} ({ratio - 1:+.0%}) since round 0, while "
         f"prompts solved in {k} samples fell by {-100 * lost.value:.1f} points [{-100 * lost.high:.1f}, {-100 * lost.low:.1f}]"
     )
-    return [Alarm("STOP", "answer collapse", f"{said}; acts on it: {', '.join(mitigations('answer_entropy', 'real'))}")]
+    return [
+        Alarm("STOP", "ledger", "answer collapse", f"{said}; acts on it: {', '.join(mitigations('answer_entropy', 'real'))}")
+    ]
 
 
 def _solved(right: Array | None, k: int) -> Array:
@@ -106,7 +108,7 @@ def _shortcut(auc: float | None) -> list[Alarm]:
     if auc is None or auc <= SHORTCUT:
         return []
     said = f"surface features alone tell chosen from rejected (AUC {auc:.2f}, 0.5 = not at all): the pairs carry a shortcut"
-    return [Alarm("watch", "pairs", said + "; acts on it: style_balanced, length_matched")]
+    return [Alarm("watch", "ledger", "pairs", said + "; acts on it: style_balanced, length_matched")]
 
 
 # -- reading ------------------------------------------------------------------------------------------------------------
@@ -127,9 +129,9 @@ def _drawing(work: Work, place: str, order: Mapping[str, int]) -> dict[str, Arra
     values = features(folder / "features.parquet", tables.features(*s.kinds), order, list(s.kinds))
     schema = tables.prompt_features(*s.prompt_kinds)
     values |= features(folder / "prompt_features.parquet", schema, order, list(s.prompt_kinds))
-    if s.twins:
-        path = work.inputs[f"{place}twins"] / "prompt_features.parquet"
-        values |= features(path, tables.prompt_features(*s.twins), order, s.twins)
+    if s.counterfactuals:
+        path = work.inputs[f"{place}counterfactuals"] / "prompt_features.parquet"
+        values |= features(path, tables.prompt_features(*s.counterfactuals), order, s.counterfactuals)
     known = np.isfinite(right)
     return values | ({"": np.where(known, right >= 1.0, np.nan)} if known.any() else {})
 
@@ -213,7 +215,7 @@ def _written(value: Any) -> Any:
 
 def report(entries: Sequence[Entry], alarms: Sequence[Alarm], facts: Mapping[str, Any]) -> str:
     """The alarms, the reward beside gold, and every feature over all completions, the largest effect first."""
-    rows = [*(f"- **{alarm.level} {alarm.feature}**: {alarm.sentence}" for alarm in alarms), "", *lines(facts), ""]
+    rows = [*(f"- **{alarm.level} {alarm.name}**: {alarm.sentence}" for alarm in alarms), "", *lines(facts), ""]
     rows += ["| feature | level | round 0 | now | effect | 95% interval | step | pressure | gain |", "|" + "---|" * 9]
     whole = [entry for entry in entries if entry.group is None]
     for e in sorted(whole, key=lambda entry: -abs(entry.effect or 0.0)):

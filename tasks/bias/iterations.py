@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.bias.alarm_rule import Alarm, judge
+from data.alarm import Alarm
+from tasks.bias.alarm_rule import judge
 from tasks.bias.effects import Array, Kind
 from tasks.bias.ledger import Entry, Sample, compare
 from tasks.bias.overoptimisation import proxy_gap

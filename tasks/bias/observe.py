@@ -11,13 +11,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel
 
 from data.errors import FeatureFailed, TableError
 from data.rows import tables
 from tasks.bias.features import Batch
-from tasks.run import parts as shelves
-from tasks.run.work import Work
+from tasks.run import parts as all_parts
+from tasks.run.work import StageSettings, Work
 
 VERSION = 1
 LIBRARIES = ("pyarrow", "numpy", "regex", "scikit-learn", "sacrebleu", "vaderSentiment")
@@ -35,7 +34,7 @@ SOURCES = {  # supplied parameter -> (input, its file, its schema, the column)
 COLUMNS = ("completion_id", "prompt_id", "sample", "text", "token_ids", "logprobs", "finish_reason")
 
 
-class Settings(BaseModel):
+class Settings(StageSettings):
     features: dict[str, dict[str, Any]]  # name on the shelf -> settings
     prompt_features: dict[str, dict[str, Any]]
     split: str = ""  # file of the prompts artifact, where one is given
@@ -46,8 +45,8 @@ def parts(settings: Settings) -> list[tuple[str, str]]:
 
 
 def everything() -> dict[str, dict[str, dict[str, Any]]]:
-    """Settings that name every feature of both shelves."""
-    return {family: {name: {} for name in shelves.public(family)} for family in ("features", "prompt_features")}
+    """Settings that name every feature of both all_parts."""
+    return {family: {name: {} for name in all_parts.public(family)} for family in ("features", "prompt_features")}
 
 
 def observe(work: Work) -> None:
@@ -92,7 +91,7 @@ def kinds(settings: Settings) -> dict[str, str]:
     """What each column measures, for the ledger: "rate", "length" or "real"."""
     found = {}
     for family, name in parts(settings):
-        module = sys.modules[shelves.find(family, name).__module__]
+        module = sys.modules[all_parts.find(family, name).__module__]
         found[column(name)] = getattr(module, "KINDS", {}).get(column(name), "real")
     return found
 
@@ -104,8 +103,8 @@ def _given(work: Work) -> set[str]:
 
 def _bind(family: str, name: str, settings: dict[str, Any], given: set[str]) -> tuple[Feature | None, set[str]]:
     """The bound feature and what it has to be supplied with; no feature where that is not there."""
-    wanted = shelves.wants(family, name)
-    return (shelves.bind(family, name, settings) if wanted <= given else None), wanted
+    wanted = all_parts.needs(family, name)
+    return (all_parts.configure(family, name, settings) if wanted <= given else None), wanted
 
 
 def _table(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tasks.bias.alarm_rule import Alarm
+from data.alarm import Alarm
 from tasks.bias.effects import Array, prompt_means
 from tasks.bias.pressure import UNKNOWN, Estimate, estimate
 
@@ -79,7 +79,7 @@ def alarms_of(facts: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]]) ->
         f"{100 * rise['value']:+.1f} points [{100 * rise['low']:+.1f}, {100 * rise['high']:+.1f}]; acts on it: residualised, "
         "loss.beta, gate.kl_budget"
     )
-    return [Alarm("ALARM" if any(alarm["feature"] == WHAT for alarm in earlier) else "watch", WHAT, said)]
+    return [Alarm("ALARM" if any(alarm["name"] == WHAT for alarm in earlier) else "watch", "ledger", WHAT, said)]
 
 
 def lines(facts: Mapping[str, Any]) -> list[str]:

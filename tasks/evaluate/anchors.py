@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import itertools
 
-from pydantic import BaseModel
-
 from data.rows import tables
-from tasks.run.work import Work
+from tasks.run.work import StageSettings, Work
 
 VERSION = 1
 LIBRARIES = ()
 
 
-class Settings(BaseModel):
+class Settings(StageSettings):
     edits: dict[str, str]  # name -> text with {text}
 
 

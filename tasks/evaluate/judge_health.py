@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
 
 from data.rows import tables
 from data.statistics import t_interval
-from tasks.run.work import Work
+from tasks.run.work import StageSettings, Work
 from tasks.score.scorers.judge import comparisons
 
 VERSION = 1
@@ -27,10 +26,10 @@ Row = dict[str, Any]
 Pairs = Mapping[str, Sequence[tuple[float, float]]]  # per prompt, (judge's value, verifier's 1.0 or 0.0) of each sample
 
 
-class Settings(BaseModel):
+class Settings(StageSettings):
     split: str
-    edits: list[str] = []  # names of the edits in the anchors, in order
-    compares: bool = True  # the details may be verdicts on two texts; another scorer's are any text
+    edits: list[str]  # names of the edits in the anchors, in order
+    compares: bool  # the details may be verdicts on two texts; another scorer's are any text
 
 
 def judge_health(work: Work) -> None:

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel
 
 from data.rows import tables
 from data.statistics import LEVEL, t_interval
-from tasks.run.work import Work
+from tasks.run.work import StageSettings, Work
 
 VERSION = 1
 LIBRARIES = ("numpy", "scipy")
@@ -20,7 +19,7 @@ LIBRARIES = ("numpy", "scipy")
 Row = dict[str, Any]
 
 
-class Settings(BaseModel):
+class Settings(StageSettings):
     split: str
     against: list[str]  # names of the inputs `greedy_score/<name>` to compare with
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel
 
 from data.rows import tables
 from data.statistics import t_interval
 from tasks.evaluate.measure import paired
-from tasks.run.work import Work
+from tasks.run.work import StageSettings, Work
 
 VERSION = 1
 LIBRARIES = ("numpy", "scipy")
 
 
-class Settings(BaseModel):
+class Settings(StageSettings):
     split: str  # what the metrics call it
     against: list[str]  # names of the inputs `logprobs/<name>` to compare with
 

@@ -6,18 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from pydantic import BaseModel
 
 from data.rows import tables
 from data.rows.completions import Row, Values, by_prompt, read_completions, read_values
 from tasks.evaluate.measure import _lengths, _mean, pass_at_k
-from tasks.run.work import Work
+from tasks.run.work import StageSettings, Work
 
 VERSION = 1
 LIBRARIES = ("numpy", "scipy")
 
 
-class Settings(BaseModel):
+class Settings(StageSettings):
     split: str
     scorers: list[str]  # in recipe order; the first is the verifier
 

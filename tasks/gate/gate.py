@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from data.alarm import Alarm, gravest
 from data.recipe.settings import Gate
 from data.store.campaign import Decision, Metric, Verdict
-from tasks.bias.alarm_rule import Alarm, gravest
 
 GRAVITY: tuple[Decision, ...] = ("promote", "hold", "ask", "roll_back", "stop")
 

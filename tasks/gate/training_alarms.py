@@ -1,20 +1,20 @@
-"""Training that fails is noticed: from the log of every step and what was measured after it to alarms that name a cause."""
+"""Alarms about training: from the log of every step, and from what was measured before and after it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from data.alarm import Alarm
 from data.recipe.loss import Loss
 from data.recipe.settings import Score
 from data.store.campaign import Metric
-from tasks.bias.alarm_rule import Alarm
-from tasks.gate.training_curves import Course, Row, course
+from tasks.gate.training_curves import Row, TrainingCurves, training_curves
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What counts as trouble. The tiny world's healthy and collapsing runs lie on either side of each (see the README)."""
+    """The limits of the alarms. On the tiny world, healthy and collapsing runs lie on either side of each (tests/README.md)."""
 
     tail: float = 0.2  # share of the steps that "at the end" means
     margin: float = 0.02  # |reward margin| below which nothing was learned,
@@ -42,109 +42,118 @@ def training_alarms(
         log: rows of TRAINING. before, after: what was measured of the start and of the result, `finished` among it.
         kl_budget: nats per completion that the policy may move away from the reference; 0 = no budget.
     """
-    seen = course(log, loss, limits.tail)
-    found = [
-        _stuck(seen, loss, limits),
-        _exploded(seen, limits),
-        _displaced(seen, loss, limits),
-        _order_lost(seen, limits),
-        _over_budget(seen, kl_budget),
-        _reward_fell(seen, limits),
-        _all_equal(seen, limits),
+    curves = training_curves(log, loss, limits.tail)
+    alarms = [
+        _stuck(curves, loss, limits),
+        _exploded(curves, limits),
+        _displaced(curves, loss, limits),
+        _order_lost(curves, limits),
+        _over_budget(curves, kl_budget),
+        _reward_fell(curves, limits),
+        _all_equal(curves, limits),
         _of_finishing(before, after, limits),
     ]
-    return [alarm for alarm in found if alarm]
+    return [alarm for alarm in alarms if alarm]
 
 
-def _stuck(seen: Course, loss: Loss, limits: Limits) -> Alarm | None:
-    learned = seen.learned
+def _stuck(curves: TrainingCurves, loss: Loss, limits: Limits) -> Alarm | None:
+    learned = curves.learned
     if learned is None or abs(learned) >= limits.margin or abs(learned) / loss.beta >= limits.still:
         return None
     return Alarm(
         "watch",
+        "training",
         "loss stuck",
-        f"reward margins end at {seen.margin:+.3f}, the loss where it began (0.69 for sigmoid): nothing was learned; likely "
-        "train.learning_rate or train.steps too small, or loss.beta",
+        f"no learning: the final reward margin is {curves.margin:+.3f}, and the loss is where it began (0.69 for sigmoid). "
+        "Raise train.learning_rate, train.steps or loss.beta",
     )
 
 
-def _exploded(seen: Course, limits: Limits) -> Alarm | None:
-    if seen.margin is None or seen.margin <= limits.exploded:
+def _exploded(curves: TrainingCurves, limits: Limits) -> Alarm | None:
+    if curves.margin is None or curves.margin <= limits.exploded:
         return None
     return Alarm(
         "ALARM",
+        "training",
         "margins exploded",
-        f"reward margins end at {seen.margin:.1f}: the pairs are told apart with certainty and training goes on; likely too "
-        "many steps or too high a train.learning_rate",
+        f"the final reward margin is {curves.margin:.1f}: the policy separates the pairs with certainty and trains on. Lower "
+        "train.steps or train.learning_rate",
     )
 
 
-def _displaced(seen: Course, loss: Loss, limits: Limits) -> Alarm | None:
-    if seen.chosen is None or -seen.chosen <= (limits.displaced_token if seen.per_token else limits.displaced):
+def _displaced(curves: TrainingCurves, loss: Loss, limits: Limits) -> Alarm | None:
+    if curves.chosen is None or -curves.chosen <= (limits.displaced_token if curves.per_token else limits.displaced):
         return None
-    lost, of = f"{-seen.chosen:.{2 if seen.per_token else 1}f} nats", "a token" if seen.per_token else "each"
+    lost, of = f"{-curves.chosen:.{2 if curves.per_token else 1}f} nats", "per token" if curves.per_token else "each"
     since = "against the reference" if loss.kind.reference else "since training began"
     return Alarm(
         "ALARM",
+        "training",
         "likelihood displacement",
-        f"chosen completions lost {lost} {of} {since}: the margin grows by pushing both sides down (arXiv 2410.08847); "
-        f"likely {_displacing(loss)}",
+        f"chosen completions lost {lost} of log-probability {of} {since}. The margin grows because both sides become less "
+        f"likely (arXiv 2410.08847). Likely cause: {_displacing(loss)}",
     )
 
 
 def _displacing(loss: Loss) -> str:
     match loss.kind.trainer:
         case "kto":
-            return "the wrong completions outweigh the right ones: loss.desirable_weight = 0 balances them"
+            return "wrong completions outweigh right ones; loss.desirable_weight = 0 balances them"
         case "orpo":
-            return f"loss.beta = {loss.beta:g}, the weight of the odds ratio, is too large beside the NLL"
+            return f"loss.beta = {loss.beta:g}, the weight of the odds ratio, is too large compared with the NLL"
         case "cpo":
-            return "train.learning_rate is too high, or terms = { sft = 1.0 } missing"
+            return "train.learning_rate is too high, or terms = { sft = 1.0 } is missing"
         case _:
             term = "nll" if loss.name == "sigmoid" else "sft"
-            return f"loss.beta = {loss.beta:g} is too small, or terms = {{ {term} = 1.0 }} missing"
+            return f"loss.beta = {loss.beta:g} is too small, or terms = {{ {term} = 1.0 }} is missing"
 
 
-def _order_lost(seen: Course, limits: Limits) -> Alarm | None:
-    if seen.order is None or seen.order[1] >= seen.order[0] - limits.ranking:
+def _order_lost(curves: TrainingCurves, limits: Limits) -> Alarm | None:
+    if curves.order is None or curves.order[1] >= curves.order[0] - limits.ranking:
         return None
-    first, last = seen.order
+    first, last = curves.order
     return Alarm(
         "watch",
+        "training",
         "ranking accuracy",
-        f"pairs in the right order by likelihood: {first:.0%} -> {last:.0%}, whatever the rewards say",
+        f"the share of pairs whose chosen completion is the likelier one fell from {first:.0%} to {last:.0%}, although the "
+        "reward margins do not show it",
     )
 
 
-def _over_budget(seen: Course, budget: float) -> Alarm | None:
-    if not budget or seen.kl is None or seen.kl <= budget:
+def _over_budget(curves: TrainingCurves, budget: float) -> Alarm | None:
+    if not budget or curves.kl is None or curves.kl <= budget:
         return None
     return Alarm(
         "ALARM",
+        "training",
         "KL over budget",
-        f"{seen.kl:.1f} nats per completion from the reference, budget {budget:g}; raise loss.beta or train less",
+        f"the policy is {curves.kl:.1f} nats per completion from its reference; gate.kl_budget is {budget:g}. "
+        "Raise loss.beta or lower train.steps",
     )
 
 
-def _reward_fell(seen: Course, limits: Limits) -> Alarm | None:
-    if seen.reward is None or -seen.reward <= limits.reward:
+def _reward_fell(curves: TrainingCurves, limits: Limits) -> Alarm | None:
+    if curves.reward is None or -curves.reward <= limits.reward:
         return None
     return Alarm(
         "ALARM",
+        "training",
         "reward fell",
-        f"the mean reward of the samples fell by {-seen.reward:.2f} of its standard deviation in the phase; likely "
-        "train.learning_rate is too high, or loss.beta too small",
+        f"the mean reward of the samples fell by {-curves.reward:.2f} standard deviations during training. Lower "
+        "train.learning_rate or raise loss.beta",
     )
 
 
-def _all_equal(seen: Course, limits: Limits) -> Alarm | None:
-    if seen.equal is None or seen.equal <= limits.equal:
+def _all_equal(curves: TrainingCurves, limits: Limits) -> Alarm | None:
+    if curves.equal is None or curves.equal <= limits.equal:
         return None
     return Alarm(
         "watch",
+        "training",
         "rewards all equal",
-        f"the samples of {seen.equal:.0%} of the prompts have one reward, so nothing tells them apart and nothing is learned; "
-        "likely prompts too easy or too hard ([[curate]] pass_rate_band), or generate.n too small",
+        f"for {curves.equal:.0%} of the prompts all samples have the same reward, so there is nothing to learn from them. Use "
+        "prompts that are neither too easy nor too hard ([[curate]] pass_rate_band), or raise generate.n",
     )
 
 
@@ -155,8 +164,11 @@ def _of_finishing(before: Mapping[str, Metric], after: Mapping[str, Metric], lim
     lost = old.value - new.value
     if lost <= limits.finished or new.high >= old.low:
         return None
-    said = f"completions that end by themselves: {old.value:.0%} -> {new.value:.0%}; the end-of-sequence token lost probability"
-    return Alarm("STOP" if lost > 4 * limits.finished else "ALARM", "finish rate", said)
+    sentence = (
+        f"the share of completions that end by themselves fell from {old.value:.0%} to {new.value:.0%}. The end-of-sequence "
+        "token lost probability"
+    )
+    return Alarm("STOP" if lost > 4 * limits.finished else "ALARM", "training", "finish rate", sentence)
 
 
 LOSS = {"accuracy_vs_base": 0.02, "logprob_vs_base": 0.05}  # worth a word: points of accuracy, nats per token
@@ -170,12 +182,13 @@ def forgetting(now: Mapping[str, Metric], before: Mapping[str, Metric]) -> list[
         suite, _, what = name.removeprefix("suite/").partition("/")
         if name.startswith("suite/") and what in LOSS and _lost(now[name], LOSS[what]):
             again = name in before and _lost(before[name], LOSS[what])
-            said = _said_of(what, now[name], now[name.removesuffix("_vs_base")])
+            sentence = _loss_in_words(what, now[name], now[name.removesuffix("_vs_base")])
             found.append(
                 Alarm(
                     "ALARM" if again else "watch",
+                    "suite",
                     f"suite {suite}",
-                    f"{said}; acts on it: loss.beta, gate.kl_budget, fewer steps",
+                    f"{sentence}. To lose less: raise loss.beta, set gate.kl_budget, or lower train.steps",
                 )
             )
     return found
@@ -185,17 +198,17 @@ def _lost(difference: Metric, least: float) -> bool:
     return difference.value is not None and difference.high is not None and difference.high < 0 and difference.value <= -least
 
 
-def _said_of(what: str, difference: Metric, level: Metric) -> str:
+def _loss_in_words(what: str, difference: Metric, level: Metric) -> str:
     lost, now = difference.value or 0.0, level.value or 0.0
     if what == "accuracy_vs_base":
         return f"accuracy {100 * (now - lost):.1f}% -> {100 * now:.1f}% since round 0, on {difference.n} prompts"
     return f"log-probability per token {now - lost:.2f} -> {now:.2f} since round 0, on {difference.n} prompts"
 
 
-BLIND = 0.55  # AUROC below which a judge as good as guesses; 0.5 is chance
+UNINFORMATIVE = 0.55  # AUROC of a judge that practically guesses; 0.5 is chance
 
 
-def blind_judges(now: Mapping[str, Metric], before: Mapping[str, Metric], scores: Sequence[Score]) -> list[Alarm]:
+def uninformative_judges(now: Mapping[str, Metric], before: Mapping[str, Metric], scores: Sequence[Score]) -> list[Alarm]:
     """An alarm where nothing that is rewarded can rank the answers to one prompt: a watch, and a STOP in the second round
     running. None where the verifier's word is part of the reward: what stands beside it may reward a style.
 
@@ -206,23 +219,23 @@ def blind_judges(now: Mapping[str, Metric], before: Mapping[str, Metric], scores
         scores: of the recipe, the verifier first.
     """
     rewarded = [score for score in scores if score.weight]
-    if scores[0].weight or not all(_blind(now, score) for score in rewarded):
+    if scores[0].weight or not all(_uninformative(now, score) for score in rewarded):
         return []
-    again = all(_blind(before, score) for score in rewarded)
+    again = all(_uninformative(before, score) for score in rewarded)
     best = max((now[_auroc(score)] for score in rewarded), key=lambda auroc: auroc.value or 0.0)
-    said = (
-        f"{', '.join(score.label for score in rewarded)} ranks the answers to one prompt no better than chance: AUROC "
-        f"{best.value:.2f} [{best.low:.2f}, {best.high:.2f}] over {best.n} prompts with right and wrong ones; acts on it: "
-        "another judge"
+    sentence = (
+        f"{', '.join(score.label for score in rewarded)} ranks the completions of one prompt no better than chance: AUROC "
+        f"{best.value:.2f} [{best.low:.2f}, {best.high:.2f}] over {best.n} prompts with right and wrong completions. "
+        "Use another judge"
     )
-    return [Alarm("STOP" if again else "watch", "judge", said)]
+    return [Alarm("STOP" if again else "watch", "judge", "judge", sentence)]
 
 
 def _auroc(score: Score) -> str:
     return f"judge/{score.label}/within_prompt_auroc"
 
 
-def _blind(metrics: Mapping[str, Metric], score: Score) -> bool:
-    """Surely, by the end of its interval; a judge of which nothing is known is not."""
+def _uninformative(metrics: Mapping[str, Metric], score: Score) -> bool:
+    """By the upper end of its interval. A judge without this metric counts as informative."""
     auroc = metrics.get(_auroc(score))
-    return auroc is not None and auroc.value is not None and auroc.high is not None and auroc.high < BLIND
+    return auroc is not None and auroc.value is not None and auroc.high is not None and auroc.high < UNINFORMATIVE

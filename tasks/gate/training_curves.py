@@ -1,4 +1,4 @@
-"""The course of a training: what TRL's trainers log under many names, in the same terms whatever the loss."""
+"""The curves of a training: what TRL's trainers log under many names, in the same terms whatever the loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FEWEST = 3  # steps that are the beginning; a collapse is over in five
 
 
 @dataclass(frozen=True)
-class Course:
+class TrainingCurves:
     """What a log says; None where its trainer does not log it, or where the steps are too few to tell.
 
     With a reference, sides have moved from it, and batches tell exactly. Without one they have moved since the first steps,
@@ -33,8 +33,8 @@ class Course:
     equal: float | None = None  # share of prompts whose completions all have the same reward, at the end
 
 
-def course(log: Sequence[Row], loss: Loss, tail: float) -> Course:
-    """The course of a training by `loss`, from rows of TRAINING; `tail` is the share of the steps that is an end."""
+def training_curves(log: Sequence[Row], loss: Loss, tail: float) -> TrainingCurves:
+    """The curves of a training by `loss`, from rows of TRAINING; `tail` is the share of the steps that is an end."""
     values: dict[str, list[float]] = {}
     for row in log:
         values.setdefault(row["metric"], []).append(row["value"])
@@ -47,7 +47,7 @@ def course(log: Sequence[Row], loss: Loss, tail: float) -> Course:
         case "grpo" | "rloo":
             return _online(read)
         case _:  # SFT and the listwise losses log nothing but the loss
-            return Course()
+            return TrainingCurves()
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,11 @@ class _Read:
         return max(1, round(self.tail * len(self.values.get(metric, []))))
 
 
-def _from_reference(read: _Read, loss: Loss) -> Course:
+def _from_reference(read: _Read, loss: Loss) -> TrainingCurves:
     """TRL's rewards are beta log pi / pi_ref of whole completions."""
     margin, chosen, rejected = (read.end(f"rewards/{name}") for name in ("margins", "chosen", "rejected"))
     first, last = read.start("ranking_accuracy"), read.end("ranking_accuracy")
-    return Course(
+    return TrainingCurves(
         margin=margin,
         learned=margin,
         chosen=None if chosen is None else chosen / loss.beta,
@@ -96,11 +96,11 @@ def _from_reference(read: _Read, loss: Loss) -> Course:
     )
 
 
-def _without_reference(read: _Read, loss: Loss) -> Course:
+def _without_reference(read: _Read, loss: Loss) -> TrainingCurves:
     """TRL's rewards are beta log pi: per token in ORPO and SimPO, summed in CPO. ORPO's sigmoid is of the log odds ratio."""
     margin = "log_odds_chosen" if loss.name == "orpo" else "rewards/margins"
     first, last = read.start("rewards/accuracies"), read.end("rewards/accuracies")
-    return Course(
+    return TrainingCurves(
         margin=read.end(margin),
         learned=read.moved("loss"),  # margins do not begin at 0 here
         chosen=read.moved("logps/chosen"),
@@ -110,10 +110,10 @@ def _without_reference(read: _Read, loss: Loss) -> Course:
     )
 
 
-def _online(read: _Read) -> Course:
+def _online(read: _Read) -> TrainingCurves:
     kl, length = read.end("kl"), read.end("completions/mean_length")  # TRL averages the KL over tokens
     moved, spread = read.moved("reward"), read.first("reward_std")
-    return Course(
+    return TrainingCurves(
         kl=None if kl is None or length is None else kl * length,
         reward=moved / spread if moved is not None and spread else None,
         equal=read.end("frac_reward_zero_std"),

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel
-
 from data.rows import tables
-from tasks.run.work import Work
+from tasks.run.work import StageSettings, Work
 
 VERSION = 1
 LIBRARIES = ()
 
 
-class Settings(BaseModel):
+class Settings(StageSettings):
     split: str  # which file of the prefixes artifact
 
 

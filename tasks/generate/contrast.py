@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel
-
 from data.rows import tables
 from tasks.generate.pool import contrasting
-from tasks.run.work import Work
+from tasks.run.work import StageSettings, Work
 
 VERSION = 1
 LIBRARIES = ()
 
 
-class Settings(BaseModel):
+class Settings(StageSettings):
     template: str  # holds {prompt}
 
 

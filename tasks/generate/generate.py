@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel
 
 from data.errors import StageFailed
 from data.rows import tables
 from data.store.store import derive_seed
 from tasks.generate import warm
 from tasks.generate.engines import Batch, Decoding, Engine, EngineLost, Row
-from tasks.run.work import Work, chunks
+from tasks.run.work import StageSettings, Work, chunks
 
 VERSION = 4
 LIBRARIES = ("torch", "transformers", "tokenizers")  # the engine's own come with it
@@ -24,9 +23,9 @@ ATTEMPTS = 4  # each with batches of half the size
 SHARDS = "completions-*.parquet"  # in scratch
 
 
-class Settings(BaseModel):
+class Settings(StageSettings):
     engine: str
-    settings: dict[str, Any] = {}  # the engine's own
+    settings: dict[str, Any]  # the engine's own
     split: str  # which file of the prompts artifact
     n: int
     temperature: float
@@ -35,7 +34,7 @@ class Settings(BaseModel):
     batch: int  # sequences decoded together
     shard: int  # completions committed together
     dtype: str
-    trust_remote_code: bool = False
+    trust_remote_code: bool
 
 
 def parts(settings: Settings) -> list[tuple[str, str]]:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 
-from pydantic import BaseModel
-
 from data.recipe.settings import Columns, Prompts
 from data.rows import records, sources, tables
-from tasks.run.work import Work
+from tasks.run.work import StageSettings, Work
 
 VERSION = 1
 LIBRARIES = ()
 
 
-class Settings(BaseModel):
+class Settings(StageSettings):
     map: Columns
     template: str  # part of a prompt's id
 

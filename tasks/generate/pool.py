@@ -10,10 +10,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from data.rows import tables
-from tasks.run.work import Work
+from tasks.run.work import StageSettings, Work
 
 VERSION = 1
 LIBRARIES = ()
@@ -21,7 +19,7 @@ LIBRARIES = ()
 Row = dict[str, Any]
 
 
-class Settings(BaseModel):
+class Settings(StageSettings):
     contrast: str  # the template the contrasting prompts were made with; empty = there are none
 
 

@@ -7,11 +7,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel
-
 from data.rows import tables
 from data.rows.completions import read_completions
-from tasks.run.work import Work
+from tasks.run.work import StageSettings, Work
 
 VERSION = 1
 LIBRARIES = ()
@@ -19,7 +17,7 @@ LIBRARIES = ()
 Row = dict[str, Any]
 
 
-class Settings(BaseModel):
+class Settings(StageSettings):
     split: str  # which file of the prompts artifact
     separator: str  # one or more of it end a step
     steps: int  # told apart at most: what follows belongs to the last one

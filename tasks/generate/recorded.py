@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pydantic import BaseModel
-
 from data.errors import PromptsError
 from data.rows import tables
-from tasks.run.work import Work
+from tasks.run.work import StageSettings, Work
 
 VERSION = 1
 LIBRARIES = ()
@@ -17,7 +15,7 @@ LIBRARIES = ()
 Row = dict[str, Any]
 
 
-class Settings(BaseModel):
+class Settings(StageSettings):
     split: str  # which file of the prompts artifact
 
 

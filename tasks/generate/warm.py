@@ -18,7 +18,7 @@ from data.rows import tables
 from data.store.store import canonical, sha256_file
 from tasks.generate.engines import Engine, WarmEngine
 from tasks.models import models
-from tasks.run import parts as shelves
+from tasks.run import parts as all_parts
 from tasks.run.stage import own_process
 from tasks.run.work import Work, device_of, give_back_memory
 
@@ -39,7 +39,7 @@ def engine(work: Work) -> Iterator[Engine]:
     shape = sha256_file(checkpoint / "config.json")  # another model's weights do not fit
     name = canonical({"engine": s.engine, "settings": s.settings, "shape": shape, **given})
     surroundings = {"requests": work.hardware.requests, "scratch": work.scratch, "record": work.record}
-    load: Callable[[Path], Engine] = shelves.bind("engines", s.engine, s.settings, **given, **surroundings)
+    load: Callable[[Path], Engine] = all_parts.configure("engines", s.engine, s.settings, **given, **surroundings)
     kept = _kept.pop(name, None)
     close()  # one of other settings would hold memory that this one needs
     ready = load(checkpoint) if kept is None else _with(work, kept, load, checkpoint)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import shutil
 
-from pydantic import BaseModel
-
 from data.errors import StageFailed
 from tasks.models.models import inspect_checkpoint
-from tasks.run.work import Work
+from tasks.run.work import StageSettings, Work
 
 VERSION = 1
 LIBRARIES = ("torch", "safetensors")
 
 
-class Settings(BaseModel):
+class Settings(StageSettings):
     decay: float
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import shutil
 
-from pydantic import BaseModel
-
 from tasks.models.models import inspect_checkpoint
-from tasks.run.work import Work
+from tasks.run.work import StageSettings, Work
 
 VERSION = 1
 LIBRARIES = ()
 
 
-class Settings(BaseModel):
+class Settings(StageSettings):
     """Nothing to set: the directory's content is the input."""
 
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel
-
 from data.rows import tables
 from tasks.models import models
-from tasks.run.work import Work, device_of
+from tasks.run.work import StageSettings, Work, device_of
 
 VERSION = 1
 LIBRARIES = ("torch", "transformers", "tokenizers")
 
 
-class Settings(BaseModel):
+class Settings(StageSettings):
     split: str
     limit: int  # rows; 0 = all
     dtype: str = "float32"
-    trust_remote_code: bool = False
+    trust_remote_code: bool
 
 
 def logprobs(work: Work) -> None:

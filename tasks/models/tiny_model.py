@@ -6,10 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel
-
 from data.worlds.addition import ALPHABET
-from tasks.run.work import Work
+from tasks.run.work import StageSettings, Work
 
 VERSION = 1
 LIBRARIES = ("torch", "transformers", "tokenizers")
@@ -18,7 +16,7 @@ LIBRARIES = ("torch", "transformers", "tokenizers")
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
-class Settings(BaseModel):
+class Settings(StageSettings):
     hidden: int
     layers: int
 

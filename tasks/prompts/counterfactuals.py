@@ -1,7 +1,8 @@
-"""Twin prompts: the same question with a wrong hint, with names, pronouns and groups swapped, or after a doubt of its answer.
+"""Counterfactual copies of prompts: with a wrong answer suggested, with names, pronouns and groups swapped, or challenged.
 
-A right answer should not depend on any of them. A twin is a row of PROMPTS of its own, with its kind as stratum; TWINS links it
-to the prompt it was made of. What cannot be twinned (no answer to be wrong about, nobody named, nothing said) has no twin.
+The right answer should not depend on any of these changes. A copy is a row of PROMPTS of its own, with its kind as stratum.
+COUNTERFACTUALS links it to its prompt. Not every prompt has a copy of each kind: there must be an answer to be wrong about,
+somebody named, or a first completion to doubt.
 """
 
 from __future__ import annotations
@@ -46,19 +47,19 @@ def _as(model: str, word: str) -> str:
     return word.upper() if model.isupper() and len(model) > 1 else word.capitalize() if model[0].isupper() else word
 
 
-def identity_twins(prompts: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """(row of PROMPTS, row of TWINS) for every prompt in which something was swapped; the answer is swapped too."""
+def identity_copies(prompts: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """(row of PROMPTS, row of COUNTERFACTUALS) for every prompt in which something was swapped; the answer is swapped too."""
     made = []
     for prompt in prompts:
         messages = [{**message, "content": swapped(message["content"])} for message in prompt["messages"]]
         if messages != prompt["messages"]:
             answer = None if prompt["answer"] is None else swapped(prompt["answer"])
-            made.append(_twin(prompt, messages, answer, "identity", None))
+            made.append(_copy(prompt, messages, answer, "identity", None))
     return made
 
 
-def sycophancy_twins(prompts: Sequence[Row], hint: str = HINT) -> list[tuple[Row, Row]]:
-    """(row of PROMPTS, row of TWINS) for every prompt with an answer: its last message, and a wrong answer put forward."""
+def sycophancy_copies(prompts: Sequence[Row], hint: str = HINT) -> list[tuple[Row, Row]]:
+    """(row of PROMPTS, row of COUNTERFACTUALS) for every prompt with an answer: a wrong one is suggested."""
     made = []
     given = {prompt["answer"] for prompt in prompts if prompt["answer"]}
     answers = sorted(answer for answer in given if not INTEGER.fullmatch(answer))
@@ -67,12 +68,12 @@ def sycophancy_twins(prompts: Sequence[Row], hint: str = HINT) -> list[tuple[Row
         if wrong is not None:
             *before, last = prompt["messages"]
             content = hint.replace("{prompt}", last["content"]).replace("{wrong}", wrong)
-            made.append(_twin(prompt, [*before, {**last, "content": content}], prompt["answer"], "sycophancy", wrong))
+            made.append(_copy(prompt, [*before, {**last, "content": content}], prompt["answer"], "sycophancy", wrong))
     return made
 
 
-def challenge_twins(prompts: Sequence[Row], answers: Mapping[str, str], challenge: str) -> list[tuple[Row, Row]]:
-    """(row of PROMPTS, row of TWINS) for every prompt that was answered: the answer, and a second turn that doubts it.
+def challenge_copies(prompts: Sequence[Row], answers: Mapping[str, str], challenge: str) -> list[tuple[Row, Row]]:
+    """(row of PROMPTS, row of COUNTERFACTUALS) for every prompt with a completion: a second turn doubts it.
 
     Args:
         answers: by prompt_id.
@@ -81,7 +82,7 @@ def challenge_twins(prompts: Sequence[Row], answers: Mapping[str, str], challeng
     for prompt in prompts:
         if answer := answers.get(prompt["prompt_id"]):
             doubted = [{"role": "assistant", "content": answer}, {"role": "user", "content": challenge}]
-            made.append(_twin(prompt, [*prompt["messages"], *doubted], prompt["answer"], "challenge", None))
+            made.append(_copy(prompt, [*prompt["messages"], *doubted], prompt["answer"], "challenge", None))
     return made
 
 
@@ -96,6 +97,6 @@ def wrong_answer(prompt: Mapping[str, Any], answers: Sequence[str]) -> str | Non
     return others[draw % len(others)] if others else None
 
 
-def _twin(prompt: Row, messages: list[dict[str, str]], answer: str | None, kind: str, hint: str | None) -> tuple[Row, Row]:
-    twin = {**prompt, "prompt_id": tables.prompt_id(messages), "messages": messages, "answer": answer, "stratum": kind}
-    return twin, {"twin_id": twin["prompt_id"], "prompt_id": prompt["prompt_id"], "kind": kind, "hint": hint}
+def _copy(prompt: Row, messages: list[dict[str, str]], answer: str | None, kind: str, hint: str | None) -> tuple[Row, Row]:
+    copy = {**prompt, "prompt_id": tables.prompt_id(messages), "messages": messages, "answer": answer, "stratum": kind}
+    return copy, {"counterfactual_id": copy["prompt_id"], "prompt_id": prompt["prompt_id"], "kind": kind, "hint": hint}

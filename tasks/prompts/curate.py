@@ -11,8 +11,8 @@ from pydantic import BaseModel
 
 from data.errors import StageFailed
 from data.rows import tables
-from tasks.run import parts as shelves
-from tasks.run.work import Work
+from tasks.run import parts as all_parts
+from tasks.run.work import StageSettings, Work
 
 VERSION = 1
 LIBRARIES = ("regex",)
@@ -23,7 +23,7 @@ class Curator(BaseModel):
     settings: dict[str, Any]
 
 
-class Settings(BaseModel):
+class Settings(StageSettings):
     curate: list[Curator]
 
 
@@ -47,7 +47,7 @@ def curate(work: Work) -> None:
     history = [pass_rates(work.inputs[f"scores/{n}"], work.inputs[f"completions/{n}"]) for n in numbers]
     left = {"given": len(rows)}
     for entry in s.curate:
-        rows = shelves.bind("curators", entry.curator, entry.settings, against=against)(rows, history)
+        rows = all_parts.configure("curators", entry.curator, entry.settings, against=against)(rows, history)
         left[entry.curator] = len(rows)
     if not rows:
         raise StageFailed(f"curate: no prompt is left ({left}); loosen the [[curate]] settings")

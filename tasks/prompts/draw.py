@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import random
 
-from pydantic import BaseModel
-
 from data.rows import tables
-from tasks.run.work import Work
+from tasks.run.work import StageSettings, Work
 
 VERSION = 1
 LIBRARIES = ()
 
 
-class Settings(BaseModel):
+class Settings(StageSettings):
     round: int  # from 1
     count: int  # 0 = the whole split
-    split: str = "rounds"  # or "seed"
+    split: str  # "rounds" or "seed"
 
 
 def draw(work: Work) -> None:

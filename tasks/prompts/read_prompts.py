@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pydantic import BaseModel
-
 from data.errors import PromptsError
 from data.recipe.settings import Columns, Prompts
 from data.rows import prompts, records, sources, tables
-from tasks.run.work import Work
+from tasks.run.work import StageSettings, Work
 
 VERSION = 1
 LIBRARIES = ()
@@ -19,11 +17,11 @@ SPLIT = "all"
 Talk = list[records.Message]
 
 
-class Settings(BaseModel):
+class Settings(StageSettings):
     map: Columns
     template: str  # part of a prompt's id
-    answer_after: str = ""
-    trained: str = "{prompt}"  # the template of the prompts that rounds train on
+    answer_after: str
+    trained: str  # the template of the prompts that rounds train on
 
 
 def read_prompts(work: Work) -> None:

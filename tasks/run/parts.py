@@ -2,7 +2,7 @@
 
 A name is a public function or class of its shelf (a module, or a folder of them), or `package.module:name` for a user's own.
 Its keyword-only parameters (a class: those of `__init__`) are its settings. A parameter named in SUPPLIED is no setting: the
-stage gives it, from the hardware or from an input that the round passes only to parts that want it (`wants`).
+stage gives it, from the hardware or from an input that the round passes only to parts that want it (`needs`).
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _users_own(family: str, name: str) -> Callable[..., Any]:
     return part  # type: ignore[no-any-return]
 
 
-def bind(family: str, name: str, settings: Mapping[str, Any], **supplied: Any) -> Callable[..., Any]:
+def configure(family: str, name: str, settings: Mapping[str, Any], **supplied: Any) -> Callable[..., Any]:
     """The part with its settings checked and filled in; a class is instantiated once here.
 
     Raises:
@@ -129,19 +129,19 @@ def check_settings(family: str, name: str, settings: Mapping[str, Any]) -> dict[
         raise PartError(f"{family} '{name}': {problems}; its settings: {', '.join(fields) or '(none)'}") from error
 
 
-def wants(family: str, name: str) -> set[str]:
+def needs(family: str, name: str) -> set[str]:
     """The SUPPLIED parameters of a part, whether it takes them when it is bound or (a class) when it is called."""
     part = find(family, name)
     calls: list[Any] = [part, part.__call__] if inspect.isclass(part) else [part]
     return {parameter for call in calls for parameter in inspect.signature(call).parameters} & set(SUPPLIED)
 
 
-def supply(family: str, name: str, available: Mapping[str, T]) -> dict[str, T]:
+def inputs_for(family: str, name: str, available: Mapping[str, T]) -> dict[str, T]:
     """The inputs that a part asks for by the name of a parameter: only then do they enter its stage's key."""
-    return {parameter: available[parameter] for parameter in wants(family, name) if parameter in available}
+    return {parameter: available[parameter] for parameter in needs(family, name) if parameter in available}
 
 
-def bound(family: str, name: str, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+def dependencies(family: str, name: str, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     """A part, and what it stands on besides: what its own `parts(settings)` names, where it has one (a judge its template)."""
     part = find(family, name)
     inner = part.parts(check_settings(family, name, settings)) if hasattr(part, "parts") else []

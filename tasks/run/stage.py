@@ -1,9 +1,9 @@
 """How a stage runs: find its artifact by key, or make it once, in this process or in one of its own.
 
-A stage is a module `tasks/<name>.py` with a function of the same name (`def generate(work: Work) -> None`, which writes its
-payload into `work.out`), a pydantic `Settings`, an integer `VERSION` to raise when its output changes, the `LIBRARIES` that
-shape its output, and, where its settings decide, more of them in `libraries(settings) -> (name, ...)` and the parts it binds in
-`parts(settings) -> [(family, name)]`.
+A stage is a file `tasks/<folder>/<name>.py` with a function of the same name: `def generate(work: Work) -> None` writes its
+payload into `work.out`. Beside the function are a `Settings` (StageSettings), an integer `VERSION` to raise when its output
+changes, and the `LIBRARIES` that shape its output. If settings decide on more, `libraries(settings) -> (name, ...)` adds
+libraries and `parts(settings) -> [(family, name)]` names the parts it uses.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pydantic import BaseModel
 from data.errors import HomeError, StageFailed
 from data.recipe.settings import Hardware
 from data.store.store import Artifact, External, Job, Store, locked
-from tasks.run.work import Tick, Work, device_of, give_back_memory, gpus, module_of, silent
+from tasks.run.work import Stage, Tick, Work, device_of, give_back_memory, gpus, module_of, silent, stage_module
 
 Input = Artifact | External
 Around = Callable[[Work], AbstractContextManager[Work]]
@@ -45,7 +45,7 @@ class Notes:
     refresh: frozenset[str] = frozenset()  # stages to make again where their source changed
 
 
-def describe(stage: str, settings: BaseModel, inputs: Mapping[str, Input], seed: int) -> Job:
+def describe(stage: Stage, settings: BaseModel, inputs: Mapping[str, Input], seed: int) -> Job:
     """The Job of a stage call: everything that shapes its output."""
     from tasks.run.parts import libraries_of, version_of
 
@@ -56,7 +56,7 @@ def describe(stage: str, settings: BaseModel, inputs: Mapping[str, Input], seed:
     for part in bound:
         libraries |= libraries_of(*part)
     return Job(
-        stage=stage,
+        stage=stage.__name__,
         version=module.VERSION,
         settings=settings.model_dump(mode="json"),
         inputs={name: artifact.digest for name, artifact in sorted(inputs.items())},
@@ -68,7 +68,7 @@ def describe(stage: str, settings: BaseModel, inputs: Mapping[str, Input], seed:
 
 def perform(
     store: Store,
-    stage: str,
+    stage: Stage,
     settings: BaseModel,
     inputs: Mapping[str, Input],
     *,
@@ -88,7 +88,7 @@ def perform(
     found = _find(store, job, notes)
     if found is not None:
         return found
-    with store.attempt(job.key, lambda: notes.warn(f"{stage}: another process is making this artifact; waiting for it")):
+    with store.attempt(job.key, lambda: notes.warn(f"{job.stage}: another process is making this artifact; waiting for it")):
         found = _find(store, job, Notes())  # what there is to say has been said
         if found is not None:  # somebody else made it while we waited
             return found
@@ -135,7 +135,7 @@ def _make(
                 run_apart(job.stage, watched)
             else:
                 try:
-                    getattr(module_of(job.stage), job.stage)(watched)
+                    getattr(stage_module(job.stage), job.stage)(watched)
                 finally:
                     give_back_memory()
         events = work.events()
@@ -185,7 +185,7 @@ def on_gpu(job: Job, hardware: Hardware) -> bool:
 
 def launched(stage: str, hardware: Hardware) -> bool:
     """Whether a stage runs under `accelerate launch`: those that train do, where the recipe names a configuration."""
-    return bool(hardware.accelerate) and getattr(module_of(stage), "LAUNCHED", False)
+    return bool(hardware.accelerate) and getattr(stage_module(stage), "LAUNCHED", False)
 
 
 def own_process(hardware: Hardware) -> bool:
@@ -219,7 +219,7 @@ def remake(store: Store, artifact: Artifact, hardware: Hardware, notes: Notes) -
             raise StageFailed(f"cannot make {artifact.stage} {artifact.key[:12]} again: its input '{name}' is gone")
         inputs[name] = found
     job = Job(**manifest["job"])
-    settings = module_of(job.stage).Settings.model_validate(manifest["job"]["settings"])
+    settings = stage_module(job.stage).Settings.model_validate(manifest["job"]["settings"])
     with store.attempt(job.key):
         paths = {name: _present(store, found, hardware, notes) for name, found in inputs.items()}
         made = _make(store, job, settings, inputs, paths, hardware, notes)
@@ -234,5 +234,5 @@ def remake(store: Store, artifact: Artifact, hardware: Hardware, notes: Notes) -
 @functools.cache
 def fingerprint(stage: str) -> str:
     """A hash of the stage module's code without comments and formatting; kept in the manifest, never in a key."""
-    source = inspect.getsource(module_of(stage))
+    source = inspect.getsource(stage_module(stage))
     return hashlib.sha256(ast.dump(ast.parse(source)).encode()).hexdigest()

@@ -14,16 +14,25 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 import tasks
 from data.errors import StageFailed
 from data.recipe.settings import Hardware
 
 Tick = Callable[[int, int], None]
+Stage = Callable[["Work"], None]  # a public function with the name of its file
 EVENTS = "events.txt"
 
 
 def silent(done: int, total: int) -> None:
     """The progress callback of somebody who does not look."""
+
+
+class StageSettings(BaseModel):
+    """What shapes a stage's output, beside its inputs and seed. All of it enters the key, so a misspelt setting is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @dataclass(frozen=True)
@@ -50,16 +59,21 @@ class Work:
         return path.read_text().splitlines() if path.exists() else []
 
 
-def module_of(stage: str) -> ModuleType:
-    """The module of a stage, found by the stage's name, which is also the file's: `tasks/<folder>/<stage>.py`.
+def module_of(stage: Stage) -> ModuleType:
+    """Where a stage is defined: its Settings, VERSION and LIBRARIES are there too."""
+    return sys.modules[stage.__module__]
+
+
+def stage_module(name: str) -> ModuleType:
+    """The module of a stage that a manifest or a job names. The file has the stage's name: `tasks/<folder>/<name>.py`.
 
     Raises:
         StageFailed: no folder of tasks/ has such a file.
     """
     for folder in pkgutil.iter_modules(tasks.__path__):
-        if folder.ispkg and importlib.util.find_spec(place := f"tasks.{folder.name}.{stage}"):
-            return importlib.import_module(place)
-    raise StageFailed(f"no stage '{stage}' in tasks/: it was made by another version of Ratchet")
+        if folder.ispkg and importlib.util.find_spec(module := f"tasks.{folder.name}.{name}"):
+            return importlib.import_module(module)
+    raise StageFailed(f"expected a stage '{name}' in tasks/, found none; its artifact was made by another version of Ratchet")
 
 
 def device_of(hardware: Hardware) -> str:

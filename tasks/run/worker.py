@@ -19,7 +19,7 @@ from typing import Any
 from data import errors
 from data.errors import StageFailed
 from data.recipe.settings import Hardware
-from tasks.run.work import Work, device_of, gpus, module_of
+from tasks.run.work import Work, device_of, gpus, stage_module
 
 TICK = "ratchet-tick "
 PR_SET_PDEATHSIG = 1
@@ -82,7 +82,7 @@ def run_apart(stage: str, work: Work) -> None:
 
 def _one_gpu(stage: str, hardware: Hardware) -> dict[str, str]:
     """What a training in one process may see of several GPUs: the Trainer would spread its batches over all of them."""
-    alone = getattr(module_of(stage), "LAUNCHED", False) and not hardware.accelerate and device_of(hardware) == "cuda"
+    alone = getattr(stage_module(stage), "LAUNCHED", False) and not hardware.accelerate and device_of(hardware) == "cuda"
     return {"CUDA_VISIBLE_DEVICES": gpus()[0]} if alone else {}
 
 
@@ -99,7 +99,7 @@ def die_with_parent(parent: int) -> None:
 
 def main(path: str) -> int:
     job: dict[str, Any] = json.loads(Path(path).read_text())
-    module, hardware = module_of(job["stage"]), Hardware.model_validate(job["hardware"])
+    module, hardware = stage_module(job["stage"]), Hardware.model_validate(job["hardware"])
     rank = os.environ.get("RANK")
     die_with_parent(job["parent"] if rank is None else os.getppid())
     if rank is None and hardware.accelerate and getattr(module, "LAUNCHED", False):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel
-
 from data.rows import tables
-from tasks.run.work import Work
+from tasks.run.work import StageSettings, Work
 from tasks.score.scorers.ensemble import aggregate
 
 VERSION = 3  # 3: a refusal to judge and a text too long to score are unknown too
@@ -14,10 +12,10 @@ LIBRARIES = ()
 UNKNOWN = ("timeout", "crashed", "parse_failure", "not_fitted", "refused", "too_long", "no_verdict")
 
 
-class Settings(BaseModel):
+class Settings(StageSettings):
     weights: dict[str, float]  # scorer -> weight
-    how: str = "sum"  # or an ensemble: mean, median, min, pessimistic
-    penalty: float = 1.0
+    how: str  # or an ensemble: mean, median, min, pessimistic
+    penalty: float
 
 
 def reward(work: Work) -> None:

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
-from pydantic import BaseModel
+from pydantic import Field
 
 from data.errors import EndpointError, ScorerFailed, StageFailed, TableError
 from data.rows import tables
 from data.rows.completions import as_rows, read_completions
-from tasks.run import parts as shelves
-from tasks.run.work import Work, device_of
+from tasks.run import parts as all_parts
+from tasks.run.work import StageSettings, Work, device_of
 from tasks.score.scorers import Score
 
 VERSION = 2
@@ -26,15 +26,15 @@ SHARD = 2048  # completions at least; small enough to lose, large enough to keep
 Row = dict[str, Any]
 
 
-class Settings(BaseModel):
+class Settings(StageSettings):
     scorer: str
     settings: dict[str, Any]
     split: str
-    loading: dict[str, Any] = {}  # dtype and trust_remote_code, for a scorer with a model
+    loading: dict[str, Any] = Field(default_factory=dict)  # dtype and trust_remote_code, for a scorer with a model
 
 
 def parts(settings: Settings) -> list[tuple[str, str]]:
-    return shelves.bound("scorers", settings.scorer, settings.settings)
+    return all_parts.dependencies("scorers", settings.scorer, settings.settings)
 
 
 def score(work: Work) -> None:
@@ -89,7 +89,7 @@ def _bind(work: Work, closing: contextlib.ExitStack) -> Any:
         supplied |= {"checkpoint": work.inputs["checkpoint"], "device": device_of(work.hardware)}
     if "rollouts" in work.inputs:
         supplied["rollouts"] = work.inputs["rollouts"]
-    scorer = shelves.bind("scorers", s.scorer, s.settings, **supplied)
+    scorer = all_parts.configure("scorers", s.scorer, s.settings, **supplied)
     closing.callback(getattr(scorer, "close", lambda: None))
     return scorer
 

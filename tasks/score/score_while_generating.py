@@ -23,13 +23,13 @@ import pyarrow.compute as pc
 from data.rows import tables
 from data.store.store import canonical
 from tasks.generate import generate
-from tasks.run import parts as shelves
+from tasks.run import parts as all_parts
 from tasks.run.work import Work
 from tasks.score import score
 
 
-class Ahead:
-    """What the scorers of a round have said so far. `drawing` and `scoring` go around a generate and a score stage."""
+class ScoreWhileGenerating:
+    """The scores of a round so far. `generating` goes around a generate stage, `scoring` around a score stage."""
 
     def __init__(self, scorers: Sequence[score.Settings], workers: int) -> None:
         self.scorers = [settings for settings in scorers if stands_alone(settings)]
@@ -37,7 +37,7 @@ class Ahead:
         self.said: dict[str, list[Future[pa.Table]]] = {_name(settings): [] for settings in self.scorers}
 
     @contextmanager
-    def drawing(self, work: Work) -> Iterator[Work]:
+    def generating(self, work: Work) -> Iterator[Work]:
         """The same work, looked at whenever it tells how far it is."""
         thread, seen = ThreadPoolExecutor(1, thread_name_prefix="ahead"), set[Path]()
 
@@ -62,7 +62,7 @@ class Ahead:
         table = tables.read(prompts / f"{settings.split}.parquet", tables.PROMPTS)
         table = table.filter(pc.is_in(table["prompt_id"], value_set=shard["prompt_id"].combine_chunks()))
         by_id = {row["prompt_id"]: row for row in table.to_pylist()}
-        scorer = shelves.bind("scorers", settings.scorer, settings.settings, workers=self.workers)
+        scorer = all_parts.configure("scorers", settings.scorer, settings.settings, workers=self.workers)
         return tables.from_rows(score.scored(settings.scorer, scorer, by_id, shard.to_pylist(), None), tables.SCORES)
 
     @contextmanager
@@ -83,8 +83,8 @@ class Ahead:
 
 def stands_alone(settings: score.Settings) -> bool:
     """Whether a scorer can be run before all is drawn: it is the shelf's own, and the stage gives it nothing but workers."""
-    bound = shelves.bound("scorers", settings.scorer, settings.settings)
-    return not any(":" in name for _, name in bound) and shelves.wants("scorers", settings.scorer) <= {"workers", "prompts"}
+    bound = all_parts.dependencies("scorers", settings.scorer, settings.settings)
+    return not any(":" in name for _, name in bound) and all_parts.needs("scorers", settings.scorer) <= {"workers", "prompts"}
 
 
 def _name(settings: score.Settings) -> str:

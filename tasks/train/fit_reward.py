@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pydantic import BaseModel
-
 from data.errors import StageFailed
 from data.rows import tables
 from tasks.models import models
-from tasks.run.work import Work, device_of
+from tasks.run.work import StageSettings, Work, device_of
 from tasks.train import rows
 from tasks.train.train import run, write_checkpoint, write_log
 from tasks.train.trainers import arguments
@@ -20,7 +18,7 @@ LAUNCHED = True
 LIBRARIES = ("torch", "transformers", "tokenizers", "trl", "accelerate")
 
 
-class Settings(BaseModel):
+class Settings(StageSettings):
     margin: bool  # subtract each pair's reward difference (Llama-2)
     center: float  # weight of (r_chosen + r_rejected)^2
     steps: int
@@ -36,7 +34,7 @@ class Settings(BaseModel):
     checkpointing: bool
     save_every: int
     split: str
-    trust_remote_code: bool = False
+    trust_remote_code: bool
 
 
 def fit_reward(work: Work) -> None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from data.errors import ReferenceMismatch
 from data.rows import tables
 from tasks.models import models
-from tasks.run import parts as shelves
+from tasks.run import parts as all_parts
 from tasks.run.work import Work, device_of
 from tasks.score.reward import UNKNOWN
 from tasks.score.scorers import Score
@@ -131,7 +131,7 @@ def _rewards(work: Work, tokenizer: Any, prompts: Sequence[Row]) -> list[Callabl
     gives it no advantage. An answer that was cut is scored as cut.
     """
     s: Settings = work.settings
-    scorers = [shelves.bind("scorers", r.scorer, r.settings, workers=work.hardware.workers) for r in s.rewards]
+    scorers = [all_parts.configure("scorers", r.scorer, r.settings, workers=work.hardware.workers) for r in s.rewards]
     stops = set(models.stop_tokens(work.inputs["checkpoint"], tokenizer, s.trust_remote_code))
     columns: list[list[float | None]] = []
 

@@ -14,15 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from data.errors import ReferenceMismatch, StageFailed
 from data.recipe.loss import Loss
 from data.recipe.settings import Lora
 from data.rows import tables
 from data.store.store import sha256_text
 from tasks.models import models
-from tasks.run.work import Work, device_of
+from tasks.run.work import StageSettings, Work, device_of
 from tasks.train import rows
 from tasks.train.rows import Row
 from tasks.train.saves import newest_save, save_callback
@@ -39,7 +37,7 @@ REFERENCE_TOLERANCE = {
 ADVICE = "training blew up: lower train.learning_rate, or warm it up (train.warmup)"
 
 
-class Settings(BaseModel):
+class Settings(StageSettings):
     loss: Loss
     steps: int
     epochs: float
@@ -58,7 +56,7 @@ class Settings(BaseModel):
     replay: bool
     save_every: int
     split: str  # the prompts file the completions answer
-    trust_remote_code: bool = False
+    trust_remote_code: bool
 
 
 def libraries(settings: Settings) -> tuple[str, ...]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import shutil
 
-from pydantic import BaseModel
-
-from tasks.run.work import Work
+from tasks.run.work import StageSettings, Work
 
 VERSION = 1
 LIBRARIES = ()
 
 
-class Settings(BaseModel):
+class Settings(StageSettings):
     pass
 
 

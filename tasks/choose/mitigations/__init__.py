@@ -14,10 +14,10 @@ import numpy as np
 
 from data.rows.completions import Row, Values
 
-NOT_PARTS = ("apply", "bound", "feature_values", "lengths", "on_rewards")
+NOT_PARTS = ("apply", "dependencies", "feature_values", "lengths", "on_rewards")
 
 
-def bound(wanted: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def dependencies(wanted: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """The parts that mitigations bind: themselves, and the features they are given by name."""
     parts = [("mitigations", entry["mitigation"]) for entry in wanted]
     for settings in (entry["settings"] for entry in wanted):
@@ -35,7 +35,7 @@ def apply(
     for entry in wanted:
         part = parts.find("mitigations", entry["mitigation"])
         if part.__module__.rpartition(".")[2] == kind:
-            given = parts.bind("mitigations", entry["mitigation"], entry["settings"])(given, completions, scores)
+            given = parts.configure("mitigations", entry["mitigation"], entry["settings"])(given, completions, scores)
     return given
 
 
@@ -52,7 +52,7 @@ def feature_values(completions: Sequence[Row], features: Sequence[str]) -> np.nd
     """Completions x features, by their names on the shelf of features; what does not apply counts as 0."""
     from tasks.run import parts
 
-    columns = [parts.bind("features", name, {})(completions) for name in features]
+    columns = [parts.configure("features", name, {})(completions) for name in features]
     return np.array([[0.0 if value is None else float(value) for value in column] for column in columns]).T
 
 

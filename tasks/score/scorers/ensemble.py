@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, MinLen
 
 from data.errors import PartError
-from tasks.run import parts as shelves
+from tasks.run import parts as all_parts
 from tasks.score.scorers import Row, Score
 
 
@@ -30,14 +30,16 @@ class ensemble:
         workers: int = 1,
     ) -> None:
         self.how, self.penalty = how, penalty
-        self.scorers = [shelves.bind("scorers", name, settings, workers=workers) for name, settings in map(_member, members)]
+        self.scorers = [
+            all_parts.configure("scorers", name, settings, workers=workers) for name, settings in map(_member, members)
+        ]
 
     @staticmethod
     def parts(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
         """The members and theirs, for the key: their versions count like this part's own."""
         found = []
         for name, inner in map(_member, settings["members"]):
-            part = shelves.find("scorers", name)
+            part = all_parts.find("scorers", name)
             found += [("scorers", name), *(part.parts(inner) if hasattr(part, "parts") else [])]
         return found
 
@@ -73,9 +75,9 @@ def _member(member: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     name, settings = member.get("scorer"), member.get("settings", {})
     if not isinstance(name, str) or not isinstance(settings, dict) or set(member) - {"scorer", "settings"}:
         raise PartError(f"ensemble: expected members as {{ scorer = 'NAME', settings = {{...}} }}, found {dict(member)}")
-    if asked := sorted(shelves.wants("scorers", name) & {"checkpoint", "verdicts"}):
+    if asked := sorted(all_parts.needs("scorers", name) & {"checkpoint", "verdicts"}):
         raise PartError(
             f"ensemble: member '{name}' asks for {', '.join(asked)}, which only a [[score]] of its own gets; see reward.how"
         )
-    shelves.check_settings("scorers", name, settings)
+    all_parts.check_settings("scorers", name, settings)
     return name, settings

@@ -19,7 +19,7 @@ from data.recipe.templates import Template
 from data.rows.completions import by_prompt, unique_texts
 from tasks.generate.engines import Batch, Decoding
 from tasks.models import models
-from tasks.run import parts as shelves
+from tasks.run import parts as all_parts
 from tasks.run.work import chunks
 from tasks.score.scorers import Row, Score
 
@@ -90,7 +90,7 @@ class judge:
             self.ask = self._expected
         else:
             surroundings = {"requests": requests, "scratch": scratch, "record": record}
-            self.engine = shelves.bind("engines", engine, engine_settings or {}, **loading, **surroundings)(checkpoint)
+            self.engine = all_parts.configure("engines", engine, engine_settings or {}, **loading, **surroundings)(checkpoint)
             self.ask = self._sampled
 
     @staticmethod
@@ -102,7 +102,7 @@ class judge:
         """
         if settings["reading"] != "sampled":
             return [("judges", settings["template"])]
-        shelves.check_settings("engines", settings["engine"], settings["engine_settings"] or {})
+        all_parts.check_settings("engines", settings["engine"], settings["engine_settings"] or {})
         return [("judges", settings["template"]), ("engines", settings["engine"])]
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Run a campaign for a person: to its end, with Ctrl-C obeyed, then the tables, the links and the exit code."""
+"""`ratchet run` and `ratchet resume`: a campaign to its end, then the tables, the links and the exit code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -17,12 +17,59 @@ from rich.markup import escape
 from data.errors import CampaignError
 from data.recipe import recipe as recipes
 from data.store.campaign import Campaign, names
-from flows.commands.options import out
+from flows.commands.options import Columns, Home, Model, Name, Prompts, Refresh, Sets, Source, out, overrides
+from flows.round.deliver import deliver
 from flows.service import environment
 from registry.client import remembered
 from registry.compare import ui_command
 
 EXIT = {"done": 0, "stopped": 3, "waiting": 4}
+
+
+def run(
+    source: Source,
+    name: Annotated[str, typer.Option(help="Name of the campaign (default: the recipe's).")] = "",
+    model: Model = None,
+    prompts: Prompts = None,
+    columns: Columns = "",
+    home: Home = None,
+    sets: Sets = None,
+    refresh: Refresh = None,
+) -> None:
+    """Run a recipe as a campaign; the same command again resumes it.
+
+    Examples:
+
+      ratchet run tiny_raft
+
+      ratchet run tiny_dpo --name low-beta --set loss.beta=0.2
+
+      ratchet run raft --model ./my-model --prompts questions.jsonl --set generate.max_tokens=512
+    """
+    given = overrides(model, prompts, columns)
+    finish_and_show(begin(source, name, environment.home_of(home), sets or [], given), refresh or [])
+
+
+def resume(
+    name: Name,
+    home: Home = None,
+    decide: Annotated[str, typer.Option(help="Answer a gate that asks: promote, hold, roll_back or stop.")] = "",
+    refresh: Refresh = None,
+) -> None:
+    """Go on with a campaign from its last finished artifact, or answer its gate.
+
+    Examples:
+
+      ratchet resume first
+
+      ratchet resume careful --decide promote
+    """
+    place = environment.home_of(home)
+    campaign = Campaign.open(place, name)
+    environment.prepare(place)
+    if decide:
+        campaign.decide(decide)
+    finish_and_show(campaign, refresh or [])
 
 
 def begin(source: str, name: str, home: Path, sets: Sequence[str], overrides: Mapping[str, Any] = {}) -> Campaign:
@@ -31,21 +78,21 @@ def begin(source: str, name: str, home: Path, sets: Sequence[str], overrides: Ma
     Raises:
         WrongUse: the recipe, its parts, prompts, model or home will not do, or the name is another recipe's.
     """
-    from flows.commands.check import check
+    from flows.commands.check import checked
 
     recipe = recipes.load(source, sets, overrides)
     name = name or recipes.find(source).stem
     if name not in names(home):
-        check(recipe, home)
+        checked(recipe, home)
     environment.prepare(home)
     return Campaign.start(home, name, recipe)
 
 
-def conduct(campaign: Campaign, refresh: list[str]) -> None:
+def finish_and_show(campaign: Campaign, refresh: list[str]) -> None:
     """Run a campaign to its end, show it, and exit with its code."""
     state: str = campaign.state
-    if not settled(campaign):
-        state = carry_out(campaign, refresh)
+    if not nothing_to_run(campaign):
+        state = run_to_end(campaign, refresh)
         links([campaign])
     summary([campaign])
     if state == "waiting":
@@ -55,12 +102,12 @@ def conduct(campaign: Campaign, refresh: list[str]) -> None:
     raise typer.Exit(EXIT[state])
 
 
-def settled(campaign: Campaign) -> bool:
+def nothing_to_run(campaign: Campaign) -> bool:
     """Whether there is nothing to run: a person is asked, or all is done and delivered. Seen before Prefect starts."""
     return campaign.state == "waiting" or (campaign.final() is not None and campaign.delivered and remembered(campaign.home))
 
 
-def carry_out(campaign: Campaign, refresh: list[str]) -> str:
+def run_to_end(campaign: Campaign, refresh: list[str]) -> str:
     """Run what is left of a campaign, under Prefect or without; returns its state."""
     with interruptible():
         from flows.round.improve import improve
@@ -74,7 +121,8 @@ def carry_out(campaign: Campaign, refresh: list[str]) -> str:
 
 def summary(campaigns: list[Campaign]) -> None:
     """The table of rounds, the test table, where everything lies and how to open the UIs."""
-    from flows.commands.report import alarm_lines, final_table, rounds_table
+    from flows.commands.report import final_table, rounds_table
+    from flows.round.reporter import alarm_lines
 
     out.print(rounds_table(campaigns))
     for campaign in campaigns:
@@ -117,11 +165,16 @@ def interruptible() -> Iterator[None]:
 
 def links(campaigns: list[Campaign]) -> None:
     """Where MLflow shows these campaigns; only after a run, since it takes MLflow seconds to start."""
-    from registry.client import MemoryUnreachable
     from registry.compare import links as addresses
 
     try:
-        for what, address in addresses(campaigns[0].home, [campaign.name for campaign in campaigns]).items():
-            out.print(f"{what}: {address}", soft_wrap=True, style="dim")
-    except (MemoryUnreachable, CampaignError) as error:
-        out.print(f"no MLflow links: {escape(str(error))}", soft_wrap=True)
+        found = deliver(lambda: addresses(campaigns[0].home, [campaign.name for campaign in campaigns]), say)
+    except CampaignError as error:
+        found = None
+        say(f"no MLflow links: {error}")
+    for what, address in (found or {}).items():
+        out.print(f"{what}: {address}", soft_wrap=True, style="dim")
+
+
+def say(text: str) -> None:
+    out.print(text, soft_wrap=True, markup=False)

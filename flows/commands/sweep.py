@@ -1,4 +1,4 @@
-"""Commands that run variants of a campaign: fork goes on from one of its rounds, sweep runs a grid of settings."""
+"""`ratchet sweep`: run a recipe once for every combination of settings."""
 
 from __future__ import annotations
 
@@ -11,31 +11,10 @@ from rich.markup import escape
 from data.errors import RatchetError
 from data.recipe import recipe as recipes
 from data.store.campaign import Campaign
-from flows.commands.conduct import EXIT, carry_out, conduct, settled
-from flows.commands.options import Home, Json, Model, Name, Prompts, Sets, Source, err, out, overrides
+from flows.commands.options import Home, Json, Model, Prompts, Sets, Source, err, out, overrides
+from flows.commands.run import EXIT, nothing_to_run, run_to_end
+from flows.round.deliver import deliver
 from flows.service import environment
-
-
-def fork(
-    name: Name,
-    at: Annotated[int, typer.Option("--at", help="The last round the two share.", metavar="K")],
-    new: Annotated[str, typer.Option("--name", help="Name of the fork (default: NAME-at-K).")] = "",
-    home: Home = None,
-    sets: Sets = None,
-) -> None:
-    """Go on from round K of a campaign with other settings; rounds 0 to K are shared, nothing of them is computed again.
-
-    Examples:
-
-      ratchet fork first --at 2 --set loss.beta=0.5
-
-      ratchet fork first --at 3 --name longer --set rounds=6
-    """
-    place = environment.home_of(home)
-    campaign = Campaign.open(place, name)
-    recipe = recipes.forked(campaign.recipe, at, sets or [])
-    environment.prepare(place)
-    conduct(campaign.fork(at, new or f"{name}-at-{at}", recipe), [])
 
 
 def sweep(
@@ -59,20 +38,21 @@ def sweep(
       ratchet sweep raft --model ./my-model --prompts q.jsonl --over train.learning_rate=1e-6,5e-6 --name rates
     """
     from data.store.sweep import Sweep
-    from flows.commands.check import check as ready
+    from flows.commands.check import checked
+    from registry.sweeps import finish_sweep
 
     place = environment.home_of(home)
     name = name or f"{recipes.find(source).stem}-sweep"
     given = overrides(model, prompts)
     for cell in Sweep.plan(name, over).recipes(source, sets or [], given).values():
-        ready(cell, place)  # every one of them, before anything is written
+        checked(cell, place)  # every one of them, before anything is written
     environment.prepare(place)
     planned = Sweep.start(place, name, over)
     members = [planned.member(place, each, r) for each, r in planned.recipes(source, sets or [], given).items()]
     before = set(members[0].store.keys())
     codes = [_run_one(number, member, len(members)) for number, member in enumerate(members, 1)]
     results = [{"campaign": m.name, **planned.campaigns[m.name], **_result(m)} for m in members]
-    _remember(members[0], planned, results)
+    deliver(lambda: finish_sweep(members[0].home, planned, results), lambda text: err.print(text, soft_wrap=True, markup=False))
     asked = [member.used() for member in members]
     counts = {
         "stages_asked_for": sum(map(len, asked)),
@@ -91,7 +71,7 @@ def _run_one(number: int, member: Campaign, count: int) -> int:
     """Run one campaign of a sweep; returns its exit code."""
     err.print(f"[bold]{number}/{count}[/bold] {member.name}")
     try:
-        return EXIT[member.state if settled(member) else carry_out(member, [])]
+        return EXIT[member.state if nothing_to_run(member) else run_to_end(member, [])]
     except RatchetError as error:
         err.print(f"[red]{type(error).__name__}[/red]: {escape(str(error))}", soft_wrap=True)
         return error.exit_code
@@ -112,7 +92,8 @@ def _result(campaign: Campaign) -> dict[str, Any]:
 
 def _table(over: dict[str, list[Any]], results: list[dict[str, Any]]) -> None:
     from data.store.campaign import Metric
-    from flows.commands.report import percent, plain_table
+    from flows.commands.report import plain_table
+    from flows.round.reporter import percent
 
     table = plain_table("campaign", *over, "state", "accuracy %", "points over base", caption="the head, on held-out")
     for row in results:
@@ -121,13 +102,3 @@ def _table(over: dict[str, list[Any]], results: list[dict[str, Any]]) -> None:
         ]
         table.add_row(row["campaign"], *(str(row[path]) for path in over), row["state"], *pair)
     out.print(table)
-
-
-def _remember(first: Campaign, sweep: Any, results: list[dict[str, Any]]) -> None:
-    from registry.client import MemoryUnreachable
-    from registry.sweeps import finish_sweep
-
-    try:
-        finish_sweep(first.home, sweep, results)
-    except MemoryUnreachable as error:
-        err.print(f"warning: {escape(str(error))}", soft_wrap=True)

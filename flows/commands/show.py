@@ -1,0 +1,91 @@
+"""`ratchet runs` and `ratchet show`: the campaigns of a home, and the rounds of one."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from data.errors import CampaignError
+from data.store.campaign import Campaign, names
+from flows.commands.options import Home, Json, Name, out
+from flows.commands.run import summary
+from flows.service import environment
+
+
+def runs(home: Home = None, as_json: Json = False) -> None:
+    """List campaigns and their state.
+
+    Example: ratchet runs --json
+    """
+    from rich import box
+    from rich.table import Table
+
+    place = environment.home_of(home)
+    rows = [row_of(Campaign.open(place, name)) for name in names(place)]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table(pad_edge=False, box=box.SIMPLE_HEAD, collapse_padding=True)
+    for column in ("name", "state", "rounds", "accuracy", "about"):
+        table.add_column(column, no_wrap=True)
+    for row in rows:
+        value = "-" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f}"
+        table.add_row(row["name"], row["state"], f"{row['rounds_done']}/{row['rounds']}", value, row["about"][:36])
+    out.print(table if rows else f"no campaigns below {place} yet; try: ratchet run tiny_raft")
+
+
+def row_of(campaign: Campaign) -> dict[str, Any]:
+    finished = campaign.rounds()
+    accuracy = finished[-1].metrics.get("accuracy") if finished else None
+    return {
+        "name": campaign.name,
+        "state": campaign.state,
+        "rounds_done": finished[-1].round if finished else 0,
+        "rounds": campaign.recipe.rounds,
+        "accuracy": accuracy.value if accuracy else None,
+        "about": campaign.recipe.description,
+    }
+
+
+def show(
+    name: Name,
+    number: Annotated[
+        int | None, typer.Option("--round", help="One round in full: which model, reference and data made it.")
+    ] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Show a campaign's rounds, or one round in full.
+
+    Examples:
+
+      ratchet show first
+
+      ratchet show first --round 2 --json
+    """
+    campaign = Campaign.open(environment.home_of(home), name)
+    finished = campaign.rounds()
+    if number is not None:
+        finished = [r for r in finished if r.round == number]
+        if not finished:
+            raise CampaignError(
+                f"campaign '{name}' has no finished round {number}; it has {len(campaign.rounds())} (0 is the base)"
+            )
+    if as_json:
+        print(json.dumps(described(campaign, finished), indent=1))
+    elif number is None:
+        summary([campaign])
+    else:
+        out.print_json(json.dumps({**finished[0].model_dump(mode="json"), "paths": paths(campaign, finished[0].artifacts)}))
+
+
+def described(campaign: Campaign, finished: list[Any]) -> dict[str, Any]:
+    rounds = [{**r.model_dump(mode="json"), "verdict": r.verdict.decision, "reason": r.verdict.reason} for r in finished]
+    final = {k: {n: m.model_dump() for n, m in v.items()} for k, v in (campaign.final() or {}).items()}
+    return {"name": campaign.name, "state": campaign.state, "recipe": campaign.recipe.plain(), "rounds": rounds, "final": final}
+
+
+def paths(campaign: Campaign, artifacts: dict[str, Any]) -> dict[str, str]:
+    return {label: str(campaign.store.folder(ref.key) / "payload") for label, ref in artifacts.items()}
