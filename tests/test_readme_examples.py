@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib
 import json
 import re
@@ -16,7 +18,9 @@ import pytest
 
 from data.recipe import recipe as recipes
 from data.recipe.settings import Hardware
+from data.recipe.templates import Template
 from data.rows import tables
+from tasks.bias import alarm_rule, overoptimisation
 from tasks.choose import mitigations
 from tasks.generate.engines import Batch, Decoding
 from tasks.run import parts
@@ -51,16 +55,17 @@ PARTS = {example.family: example for example in examples() if example.family != 
 
 @pytest.fixture
 def bind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
-    """Put a family's example into its file in a folder `my_parts` and bind it by name, as a recipe would."""
+    """Put a family's example into its file in a folder `my_parts`; find it and check its settings, as a recipe would."""
     monkeypatch.syspath_prepend(str(tmp_path))
 
-    def bound(family: str, **supplied: Any) -> Any:
+    def bound(family: str) -> Any:
         example = PARTS[family]
         file = tmp_path / "my_parts" / Path(example.file).name
         file.parent.mkdir(exist_ok=True)
         file.write_text(example.code)
         importlib.invalidate_caches()
-        return parts.bind(family, f"my_parts.{file.stem}:{example.name}", example.settings, **supplied)
+        name = f"my_parts.{file.stem}:{example.name}"
+        return functools.partial(parts.find(family, name), **parts.check_settings(family, name, example.settings))
 
     yield bound
     for name in [name for name in sys.modules if name.split(".")[0] == "my_parts"]:
@@ -139,7 +144,7 @@ def test_the_curator_curates(bind: Any) -> None:
 
 def test_the_engine_samples(bind: Any, tmp_path: Path) -> None:
     # n rows a prompt that fit COMPLETIONS, no seed twice
-    engine = bind("engines", device="cpu", dtype="float32", trust_remote_code=False)(tmp_path)
+    engine = bind("engines")(tmp_path)
     ((index, rows),) = engine.sample([Batch([FOUR, OPEN], 0, [10, 12])], Decoding(2, 1.0, 1.0, 8))
     engine.close()
     asked = [FOUR, FOUR, OPEN, OPEN]
@@ -185,6 +190,59 @@ def test_the_stage_writes_its_table(tmp_path: Path) -> None:
     assert (row["metric"], row["value"], row["n"]) == ("unique_share", 0.75, 1)
 
 
+# -- alarms -------------------------------------------------------------------------------------------------------------
+def alarms_named() -> set[str]:
+    """The names in calls of Alarm(...): short constants that are neither a level nor a source."""
+    calls = [
+        node
+        for path in (*(CHECKOUT / "tasks/bias").glob("*.py"), *(CHECKOUT / "tasks/gate").glob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Alarm"
+    ]
+    constants = {a.value for call in calls for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)}
+    return {text for text in constants if len(text) < 40} - {"watch", "ALARM", "STOP", "ledger", "training", "suite"}
+
+
+def test_every_alarm_is_explained() -> None:
+    # a new alarm has a row in the tables, with its rule and a remedy
+    text = (CHECKOUT / "tasks/README.md").read_text()
+    named = alarms_named() | {overoptimisation.WHAT} | {feature for feature, _ in alarm_rule.LIMITS}
+    assert {"loss stuck", "answer collapse", "finish rate", "judge", "pairs"} <= named
+    assert not [name for name in named if f"| `{name}`" not in text]
+
+
+def explained_features() -> dict[str, str]:
+    """Feature -> the remedies in its row of the table of ledger alarms."""
+    section = (CHECKOUT / "tasks/README.md").read_text().partition("### Source: ledger, features")[2].partition("\n### ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| `")]
+    return {name: row[3] for row in rows for name in re.findall(r"`([^`]+)`", row[0])}
+
+
+@pytest.mark.parametrize("family", ["features", "prompt_features"])
+def test_every_feature_is_explained_with_its_remedies(family: str) -> None:
+    # the table names every feature that can alarm, and what the alarm itself names as acting on it
+    explained = explained_features()
+    for name, part in parts.public(family).items():
+        if not name.startswith("kl_"):  # not known at round 0: never an alarm
+            kind = getattr(sys.modules[part.__module__], "KINDS", {}).get(name, "real")
+            remedies = explained[name.removesuffix("_density")]
+            assert not [remedy for remedy in alarm_rule.mitigations(name, kind) if f"`{remedy}`" not in remedies], name
+
+
+# -- links --------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    # a file that is there, and in these two documents a heading that is there
+    for target in re.findall(r"\]\(([^)\s]+)\)", (CHECKOUT / document).read_text()):
+        place, _, anchor = target.partition("#")
+        file = ((CHECKOUT / document).parent / place).resolve() if place else CHECKOUT / document
+        known = file.relative_to(CHECKOUT.resolve()).as_posix()
+        assert file.exists() or known in ("flows/README.md", "registry/README.md", "tests/README.md"), target
+        if anchor and known in DOCUMENTS:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings], target
+
+
 # -- recipes ------------------------------------------------------------------------------------------------------------
 BLOCKS = [
     (name, block) for name in DOCUMENTS for block in re.findall(r"```toml\n(.*?)```", (CHECKOUT / name).read_text(), re.DOTALL)
@@ -196,8 +254,6 @@ def test_toml_blocks_are_recipes(document: str, block: str) -> None:
     # each block, put over a recipe for files of one's own, is a recipe that validates; a judge's template is one
     found = tomllib.loads(block)
     if "labels" in found:
-        from data.recipe.templates import Template
-
         assert Template.model_validate(found)
         return
     values = tomllib.loads(recipes.find("iterative_dpo").read_text()) | {"model": {"path": "my-model"}}
