@@ -66,7 +66,7 @@ def ask(campaign: Campaign, number: int = 1) -> None:
 
 @pytest.mark.parametrize("name", ["a", "A.b_c-9", "9lives", "x" * 64])
 def test_good_names(name: str) -> None:
-    # what a folder can be called everywhere
+    # these names are valid folder names on every file system
     check_name(name)
 
 
@@ -129,14 +129,14 @@ def test_an_unknown_name_suggests_one(tmp_path: Path, campaign: Campaign) -> Non
 
 
 def test_a_home_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
-    # a file stands where campaigns should be
+    # a file in place of the folder campaigns/ is reported, with its path
     (tmp_path / "campaigns").touch()
     with pytest.raises(HomeError, match=r"expected a writable home, cannot write .*pass another --home"):
         Campaign.start(tmp_path, "first", RECIPE)
 
 
 def test_room_is_counted_where_the_home_will_be(tmp_path: Path) -> None:
-    # a home that does not exist yet is asked for at its nearest parent
+    # free space is read at the nearest parent that exists when the home does not exist yet
     assert free_bytes(tmp_path / "not" / "yet") > 0
 
 
@@ -169,7 +169,7 @@ def test_only_one_process_runs_a_campaign(tmp_path: Path, campaign: Campaign) ->
 
 @given(ROUNDS)
 def test_a_round_comes_back_from_its_json(record: Round) -> None:
-    # what a round was is on disk to the last digit, null kept apart from 0.0
+    # a Round read back from JSON is equal to the last digit, and null is not 0.0
     assert Round.model_validate_json(record.model_dump_json(indent=1)) == record
 
 
@@ -196,7 +196,7 @@ def test_rounds_come_back_in_order(campaign: Campaign) -> None:
 
 
 def test_the_states_of_a_campaign(campaign: Campaign) -> None:
-    # new, unfinished, waiting, unfinished again once answered, done: derived from what is on disk, nothing else
+    # new, unfinished, waiting, unfinished again once answered, done: each state follows from the files on disk alone
     assert campaign.state == "new"
     campaign.record(finished(0, "start"))
     assert campaign.state == "unfinished"
@@ -225,7 +225,7 @@ def test_a_stopped_campaign_stays_stopped(campaign: Campaign) -> None:
 
 @pytest.mark.parametrize("decision", ["promote", "hold", "roll_back", "stop"])
 def test_a_question_takes_the_four_answers(campaign: Campaign, decision: str) -> None:
-    # and the last answer before the run counts
+    # if several answers are given before the run goes on, the last one counts
     ask(campaign)
     campaign.decide("hold")
     campaign.decide(decision)
@@ -234,7 +234,7 @@ def test_a_question_takes_the_four_answers(campaign: Campaign, decision: str) ->
 
 @pytest.mark.parametrize("decision", ["ask", "start", "rollback", ""])
 def test_other_answers_are_refused(campaign: Campaign, decision: str) -> None:
-    # the question stays open
+    # any other answer is refused, and the question stays open
     ask(campaign)
     with pytest.raises(CampaignError, match=f"--decide {decision}: expected promote, hold, roll_back or stop"):
         campaign.decide(decision)
@@ -242,7 +242,7 @@ def test_other_answers_are_refused(campaign: Campaign, decision: str) -> None:
 
 
 def test_an_answer_without_a_question_is_refused(campaign: Campaign) -> None:
-    # nobody decides in advance
+    # an answer is refused while the gate has asked no question
     with pytest.raises(CampaignError, match="'first' asks nothing; leave --decide out"):
         campaign.decide("promote")
 

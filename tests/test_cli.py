@@ -71,7 +71,7 @@ def test_missing_model(ratchet: Call, capsys: pytest.CaptureFixture[str], home: 
 
 
 def test_needs_a_model_of_ones_own(ratchet: Call, capsys: pytest.CaptureFixture[str], home: Path) -> None:
-    # Claim: the recipes for one's own model say what to pass.
+    # Claim: a recipe that needs the user's own model names the options to pass.
     assert "--model" in refused(ratchet, capsys, home, "run", "raft")
 
 

@@ -42,7 +42,7 @@ def test_pass_rate_band(history: list[dict[str, float]], low: float, high: float
 
 
 def test_hard_prompts_come_more_often() -> None:
-    # Over many rounds a prompt is the first drawn in proportion to 1 - its pass rate; one always solved never is.
+    # Over many rounds a prompt is chosen first in proportion to 1 - its pass rate; one that is always solved never is.
     three, rates = TWELVE[:3], {"p0": 0.0, "p1": 0.5, "p2": 1.0}
     drawn = Counter(ids(difficulty.hard_first(three, [{}] * k + [rates], share=0.3))[0] for k in range(1500))
     assert drawn["p2"] == 0
@@ -60,7 +60,7 @@ def test_learnable() -> None:
 
 
 def test_guessable_prompts() -> None:
-    # Letters, yes and no, proofs.
+    # Prompts with a letter, yes or no, or a proof as answer are dropped; others stay.
     kept = [
         answer
         for answer in ("B", "(c)", "True", "no", "7", "Bob", "-1")
@@ -76,7 +76,7 @@ WORDS = st.lists(st.sampled_from("abc"), min_size=1, max_size=6).map(" ".join)
 @settings(deadline=None)
 @given(st.lists(WORDS, max_size=8), st.sampled_from((0.3, 0.6, 1.0)))
 def test_no_near_duplicates(contents: list[str], likeness: float) -> None:
-    # No two that stay are that alike, and each that goes is that like one that stays and stood before it.
+    # No two kept prompts are that alike, and each dropped prompt is that alike to a kept one before it.
     rows = prompts(*contents)
     kept = texts.no_near_duplicates(rows, [], likeness=likeness, n=2)
     stay = {row["prompt_id"]: word_runs(row["messages"][0]["content"], 2) for row in kept}
@@ -92,7 +92,7 @@ def test_no_near_duplicates(contents: list[str], likeness: float) -> None:
 
 
 def test_a_sign_makes_another_problem() -> None:
-    # What differs in + and - alone is no duplicate; what differs in commas is.
+    # Two prompts that differ only in + and - are not duplicates; two that differ only in commas are.
     rows = prompts("What is 7 - 3 ?", "What is 7 + 3 ?", "What, is 7 + 3")
     assert ids(texts.no_near_duplicates(rows, [], likeness=1.0)) == ["p0", "p1"]
 
@@ -112,7 +112,7 @@ def test_decontamination() -> None:
 
 
 def test_a_campaign_curates(run_micro: Callable[..., Campaign]) -> None:
-    # From round 2 on only prompts that round 1 solved at times are drawn; an untouched recipe has no such stage.
+    # From round 2 on only prompts that round 1 solved sometimes are sampled; a recipe without [[curate]] has no such stage.
     band = 'curate=[{curator="pass_rate_band", settings={low=0.25, high=0.75}}, {curator="decontaminated"}]'
     campaign = run_micro("tiny_raft", band, "prompts.per_round=0", "gate.rule=always_promote")
     first, second = (campaign.rounds()[n].artifacts for n in (1, 2))

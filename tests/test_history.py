@@ -44,7 +44,7 @@ def test_lineage_leads_back_to_the_prompts(
 
 
 def test_lineage_of_nothing_is_refused(run_micro: Run, ratchet: Call, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # Claim: what is no campaign and no artifact, or several, or a round that is not there, is said so with exit code 2.
+    # Claim: an unknown name, an ambiguous key or a missing round is reported with exit code 2.
     campaign = run_micro("tiny_control", *QUICK, name="first")
     assert ratchet("lineage", "nothing", "--home", home) == 2
     assert "no artifact's key or digest begins so" in capsys.readouterr().err
@@ -67,7 +67,7 @@ def test_lineage_shows_what_is_gone(run_micro: Run) -> None:
 def test_gc_deletes_what_no_campaign_refers_to_and_nothing_else(
     run_micro: Run, ratchet: Call, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Claim: with a campaign's folder gone, only what it alone used goes; the other's next run computes nothing.
+    # Claim: with one campaign's folder deleted, gc deletes only what no other uses; the other's next run computes nothing.
     one, two = run_micro("tiny_raft", *QUICK, name="one"), run_micro("tiny_dpo", *QUICK, name="two")
     only_one = one.used() - two.used()
     left = one.store.root / "partial" / ("0" * 64)
@@ -91,7 +91,7 @@ def test_gc_deletes_what_no_campaign_refers_to_and_nothing_else(
 
 
 def test_gc_keeps_what_an_unfinished_round_has(run_micro: Run, home: Path) -> None:
-    # Claim: what a campaign asked for in a round that never finished is kept: it is what a resume starts from.
+    # Claim: artifacts of a round that never finished are kept, because a resume starts from them.
     campaign = run_micro("tiny_raft", *QUICK, name="one")
     used = campaign.used()
     (campaign.folder / "rounds" / "001.json").unlink()
@@ -101,7 +101,7 @@ def test_gc_keeps_what_an_unfinished_round_has(run_micro: Run, home: Path) -> No
 
 
 def test_gc_keeps_what_an_artifact_was_made_of(run_micro: Run, home: Path) -> None:
-    # Claim: with only Rounds to go by, the inputs of what they name stay too, so that it can be made again.
+    # Claim: with only Round records left, the inputs of the artifacts they name are kept too: these can be made again.
     campaign = run_micro("tiny_raft", *QUICK, name="one")
     (campaign.folder / "used").unlink()
     (campaign.folder / "final.json").unlink()
@@ -111,7 +111,7 @@ def test_gc_keeps_what_an_artifact_was_made_of(run_micro: Run, home: Path) -> No
 
 
 def test_gc_waits_for_nobody(run_micro: Run, ratchet: Call, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # Claim: while a campaign runs, gc refuses: what it is about to use cannot be known.
+    # Claim: gc refuses while a campaign runs, because nobody knows which artifacts that campaign will use next.
     campaign = run_micro("tiny_control", *QUICK, name="one")
     with campaign.running():
         assert ratchet("gc", "--yes", "--home", home) == 2
@@ -122,7 +122,7 @@ def test_gc_waits_for_nobody(run_micro: Run, ratchet: Call, home: Path, capsys: 
 
 
 def test_nothing_begins_while_gc_deletes(run_micro: Run, home: Path) -> None:
-    # Claim: what a new campaign would find might be gone the next moment, so it is told to come again.
+    # Claim: a campaign that starts while gc deletes is refused, because the artifacts it finds might be gone the next moment.
     campaign = run_micro("tiny_control", *QUICK, name="one")
     with garbage.at_rest(home), pytest.raises(HomeError, match=r"`ratchet gc` runs on .*do this again then"):
         run_micro("tiny_control", *QUICK, name="two")

@@ -146,7 +146,7 @@ def test_folders_of_a_room_form_a_ladder(path: Path) -> None:
 
 @pytest.mark.parametrize("room", LADDERS)
 def test_the_ladder_names_every_folder(room: str) -> None:
-    # a new folder takes its place in the order
+    # every folder has its place in the order of imports, so a new folder must be added to it
     there = {path.parent.name for path in (CHECKOUT / room).glob("*/__init__.py")}
     assert there == set(LADDERS[room])
 

@@ -35,6 +35,6 @@ def test_rounds_get_room_where_answers_are_cut(run_micro: Callable[..., Campaign
     ],
 )
 def test_room_that_makes_no_sense_is_refused(sets: list[str], says: str) -> None:
-    # A limit that would shorten, and completions that nobody samples.
+    # Refused: a limit below the window, and lengthening of recorded completions, which no engine samples.
     with pytest.raises(RecipeError, match=says):
         micro("tiny_raft", *sets)

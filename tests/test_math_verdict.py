@@ -42,7 +42,7 @@ def _quiet() -> Iterator[None]:
 @settings(max_examples=300)
 @given(GOLD, TEXT, st.sampled_from(("", "A: 18", "the answer is 1,234.", "\\(\\boxed{-3}\\)")))
 def test_the_shortcut_reaches_math_verifys_verdict(gold: str, text: str, end: str) -> None:
-    # Where the shortcut speaks, value, status and detail are what a worker would have said, whatever stands before.
+    # Where the shortcut gives a verdict, value, status and detail equal math-verify's, whatever text precedes the answer.
     quick = math_verdict.shortcut(gold, text + end)
     assert quick is None or quick == math_verdict._verdict(gold, text + end)
 
@@ -59,7 +59,7 @@ def test_the_shortcut_reaches_math_verifys_verdict(gold: str, text: str, end: st
     ],
 )
 def test_common_answers_take_the_shortcut(gold: str, text: str, value: float) -> None:
-    # What most outputs end with needs no worker.
+    # The commonest forms of an answer take the shortcut and need no worker process.
     quick = math_verdict.shortcut(gold, text)
     assert quick is not None
     assert quick[0] == value
@@ -77,7 +77,7 @@ def test_what_is_not_plain_is_left_to_math_verify(text: str) -> None:
 @needs_shared
 @pytest.mark.parametrize("source", ["GSM8K", "MATH"])
 def test_the_shortcut_on_real_outputs(source: str) -> None:
-    # On every real output where the shortcut speaks it says what math-verify says; on GSM8K's it speaks nine times in ten.
+    # On real outputs the shortcut's verdicts equal math-verify's; on GSM8K it judges nine outputs in ten.
     items = outputs(SHARED)[source]
     quick = {item: verdict for item in set(items) if (verdict := math_verdict.shortcut(*item))}
     assert len(quick) > len(set(items)) * (0.9 if source == "GSM8K" else 0.4)
@@ -118,7 +118,7 @@ def hostile(count: int) -> list[str]:
 
 @pytest.mark.slow
 def test_two_thousand_hostile_completions() -> None:
-    # None hangs past its limit, changes another's verdict or leaves a process.
+    # No hostile completion hangs past its time limit, changes another's verdict or leaves a process.
     honest = [(str(n), f"Score: 1, so ${n + n % 2}$") for n in range(2000)]
     bad = [("72", text) for text in hostile(2000)]
     mixed = judge([item for both in zip(bad, honest, strict=True) for item in both], timeout=0.2, workers=2)

@@ -119,7 +119,7 @@ def test_an_empty_split_gives_empty_metrics(tmp_path: Path) -> None:
     ],
 )
 def test_pass_at_k_by_hand(groups: list[list[float]], one: float, all_of_them: float) -> None:
-    # the share of prompts solved by one draw, and by all draws, averaged over prompts
+    # by hand: pass@1 and pass@n, averaged over prompts
     rows = pass_at_k("held_out", {f"p{i}": list(map(float, group)) for i, group in enumerate(groups)})
     assert [row["metric"] for row in rows] == ["pass@1", f"pass@{min(map(len, groups))}"]
     assert [row["value"] for row in rows] == pytest.approx([one, all_of_them])
@@ -127,7 +127,7 @@ def test_pass_at_k_by_hand(groups: list[list[float]], one: float, all_of_them: f
 
 @given(st.integers(1, 6), st.integers(0, 6))
 def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_one(n: int, right: int) -> None:
-    # the formula is what counting every way to draw k of n gives
+    # the formula equals the count over every way to take k of n samples
     values = [1.0] * min(right, n) + [0.0] * (n - min(right, n))
     for row in pass_at_k("s", {"p": values, "q": values}):
         k = int(row["metric"].removeprefix("pass@"))

@@ -90,7 +90,7 @@ def test_verdicts_reach_the_features_that_ask_for_them(tmp_path: Path) -> None:
 
 
 def test_scores_of_other_completions_are_refused(tmp_path: Path) -> None:
-    # Claim: a table that does not stand row for row with the completions is an error, never a shifted reading.
+    # Claim: a table of scores whose rows do not match the completions one by one is an error, never a shifted reading.
     rows = completions(3, 2)
     wrong = scores(tmp_path / "s", rows[::-1])
     with pytest.raises(TableError, match="rows of the completions in their order"):

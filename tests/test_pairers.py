@@ -141,7 +141,7 @@ def test_most_vs_least_voted(groups: list[list[Any]]) -> None:
 
 @given(GROUPS, st.integers(2, 5), st.sampled_from((0.1, 1.0, 100.0)))
 def test_rejection_sampled_pairs(groups: list[list[Any]], count: int, beta: float) -> None:
-    # Two accepted completions a pair, the better one chosen, none in two pairs; the accepted are those RSO's selector takes.
+    # Each pair has two accepted completions, the better one chosen; none is in two pairs; the selector accepts the same ones.
     completions, reward, scores = judged(groups)
     pairs = rejection_sampled(completions, reward, scores, beta=beta, count=count)
     check_pairs(pairs, completions, drawn=True)
@@ -208,7 +208,7 @@ def test_what_could_not_be_judged_is_never_rejected() -> None:
 
 
 def test_the_same_text_right_and_cut_is_no_pair() -> None:
-    # A text that filled its limit exactly is wrong as "truncated" and right as finished: it must not oppose itself.
+    # The same text may be cut in one sample (wrong) and finished in another (right): it is never paired with itself.
     assert right_vs_wrong(*judged([[("a", "stop", 1.0, 1.0, 3), ("a", "length", 0.0, 0.0, 3)]])) == []
 
 

@@ -40,7 +40,7 @@ def test_a_text_is_cut_after_each_step_but_the_last(text: str, steps: int) -> No
 
 
 def test_a_hostile_text_has_few_starts() -> None:
-    # A million steps cost as much as the steps asked for.
+    # A text of a million steps costs no more than the number of steps that the setting allows.
     assert len(begun(ASKED, "a;" * 1_000_000, ";", 32)) == 31
 
 

@@ -70,7 +70,7 @@ def test_the_worked_example() -> None:
 @settings(max_examples=10)
 @given(st.integers(0, 10**6))
 def test_problems_are_distinct_both_ways_round(seed: int) -> None:
-    # 12+34 and 34+12 never both come up; every length does; what is drawn depends on the seed alone
+    # 12+34 and 34+12 never both occur, every length does, and the problems depend on the seed alone
     def drawn(seed: int) -> list[Problem]:
         world = World(seed)
         return world.seed_set(100) + world.mixed(400)
@@ -99,7 +99,7 @@ def test_the_seed_set_has_the_size_and_shares_it_was_asked_for(count: int) -> No
 @settings(max_examples=15)
 @given(st.integers(0, 10**6))
 def test_tiny_splits_share_no_problem_nor_its_mirror(seed: int) -> None:
-    # nothing a model is trained on is asked again, not even turned round
+    # no problem is in two splits, not even with its numbers exchanged
     rows, given_solutions = prompts.splits(TINY, None, seed)
     asked = [row["messages"][0]["content"].rstrip("?") for split in prompts.SPLITS for row in rows[split]]
     assert len({tuple(sorted(text.split("+"))) for text in asked}) == len(asked) == 150
@@ -294,7 +294,7 @@ def test_a_bad_row_is_named_by_its_number(tmp_path: Path, line: str, says: str) 
 
 
 def test_a_column_that_was_asked_for_and_is_missing_is_named(tmp_path: Path) -> None:
-    # what was expected and what the file has instead
+    # the error names the expected columns and those that the file has
     path = jsonl(tmp_path / "p.jsonl", NUMBERED)
     assert refusal(path, map=Columns(prompt="quest")) == (
         "p.jsonl: row 1: expected column 'quest', found question, answer; set prompts.map.prompt"
@@ -306,7 +306,7 @@ def test_a_column_that_was_asked_for_and_is_missing_is_named(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_one_prompt_with_two_answers_is_refused(tmp_path: Path, name: str) -> None:
-    # nobody can verify against both
+    # one prompt with two different answers cannot be verified, so it is refused
     path = WRITERS[name](tmp_path / name, [*NUMBERED, NUMBERED[3] | {"answer": "4"}])
     assert refusal(path, answer_after="####") == (
         f"{name}: row 41: the same prompt appears with two answers ('3' and '4'); remove one"
@@ -340,20 +340,20 @@ def test_an_empty_file_has_too_few_prompts(tmp_path: Path, name: str) -> None:
 
 
 def test_too_few_prompts_for_the_splits_are_refused(tmp_path: Path) -> None:
-    # measuring must leave something to train on
+    # a file is refused if held-out and test leave no prompts to train on
     assert "found 40; lower the counts" in refusal(jsonl(tmp_path / "p.jsonl", NUMBERED), held_out=38)
     assert "found 12; lower the counts" in refusal(tmp_path / "p.jsonl", limit=12, rounds=10)
     assert len(split(tmp_path / "p.jsonl", held_out=37)["rounds"]) == 1
 
 
 def test_a_path_that_is_no_file_is_named(tmp_path: Path) -> None:
-    # what can be read is said
+    # the error lists the formats that can be read
     assert "expected a readable .jsonl, .jsonl.gz or .parquet file" in refusal(tmp_path / "absent.jsonl")
     assert "expected a folder of Parquet, JSONL or CSV files" in refusal(tmp_path)
 
 
 def test_other_distributions_are_the_worlds(tmp_path: Path) -> None:
-    # a file has one distribution
+    # prompts.ood is refused for a file: only the built-in worlds can make out-of-distribution prompts
     assert (
         refusal(jsonl(tmp_path / "p.jsonl", NUMBERED), ood=3)
         == "prompts.ood belongs to the built-in worlds; set it to 0 for a file"

@@ -62,7 +62,7 @@ def test_countdown_pays_for_what_the_prompt_allows(text: str, value: float) -> N
 
 
 def test_countdown_allows_numbers_to_be_left_out() -> None:
-    # "At most once" is what the prompt says.
+    # The prompt says "at most once", so an expression may leave numbers out.
     assert one(puzzles.countdown, "8 from 3, 5, 9", "3 + 5") == Score(1.0, "ok", "3 + 5")
     assert one(puzzles.countdown, "16 from 3, 5, 5, 3", "(3+5)+(3+5)").value == 1.0
     assert one(puzzles.countdown, "8 from 3, 5", "3+5", "length").status == "truncated"
@@ -139,7 +139,7 @@ def accepted(names: Any, gold: str) -> list[tuple[bool, ...]]:
     ],
 )
 def test_hedging_is_no_answer(text: str) -> None:
-    # Only one plain role for everybody counts.
+    # Everybody must be given one plain role; "a knight or a knave" is no answer.
     assert one(puzzles.knights_knaves, "Ada is a knight, Ben is a knave", f"<answer>{text}</answer>").value == 0.0
 
 

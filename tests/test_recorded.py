@@ -301,7 +301,7 @@ def test_a_finish_reason_is_read_not_invented() -> None:
     ],
 )
 def test_a_row_without_a_completion_is_named(record: dict[str, Any], says: str) -> None:
-    # expected, found, and what to set
+    # the error names the row, what was expected and found, and which setting to change
     with pytest.raises(PromptsError, match=f"^o.jsonl: row 7: {says}"):
         records.completions_of(Prompts(), record, "o.jsonl: row 7")
 

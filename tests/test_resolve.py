@@ -52,7 +52,7 @@ def test_a_7b_model_on_80_gb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_configuration_without_sizes_is_named(tmp_path: Path) -> None:
-    # the file, what is expected of it, and what to do
+    # the error names the configuration file, the sizes expected in it, and what to do
     recipe = recipe_of(tmp_path, {"num_hidden_layers": 2, "hidden_size": 8, "vocab_size": 9})
     with pytest.raises(
         ModelError, match=r"config\.json: expected .* to size batches by, found no num_attention_heads; set gen"

@@ -179,7 +179,7 @@ def test_hostile_completions_cost_their_own_time_only() -> None:
 
 
 def test_an_answer_at_the_end_of_a_huge_text_is_found() -> None:
-    # The cap takes the tail, so length alone never loses an answer; identical items are judged once.
+    # Only the end of a huge text is read, so its length alone never loses the answer; identical items are judged once.
     text = "so it goes. " * 100_000 + "\\boxed{72}"
     assert [score.value for score in judge([("72", text)] * 500)] == [1.0] * 500
 
@@ -219,7 +219,7 @@ def kill_workers() -> None:
 
 
 def test_a_worker_that_keeps_dying_is_a_crash_not_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A verdict nobody reached is None with a status, never 0.0; its neighbours get theirs.
+    # If the worker keeps dying, the verdict is None with a status, never 0.0; the other completions get their verdicts.
     verify_pool._close()
     monkeypatch.setattr(math_verdict, "judge", die)
     assert judge([("1", "one"), ("1", "bad"), ("1", "two")]) == [

@@ -78,7 +78,7 @@ def test_shaping_is_bounded_and_prefers_short_right_ones(groups: list[list[tuple
 
 
 def test_other_prompts_change_nothing() -> None:
-    # Minimum and maximum are the prompt's own: open-r1 takes them over the whole batch.
+    # Shortest and longest are those of the prompt's own samples; open-r1 takes them over the whole batch.
     alone = shape(shaping.kimi_length, [[(10, 1.0), (20, 1.0)]])
     assert shape(shaping.kimi_length, [[(10, 1.0), (20, 1.0)], [(1, 1.0), (999, 1.0)]])[:1] == alone
 

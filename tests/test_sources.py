@@ -92,7 +92,7 @@ def test_a_data_set_of_the_hub_is_read_from_the_cache(hub: Path) -> None:
     ],
 )
 def test_a_data_set_that_is_not_there(name: str, says: str, hub: Path) -> None:
-    # what was looked for, where, and how to get it
+    # the error says which data set was looked for, where, and how to get it
     with pytest.raises(PromptsError, match=says):
         list(sources.read(Path(name)))
 

@@ -118,7 +118,7 @@ def test_a_digest_is_the_names_and_bytes_of_the_files(tmp_path_factory: pytest.T
 
 @given(st.integers(0, 2**31), st.text(max_size=9), st.integers(0, 1000))
 def test_seeds_differ_by_stage_and_round(seed: int, stage: str, number: int) -> None:
-    # a round after a roll-back draws anew, the same round draws the same
+    # a round after a roll-back has new seeds; the same round has the same seeds
     assert derive_seed(seed, stage, number) == derive_seed(seed, stage, number) < 2**31
     assert derive_seed(seed, stage, number) != derive_seed(seed, stage, number + 1)
     assert derive_seed(seed, stage, number) != derive_seed(seed, stage + "x", number)
@@ -128,7 +128,7 @@ def test_seeds_differ_by_stage_and_round(seed: int, stage: str, number: int) -> 
 
 
 def test_a_committed_artifact_is_found_by_key(store: Store, whole: Artifact) -> None:
-    # what is made once is there for everybody: same digest, reused, its own scratch and partial gone
+    # a committed artifact is found by its key with the same digest, and its scratch and partial folders are gone
     found = store.find(JOB.key)
     assert found == replace(whole, reused=True)
     assert found is not None
@@ -332,7 +332,7 @@ def test_two_processes_that_make_the_same_key_agree(store: Store) -> None:
 
 
 def test_the_first_artifact_stands(store: Store, whole: Artifact) -> None:
-    # an attempt that came out different (a GPU's may) does not replace what others already build on, and says so
+    # a second attempt with other bytes (possible on a GPU) does not replace the first artifact, and is reported
     again = make(store, fill=lambda folder: (folder / "other.txt").write_text("different"))
     assert again.digest == whole.digest
     assert (again.path / "pairs.parquet").exists()
@@ -340,7 +340,7 @@ def test_the_first_artifact_stands(store: Store, whole: Artifact) -> None:
 
 
 def test_what_an_attempt_leaves_in_scratch_survives_it(store: Store) -> None:
-    # a failed attempt's payload is gone, its scratch is what the next one starts from, a commit removes it
+    # a failed attempt loses its payload and keeps its scratch for the next attempt; a commit removes the scratch
     def fails(folder: Path) -> None:
         (folder / "half").touch()
         (folder.parent / "scratch" / "shard").touch()
@@ -453,7 +453,7 @@ def no_object(path: Path) -> None:
 def test_a_damaged_manifest_takes_the_artifact_with_it(
     store: Store, whole: Artifact, harm: Callable[[Path], None], notice: str
 ) -> None:
-    # without a manifest that fits nobody knows what the bytes are: all of it is set aside, the key is free again
+    # if the manifest is damaged the whole artifact is set aside, and its key is free again
     harm(store.folder(JOB.key) / "manifest.json")
     with pytest.raises(DamagedArtifact, match=f"manifest of {JOB.key[:12]}"):
         store.manifest(JOB.key)
@@ -523,7 +523,7 @@ def test_verify_reports_every_artifact_and_its_progress(store: Store) -> None:
 
 
 def test_evicting_keeps_manifest_and_digest(store: Store, whole: Artifact) -> None:
-    # the weights go, the knowledge of what they were stays
+    # evicting deletes the payload and keeps the manifest with the digest
     size = sum(p.stat().st_size for p in whole.path.rglob("*") if p.is_file())
     assert store.evict(JOB.key) == size
     assert store.find(JOB.key) == replace(whole, absent="evicted", reused=True)

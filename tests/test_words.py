@@ -36,7 +36,7 @@ TRIPLES = Path(__file__).parents[2] / "shared" / "data" / "verifier_triples" / "
     ],
 )
 def test_multiple_choice(gold: str, text: str, value: float) -> None:
-    # The letter somebody settles on counts; naming several does not pay.
+    # The letter that a completion decides on counts; naming several letters is wrong.
     assert one(words.multiple_choice, gold, text).value == value
 
 
@@ -131,7 +131,7 @@ def test_language_share() -> None:
     ],
 )
 def test_equal_answers_are_told_alike(scorer: Any, texts: tuple[str, str]) -> None:
-    # votes, majorities and entropies go by `detail`: what was read, not how it was put
+    # votes, majorities and entropies compare `detail`: the answer that was read, not its wording
     prompt = {"answer": "B" if scorer is words.multiple_choice else "5 km" if scorer is words.quantity else "Eiffel tower"}
     told = [scorer([prompt], [{"text": text, "finish_reason": "stop"}])[0] for text in texts]
     assert [one.value for one in told] == [1.0, 1.0]
