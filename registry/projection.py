@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from data.recipe.recipe import flatten
+from data.recipe.dotted import flatten
 from data.store.campaign import Campaign, Metric, Ref, Round
 from registry.client import plain
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data.recipe.recipe import HINT
+from data.recipe.settings import HINT
 from data.rows import tables
 
 Row = dict[str, Any]
