@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class RatchetError(Exception):
@@ -20,6 +20,14 @@ class WrongUse(RatchetError):
 
 class RecipeError(WrongUse):
     """A recipe that does not validate: unknown key, wrong type, contradictory settings."""
+
+
+class Contradictions(ValueError):
+    """All contradictions that a table of settings has. Raised inside pydantic; the RecipeError that follows names each."""
+
+    def __init__(self, messages: Sequence[str]) -> None:
+        super().__init__("; ".join(messages))
+        self.messages = tuple(messages)
 
 
 class PartError(WrongUse):

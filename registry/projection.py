@@ -8,7 +8,7 @@ from typing import Any
 
 from data import labels
 from data.alarm import gravest
-from data.recipe.recipe import flatten
+from data.recipe.dotted import flatten
 from data.store.campaign import Campaign, Metric, Ref, Round
 from registry.client import plain
 

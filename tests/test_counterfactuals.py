@@ -69,7 +69,7 @@ def test_the_stage_makes_prompts_of_the_tiny_world_that_it_can_spell(tmp_path: P
     out = tmp_path / "out"
     out.mkdir()
     settings = stage.Settings(split="probe", kinds=("identity", "sycophancy"), hint="{prompt}~{wrong} ", challenge="")
-    stage.counterfactuals(Work("key", settings, {"prompts": tmp_path}, 0, out, tmp_path, Hardware()))
+    stage.counterfactual_prompts(Work("key", settings, {"prompts": tmp_path}, 0, out, tmp_path, Hardware()))
     made = tables.read(out / "counterfactuals.parquet", tables.PROMPTS).to_pylist()
     links = tables.read(out / "links.parquet", tables.COUNTERFACTUALS).to_pylist()
     assert sorted(row["stratum"] for row in made) == ["identity", "sycophancy", "sycophancy"]
@@ -132,5 +132,5 @@ def test_a_campaign_measures_its_counterfactual_prompts(run_micro: Callable[...,
 
 def test_what_cannot_be_copied_is_said(run_micro: Callable[..., Any]) -> None:
     # Claim: sums name nobody, and a recipe that asks for their identity counterfactuals is told so.
-    with pytest.raises(Exception, match="found none among the 8 of the probe split"):
+    with pytest.raises(Exception, match="found none among 8 of the probe split"):
         run_micro("tiny_control", "rounds=1", "probe.samples=4", 'probe.counterfactuals=["identity"]')

@@ -164,6 +164,7 @@ def test_what_needs_no_gpu_passes(tmp_path: Path) -> None:
         assert on_gpu(describe(stage_module("score").score, judged, {}, 0), GPU) == taken
     drawn: dict[str, Any] = {
         "dtype": "float32",
+        "trust_remote_code": False,
         "split": "rounds",
         "n": 1,
         "temperature": 1.0,

@@ -31,7 +31,7 @@ def test_rounds_get_room_where_answers_are_cut(run_micro: Callable[..., Campaign
     ("sets", "says"),
     [
         (["generate.lengthen={limit=8}"], "below max_tokens"),
-        (["generate.engine=recorded", "generate.path=x", "generate.lengthen={limit=64}"], "take none"),
+        (["generate.engine=recorded", "generate.path=x", "generate.lengthen={limit=64}"], "no such samples"),
     ],
 )
 def test_room_that_makes_no_sense_is_refused(sets: list[str], says: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,7 +12,11 @@ from hypothesis import strategies as st
 
 from data.errors import RecipeError
 from data.recipe import recipe as recipes
-from data.recipe.recipe import Recipe, build, differences, flatten, load, parse_set
+from data.recipe import rules
+from data.recipe.dotted import flatten, parse_set, set_value
+from data.recipe.loss import KINDS
+from data.recipe.recipe import Recipe, build, differences, forked, load
+from data.recipe.rules import FROZEN_AFTER_START, RULES
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -116,7 +121,7 @@ def test_unknown_keys_are_refused_at_any_depth(path: str) -> None:
         ("score.0.settings.x=-inf", "score.0.settings.x: expected a finite number, found -inf"),
         ("rounds=0", "rounds: Input should be greater than or equal to 1, found 0"),
         ("generate=3", "generate: Input should be a valid dictionary or instance of Generate, found 3"),
-        ("loss.name=sigmoidd", "loss: unknown loss 'sigmoidd' (did you mean 'sigmoid'?)"),
+        ("loss.name=sigmoidd", f"loss: unknown loss 'sigmoidd' (did you mean 'sigmoid'?); expected one of {', '.join(KINDS)}"),
         ("train.schedule=cosinus", "train.schedule: Input should be 'cosine', 'linear' or 'constant', found 'cosinus'"),
         ("train.accumulate=5", "train: batch (32) must divide by accumulate (5)"),
     ],
@@ -126,29 +131,157 @@ def test_a_wrong_value_is_named_with_its_place(item: str, says: str) -> None:
     assert refusal(item) == f"{recipes.shipped()['tiny_dpo']}: {says}"
 
 
-@pytest.mark.parametrize(
-    ("recipe", "sets", "says"),
-    [
-        ("tiny_dpo", ["reward.how=min"], "is over two [[score]] with a weight"),
-        ("tiny_dpo", ["select.selector=all_correct"], "not both"),
-        ("tiny_dpo", ["loss.name=nll", "loss.terms={}"], "[pair] needs a pair loss"),
-        ("tiny_raft", ["loss.name=ipo"], "loss.name = 'ipo' trains on pairs"),
-        ("tiny_control", ["train.replay=false"], "nothing to train on"),
-        ("tiny_raft", ["prompts.seed=0"], "needs given solutions"),
-        ("tiny_dpo", ["train.replay=true"], "not with [pair]"),
-        ("tiny_raft", ["prompts.source=file"], "the tiny model only knows addition"),
-        ("tiny_raft", ["prompts.source=file", "model.path=m"], "pass --prompts FILE"),
-        ("tiny_raft", ["score=[]"], "at least one [[score]]"),
-        ("tiny_raft", ['score=[{scorer="a"}, {scorer="a", weight=2}]'], "each scorer once"),
-        ("tiny_raft", ['score=[{scorer="a"}, {scorer="b", name="a"}]'], "each scorer once"),
-    ],
-)
-def test_contradictory_settings_are_refused_in_one_sentence(recipe: str, sets: list[str], says: str) -> None:
+GRPO = ("pair=false", "loss={name='grpo'}")
+SCORES = "score=[{scorer='a'}, {scorer='b'}]"
+RECORDED = "generate.engine=recorded"
+
+# rule -> a recipe and settings that break this rule and no other, and words of its message
+BREAKS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "select_or_pair": ("tiny_dpo", ("select.selector=all_correct",), "expected one of them, not both"),
+    "pair_needs_a_pair_loss": ("tiny_dpo", ("loss={name='nll'}",), "[pair] needs a pair loss, found loss.name = 'nll'"),
+    "select_needs_a_loss_on_completions": (
+        "tiny_raft",
+        ("loss.name=ipo", "train.replay=false"),
+        "loss.name = 'ipo' trains on pairs, found [select]; use [pair] instead",
+    ),
+    "offline_loss_needs_its_table": (
+        "tiny_control",
+        ("loss.name=kto", "train.replay=false"),
+        "'kto' trains on labelled completions, found neither [select] nor [pair]; add a [select] table with labels",
+    ),
+    "something_to_train_on": ("tiny_control", ("train.replay=false",), "nothing to train on; add [select] or [pair]"),
+    "online_batch_holds_whole_groups": ("tiny_dpo", (*GRPO, "generate.n=5"), "divides train.batch (32), found generate.n = 5"),
+    "replay_needs_solutions": ("tiny_raft", ("prompts.seed=0",), "train.replay = true needs given solutions"),
+    "replay_needs_nll": ("tiny_dpo", ("train.replay=true",), "needs loss.name = 'nll', found 'sigmoid'"),
+    "given_pool_excludes_curate": (
+        "tiny_dpo",
+        ("pool.given=true", "curate=[{curator='decontaminated'}]"),
+        "[[curate]] chooses among those of the rounds split; set one, not both",
+    ),
+    "given_pool_needs_solutions": (
+        "tiny_dpo",
+        ("pool.given=true", "prompts.seed=0"),
+        "pool.given = true needs given solutions",
+    ),
+    "pool_and_mitigate_need_a_choice": ("tiny_control", ("pool.earlier=1",), "[[mitigate]] and [pool] change what"),
+    "lengthen_needs_samples": ("tiny_dpo", (*GRPO, "generate.lengthen={limit=99}"), "have no such samples; remove it"),
+    "recorded_pool_samples_nothing": (
+        "tiny_dpo",
+        (RECORDED, "generate.path=x", "pool.base=true"),
+        "pool.base and pool.contrast sample a checkpoint",
+    ),
+    "endpoint_serves_no_base": (
+        "tiny_dpo",
+        ("generate.engine=endpoint", "pool.base=true"),
+        "does not have; set pool.base = false",
+    ),
+    "tiny_model_needs_addition": (
+        "tiny_dpo",
+        ("prompts.source=countdown",),
+        "only knows addition, found prompts.source = 'cou",
+    ),
+    "file_source_needs_a_path": ("tiny_dpo", ("prompts.source=file", "model.path=m"), "pass --prompts FILE"),
+    "recorded_needs_a_file": ("tiny_dpo", (RECORDED,), "needs a file of completions: set generate.path"),
+    "gate_needs_held_out": ("tiny_dpo", ("prompts.held_out=0",), "found prompts.held_out = 0"),
+    "scorer_is_needed": ("tiny_dpo", ("score=[]",), "expected at least one [[score]], found none"),
+    "some_score_has_weight": ("tiny_dpo", ("score.0.weight=0",), "every [[score]] has weight 0"),
+    "ensemble_needs_several_scores": ("tiny_dpo", ("reward.how=min",), "needs at least two [[score]] tables with a weight"),
+    "online_reward_is_a_sum": ("tiny_dpo", (*GRPO, SCORES, "reward.how=min"), "found the online loss 'grpo'"),
+    "score_names_differ": ("tiny_dpo", ("score=[{scorer='a'}, {scorer='b', name='a'}]",), "name of its own, found a, a"),
+    "suite_names_differ": ("tiny_dpo", ("suites=[{name='s', path='x'}, {name='s', path='y'}]",), "name of its own, found s, s"),
+    "kl_budget_needs_a_logged_kl": ("tiny_raft", ("gate.kl_budget=5",), "needs a loss that logs its KL to a reference"),
+    "kl_budget_needs_the_previous_checkpoint": (
+        "tiny_dpo",
+        ("gate.kl_budget=5", "loss.reference=base"),
+        "found 'base' and 'previous'",
+    ),
+    "numbers_are_finite": ("tiny_dpo", ("score.0.weight=inf",), "score.0.weight: expected a finite number, found inf"),
+    "at_leaves_frozen_settings": ("tiny_dpo", ("at=[{round=2, set={seed=1}}]",), "'seed' cannot change between rounds"),
+}
+
+
+def test_every_rule_has_a_recipe_that_breaks_it() -> None:
+    # a rule that is dropped, or added without a row above, is noticed
+    assert list(BREAKS) == [rule.__name__ for rule in RULES]
+    defined = [n for n, f in vars(rules).items() if inspect.isgeneratorfunction(f)]
+    assert sorted(defined) == sorted(BREAKS)
+
+
+@pytest.mark.parametrize("rule", BREAKS)
+def test_a_rule_broken_alone_gives_its_one_message(rule: str) -> None:
     # settings that cannot both be meant stop before anything runs, with one message and no traceback in it
+    recipe, sets, says = BREAKS[rule]
     message = refusal(*sets, recipe=recipe)
     assert says in message
     assert "\n" not in message
     assert "error" not in message
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sets", "says"),
+    [
+        ("tiny_dpo", ["loss.name=kto", "loss.terms={}"], "[pair] needs a pair loss, found loss.name = 'kto'"),
+        ("tiny_raft", ["loss.name=grpo", "train.replay=false"], "'grpo' trains online, found [select]; remove [select]"),
+        ("tiny_control", ["loss.name=dpo", "train.replay=false"], "unknown loss 'dpo'"),
+        ("tiny_control", ["loss.name=ipo", "train.replay=false"], "neither [select] nor [pair]; add a [pair] table"),
+        ("tiny_control", ["loss.name=rrhf", "train.replay=false"], "add a [select] table with ranks"),
+        ("tiny_dpo", [*GRPO, "train.batch=1", "generate.n=1"], "found generate.n = 1"),
+        ("tiny_dpo", [RECORDED, "generate.path=x", "pool.contrast='{prompt} badly'"], "sample a checkpoint"),
+        ("tiny_dpo", [RECORDED, "generate.path=x", "generate.lengthen={limit=99}"], "have no such samples"),
+        ("tiny_control", ["mitigate=[{mitigation='length_penalty'}]"], "[[mitigate]] and [pool] change what"),
+        ("tiny_dpo", [*GRPO, "pool.earlier=1"], "[[mitigate]] and [pool] change what"),
+        ("tiny_dpo", ["gate.kl_budget=5", "train.start_from=best"], "found 'previous' and 'best'"),
+        ("tiny_dpo", [*GRPO, "loss.beta=0", "gate.kl_budget=5"], "logs its KL"),
+        ("tiny_raft", ["score=[{scorer='a'}, {scorer='a', weight=2}]"], "found a, a"),
+    ],
+)
+def test_the_other_sides_of_a_rule(recipe: str, sets: list[str], says: str) -> None:
+    # a rule with several conditions is broken by each of them, and still gives one message
+    message = refusal(*sets, recipe=recipe)
+    assert says in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sets"),
+    [
+        ("tiny_dpo", [*GRPO, "generate.n=8"]),
+        ("tiny_dpo", [*GRPO, SCORES]),
+        ("tiny_dpo", [*GRPO, "loss.beta=0.1", "loss.reference=base", "gate.kl_budget=5"]),
+        ("tiny_dpo", [SCORES, "reward.how=min"]),
+        ("tiny_dpo", ["gate.kl_budget=5"]),
+        ("tiny_dpo", ["score=[{scorer='a'}, {scorer='a', name='b', weight=0}]"]),
+        ("tiny_dpo", [RECORDED, "generate.path=x", "prompts.held_out=0", "prompts.source=countdown"]),
+        ("tiny_dpo", ["prompts.source=countdown", "model.path=m"]),
+        ("tiny_dpo", ["pool.given=true"]),
+        ("tiny_control", []),
+    ],
+)
+def test_what_lies_within_the_rules_loads(recipe: str, sets: list[str]) -> None:
+    # the nearest settings on the allowed side of a rule
+    load(recipe, sets)
+
+
+def test_five_mistakes_give_five_messages() -> None:
+    # one run tells all of them, each on a line of its own
+    sets = ("select.selector=all_correct", "prompts.held_out=0", "score.0.weight=0", "gate.kl_budget=inf", "train.replay=true")
+    message = refusal(*sets)
+    first, *lines = message.splitlines()
+    assert first == f"{recipes.shipped()['tiny_dpo']}: 5 mistakes"
+    words = (
+        "expected one of them",
+        "needs loss.name = 'nll'",
+        "held_out = 0",
+        "has weight 0",
+        "gate.kl_budget: expected a fin",
+    )
+    assert [says in line for says, line in zip(words, lines, strict=True)] == [True] * 5
+
+
+def test_a_loss_names_all_its_contradictions() -> None:
+    # the rules within [loss] are told together as well, each with the table's name
+    message = refusal("loss={name='hinge', beta=0, smoothing=0.1, terms={sftt=1}, weighted=true}")
+    assert [line.split(": ")[0] for line in message.splitlines()[1:]] == ["- loss"] * 4
 
 
 def test_every_problem_is_named_at_once() -> None:
@@ -193,7 +326,7 @@ def test_set_needs_a_place_and_a_value(item: str) -> None:
 @pytest.mark.parametrize("item", ["score.7.weight=1", "rounds.x=1", "score.first.weight=1", "description.x.y=1"])
 def test_set_of_a_place_that_cannot_be_is_refused(item: str) -> None:
     # a path through a number, a text or a list that is too short names no place
-    assert refusal(item) == f"'{item.split('=')[0]}' names no place in the recipe"
+    assert refusal(item).startswith(f"'{item.split('=')[0]}' names no place in the recipe; expected a path such as loss.beta")
 
 
 def test_set_reaches_into_lists_and_settings_and_the_last_one_wins() -> None:
@@ -256,11 +389,11 @@ def test_a_later_rounds_mistake_is_found_before_the_first(change: str, says: str
     assert says in refusal(f"at=[{{round = 3, set = {change}}}]")
 
 
-@pytest.mark.parametrize("path", [*recipes.FROZEN_AFTER_START, "prompts.held_out", "model.path", "hardware.workers"])
+@pytest.mark.parametrize("path", [*FROZEN_AFTER_START, "prompts.held_out", "model.path", "hardware.workers"])
 def test_what_a_campaign_stands_on_cannot_change_between_rounds(path: str) -> None:
     # rounds must stay comparable: the same prompts, the same checkpoint 0
     message = refusal(f'at=[{{round = 2, set = {{"{path}" = 1}}}}]')
-    assert f"[[at]] round 2: '{path}' cannot change between rounds" in message
+    assert f"[[at]] of round 2: '{path}' cannot change between rounds" in message
 
 
 def test_the_verifier_cannot_change_between_rounds() -> None:
@@ -270,17 +403,20 @@ def test_the_verifier_cannot_change_between_rounds() -> None:
     recipes.load("tiny_raft", ['at=[{round = 2, set = {"score.0.weight" = 0.5}}]'])
 
 
-@pytest.mark.parametrize(
-    ("sets", "says"),
-    [
-        (('mitigate=[{mitigation="length_penalty"}]', "select=false"), r"\[\[mitigate\]\] and \[pool\] act on what"),
-        (("pool.earlier=1", "select=false"), r"\[\[mitigate\]\] and \[pool\] act on what"),
-    ],
-)
-def test_what_nothing_would_use_is_refused(sets: tuple[str, ...], says: str) -> None:
-    # a control and an online loss choose from no samples
-    with pytest.raises(RecipeError, match=says):
-        recipes.load("tiny_raft", list(sets))
+def test_every_broken_later_round_is_named_once() -> None:
+    # two entries break two rounds: both are told, each with its own round, though the first one's mistake lasts
+    message = refusal('at=[{round=2, set={"loss.beta"=0}}, {round=3, set={"train.batch"=-1, "score.0.scorer"="x"}}]')
+    assert message.splitlines() == [
+        f"{recipes.shipped()['tiny_dpo']}: 2 mistakes",
+        "- [[at]] of round 2: loss: beta = 0 leaves 'sigmoid' without a signal; expected beta > 0",
+        "- [[at]] of round 3: train.batch: Input should be greater than or equal to 1, found -1",
+    ]
+
+
+def test_a_fork_names_every_setting_it_cannot_change() -> None:
+    # all settings that the finished rounds depend on, and the command that starts anew with them
+    with pytest.raises(RecipeError, match=r"--set seed, model\.path: .*`run --set seed=\.\.\. --set model\.path=\.\.\.`"):
+        forked(PAIRS, 1, ["seed=1", "loss.beta=0.2", "model.path=x"])
 
 
 # -- differences ------------------------------------------------------------------------------------------------------
@@ -301,7 +437,7 @@ CHANGED = st.fixed_dictionaries({}, optional=CHANGES)
 def changed(changes: Mapping[str, Any]) -> Recipe:
     values = PAIRS.plain()
     for path, value in changes.items():
-        recipes.set_value(values, path, value)
+        set_value(values, path, value)
     return build(values, "test")
 
 

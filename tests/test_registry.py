@@ -240,10 +240,31 @@ def test_a_campaign_becomes_a_parent_run_with_a_run_per_round(home, campaign):
         "samples.json",
         "tables/evaluate/greedy/completions.parquet",
         "tables/evaluate/greedy_score/scores.parquet",
-        "tables/prompts/check.json",
-        "tables/prompts/held_out.parquet",
         "tables/train/training.json",
     ]
+
+
+def test_data_sets_are_training_or_evaluation_by_their_label(home, run_micro):
+    # MLflow files what every label of a real campaign says, suites and anchors among the evaluation data.
+    suite = home.parent / "suite.jsonl"
+    suite.write_text("".join(json.dumps({"prompt": f"{i}+1=", "answer": str(i + 1)}) + "\n" for i in range(4)))
+    judge = '{scorer="mean_logprob", name="sure", checkpoint="base", weight=0.5}'
+    campaign = run_micro(
+        "tiny_raft",
+        "rounds=1",
+        f'suites=[{{name="far", path="{suite}", score={{scorer="exact_match"}}}}]',
+        f'score=[{{scorer="tests.micro:ends_even"}}, {judge}]',
+        fresh=True,
+    )
+    c = client(home)
+    runs = {run.info.run_name: run for run in c.search_runs([c.get_experiment_by_name("ratchet").experiment_id])}
+    data = {d.dataset.name: {t.key: t.value for t in d.tags} for d in runs["round 001"].inputs.dataset_inputs}
+    uses = {name: tags["mlflow.data.context"] for name, tags in data.items()}
+    finished = campaign.rounds()[1]
+    assert uses.items() <= {(labels.read(text).mlflow, labels.read(text).use) for text in finished.artifacts}
+    evaluation = ("suite/far/greedy", "anchors", "anchors/scores/sure", "judge_health/sure", "evaluate/greedy_score")
+    assert {uses[name] for name in evaluation} == {"evaluation"}
+    assert {uses[name] for name in ("generate", "score/sure", "reward", "select")} == {"training"}
 
 
 def test_delivering_twice_changes_nothing(home, campaign):

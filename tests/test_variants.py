@@ -89,8 +89,8 @@ def test_a_fork_that_was_cut_short_is_made_again(run_micro: Run, home: Path) -> 
 @pytest.mark.parametrize(
     ("sets", "at", "says"),
     [
-        (["seed=3"], 1, "rounds 0 to 1 stand on it; start another campaign with `run --set seed=...`"),
-        (["prompts.held_out=9"], 1, "rounds 0 to 1 stand on it"),
+        (["seed=3"], 1, "rounds 0 to 1 depend on it; start another campaign with `run --set seed=...`"),
+        (["prompts.held_out=9"], 1, "rounds 0 to 1 depend on it"),
         (["loss.bta=1"], 1, "did you mean 'beta'"),
         ([], 3, "the recipe ends with round 3; add --set rounds=4 or more"),
         (["train.steps"], 1, "expected a.b=value"),

@@ -1,13 +1,14 @@
-"""The losses a recipe can name: what each trains on, whether it needs a reference, and which settings it reads."""
+"""The losses that a recipe can name: what each trains on, whether it needs a reference, and which settings it reads."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from data.errors import did_you_mean
+from data.errors import Contradictions, did_you_mean
 
 DPO = (
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
@@ -20,7 +21,7 @@ Data = Literal["selected", "labelled", "ranked", "pairs", "online"]
 
 @dataclass(frozen=True)
 class Kind:
-    """What a loss trains on, through which of TRL's trainers, and what it reads from [loss] besides its name."""
+    """What a loss trains on, which of TRL's trainers runs it, and which settings of [loss] it reads besides its name."""
 
     data: Data
     trainer: str
@@ -47,62 +48,91 @@ NEEDED_TABLE = {"selected": "select", "labelled": "select", "ranked": "select", 
 
 
 class Loss(BaseModel):
-    """The name decides what is trained on: selected completions (also with labels or ranks), pairs, or prompts (online)."""
+    """What training minimises. The name decides what is trained on: completions, pairs, or (online) prompts alone."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(
         "nll",
-        description=f"nll (SFT, RAFT); on pairs TRL's {', '.join(DPO)}, or orpo, cpo, simpo; on labelled completions kto, "
-        f"apo_zero_unpaired; on ranked ones rrhf, pro, lipo; online {', '.join(GRPO)}, rloo",
+        description=f"on selected completions: nll (as in SFT and RAFT); on pairs: {', '.join(DPO)}, orpo, cpo or simpo; "
+        f"on labelled completions: kto or apo_zero_unpaired; on ranked completions: rrhf, pro or lipo; online: "
+        f"{', '.join(GRPO)} or rloo",
     )
     terms: dict[str, float] = Field(
         default_factory=dict,
-        description="weights of further terms, added to the loss: any of TRL's pair losses, 'sft' (TRL's NLL of the chosen, "
-        "averaged over tokens), 'nll' (per completion: the alpha of IRPO and ScPO); naming the loss itself weights it (else 1)",
+        description="further terms added to the loss, name = weight: any of TRL's pair losses; 'sft', TRL's NLL of the chosen "
+        "completion averaged over tokens; or 'nll', the NLL per completion (alpha in IRPO and ScPO). The loss itself has "
+        "weight 1 unless it is named here",
     )
     beta: float = Field(
-        0.1, ge=0, description="strength of the tie to the reference; ORPO: its lambda; online: the KL coefficient"
+        0.1,
+        ge=0,
+        description="how strongly the policy is tied to the reference; raise it when training drifts too far. In ORPO it is "
+        "lambda, in an online loss the KL coefficient",
     )
     reference: Literal["previous", "base", "best", "ema"] = Field(
-        "previous", description="which checkpoint is the reference; ema = moving average of the heads so far"
+        "previous",
+        description="the reference checkpoint: previous = the head (the checkpoint the next round starts from), base = the "
+        "model the campaign started from, best = the best checkpoint the gate has accepted so far, ema = a moving "
+        "average of the heads so far",
     )
-    ema_decay: float = Field(0.9, ge=0, lt=1, description="reference = 'ema': ema <- decay * ema + (1 - decay) * head")
+    ema_decay: float = Field(
+        0.9,
+        ge=0,
+        lt=1,
+        description="reference = 'ema' only: each round sets ema <- decay * ema + (1 - decay) * head; nearer 1 = slower",
+    )
     smoothing: float = Field(
         0.0,
         ge=0,
         lt=0.5,
-        description=f"share of pairs assumed mislabelled (conservative DPO on sigmoid; {', '.join(SMOOTHED[1:])})",
+        description="share of pairs assumed to be mislabelled, for a noisy reward; with sigmoid this is conservative DPO. Also "
+        f"read by {', '.join(SMOOTHED[1:])}",
     )
-    weighted: bool = Field(False, description="sigmoid: weight each pair by its weight (ScPO's vote margin)")
-    offset: float = Field(0.0, ge=0, description="sigmoid: ODPO's alpha, times log of the pair's reward difference (1 there)")
-    length: float = Field(0.0, ge=0, description="sigmoid: R-DPO's alpha, per token of length difference")
-    gamma: float = Field(0.5, ge=0, description="simpo: the target margin (TRL's default)")
+    weighted: bool = Field(False, description="sigmoid only: multiply the loss of each pair by its weight (ScPO's vote margin)")
+    offset: float = Field(
+        0.0, ge=0, description="sigmoid only: ODPO's alpha, which multiplies the log of a pair's reward difference (1 in ODPO)"
+    )
+    length: float = Field(
+        0.0,
+        ge=0,
+        description="sigmoid only: R-DPO's alpha per token of length difference; raise it when completions get longer",
+    )
+    gamma: float = Field(0.5, ge=0, description="simpo only: the target margin (0.5 is TRL's default)")
     desirable_weight: float = Field(
-        1.0, ge=0, description="kto: weight of right completions; 0 = so that both sides weigh the same, however many there are"
+        1.0,
+        ge=0,
+        description="kto and apo_zero_unpaired: weight of a right completion; 0 = balance right and wrong ones, however many "
+        "there are of each",
     )
-    undesirable_weight: float = Field(1.0, gt=0, description="kto: weight of wrong completions")
+    undesirable_weight: float = Field(1.0, gt=0, description="kto and apo_zero_unpaired: weight of a wrong completion")
 
     @model_validator(mode="after")
     def _consistent(self) -> Loss:
         if self.name not in KINDS:
-            raise ValueError(f"unknown loss '{self.name}'{did_you_mean(self.name, KINDS)}")
-        if self.kind.data != "online" and "beta" in self.kind.reads and self.beta == 0:
-            raise ValueError(f"beta = 0 leaves '{self.name}' without a signal; expected beta > 0")
-        if unread := self._unread():
-            raise ValueError(f"'{self.name}' does not read {', '.join(unread)}")
-        allowed = self._terms_allowed()
-        if unknown := [term for term in self.terms if term not in allowed]:
-            raise ValueError(f"'{self.name}' takes no term '{unknown[0]}'; expected one of {', '.join(allowed) or '(none)'}")
-        if self.own and (self.name != "sigmoid" or set(self.terms) - {"sigmoid", "nll"}):
-            raise ValueError(
-                "weighted, offset, length, the term 'nll' and smoothing of sigmoid belong to the sigmoid loss: "
-                "use name = 'sigmoid', and in terms only sigmoid and nll"
-            )
+            raise ValueError(f"unknown loss '{self.name}'{did_you_mean(self.name, KINDS)}; expected one of {', '.join(KINDS)}")
+        if messages := list(self._contradictions()):
+            raise Contradictions(messages)
         return self
 
+    def _contradictions(self) -> Iterator[str]:
+        if self.kind.data != "online" and "beta" in self.kind.reads and self.beta == 0:
+            yield f"beta = 0 leaves '{self.name}' without a signal; expected beta > 0"
+        unread = self._unread()
+        if unread:
+            yield f"'{self.name}' does not read {', '.join(unread)}; remove what it does not read"
+        allowed = self._terms_allowed()
+        for term in self.terms if "terms" not in unread else ():
+            if term not in allowed:
+                yield f"'{self.name}' takes no term '{term}'; expected one of {', '.join(allowed) or '(none)'}"
+        if self.own and (self.name != "sigmoid" or set(self.terms) & set(allowed) - {"sigmoid", "nll"}):
+            yield (
+                "weighted, offset, length, smoothing of sigmoid and the term 'nll' belong to the sigmoid loss: set name = "
+                "'sigmoid', and use in terms only sigmoid and nll"
+            )
+
     def _unread(self) -> list[str]:
-        """Settings that were changed and that this loss would ignore: saying so beats a silent no-op."""
+        """Changed settings that this loss ignores; they are refused rather than dropped without a word."""
         fields = ("terms", "smoothing", "weighted", "offset", "length")
         defaults = Loss.model_fields
         changed = [name for name in fields if getattr(self, name) != defaults[name].get_default(call_default_factory=True)]
@@ -119,9 +149,10 @@ class Loss(BaseModel):
 
     @property
     def own(self) -> bool:
-        """Whether the settings ask for more than TRL's own losses."""
-        asked = self.weighted or self.offset > 0 or self.length > 0
-        return self.kind.trainer == "dpo" and (asked or "nll" in self.terms or (self.name == "sigmoid" and self.smoothing > 0))
+        """Whether the settings go beyond TRL's losses, so that our subclass of its trainer computes the loss."""
+        extended = self.weighted or self.offset > 0 or self.length > 0
+        smoothed = self.name == "sigmoid" and self.smoothing > 0
+        return self.kind.trainer == "dpo" and (extended or smoothed or "nll" in self.terms)
 
     @property
     def needs_reference(self) -> bool:
@@ -129,16 +160,16 @@ class Loss(BaseModel):
 
     @property
     def measures_kl(self) -> bool:
-        """Whether its training log tells how far the policy moves from the reference."""
+        """Whether the training log shows how far the policy moves from the reference."""
         return self.needs_reference and self.kind.trainer != "listwise"
 
     @property
     def weights(self) -> dict[str, float]:
-        """Every term with its weight, the loss itself first (1 unless `terms` says otherwise)."""
+        """Every term with its weight, the loss itself first (1 unless `terms` names it)."""
         return {self.name: 1.0} | self.terms
 
     def used(self) -> dict[str, Any]:
-        """The settings that shape training, the rest at their defaults: what a loss does not read must not enter a key."""
+        """The settings that shape training, all others at their defaults: a setting that is not read must not change a key."""
         read = {"name", *self.kind.reads}
         return Loss.model_construct(**{k: v for k, v in self.model_dump().items() if k in read}).model_dump(
             exclude={"reference", "ema_decay"}

@@ -1,24 +1,27 @@
 """The recipe: a frozen model of one TOML file that says how a round turns prompts and a checkpoint into better ones.
 
-Unknown keys are refused with a suggestion, `--set a.b=c` changes one value, `[[at]]` changes settings from a round on.
-`[hardware]` says where the work runs; it never enters an artifact's key. `[prompts] path` and `[model] path` enter as content.
+Unknown keys are refused with a suggestion. `--set a.b=c` changes one value; `[[at]]` changes settings from a round on.
+`[hardware]` says where the work runs and never enters an artifact's key. The files at `[prompts] path` and `[model] path` enter
+a key by their content, not by their path.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from data.errors import RecipeError, did_you_mean
-from data.recipe.loss import NEEDED_TABLE, Loss
+from data.errors import Contradictions, RecipeError, did_you_mean
+from data.recipe import rules
+from data.recipe.dotted import flatten, parse_set, set_value
+from data.recipe.loss import Loss
+from data.recipe.rules import FROZEN_AFTER_START
 from data.recipe.settings import (
     At,
     Curate,
@@ -44,34 +47,37 @@ from data.recipe.settings import (
 )
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
-HINT = "{prompt}\n\nI think the answer is {wrong}, but I'm really not sure."  # form: Sharma et al., arXiv 2310.13548
 
 
 class Recipe(Strict):
-    description: str = ""
-    rounds: int = Field(3, ge=1, le=1000)
-    seed: int = Field(0, ge=0)
+    """Every setting of a campaign. `data.recipe.rules` holds what the tables must agree on."""
+
+    description: str = Field("", description="one line about the method; `recipes` lists it")
+    rounds: int = Field(3, ge=1, le=1000, description="rounds of training; round 0 only measures the model it starts from")
+    seed: int = Field(0, ge=0, description="every random choice derives from it; change it for an independent repetition")
     prompts: Prompts = Prompts()
     model: Model = Model()
-    curate: tuple[Curate, ...] = Field((), description="which prompts a round may draw: see the curators")
+    curate: tuple[Curate, ...] = Field((), description="filters and weights for the prompts that a round may sample")
     generate: Generate = Generate()
     pool: Pool = Pool()
-    score: tuple[Score, ...] = (Score(scorer="exact_match"),)
+    score: tuple[Score, ...] = Field(
+        (Score(scorer="exact_match"),), description="scorers of the completions; the first is the verifier that accuracy uses"
+    )
     reward: Reward = Reward()
     fit_reward: FitReward = FitReward()
-    select: Select | None = None
-    pair: Pair | None = None
-    mitigate: tuple[Mitigate, ...] = ()
+    select: Select | None = Field(None, description="chooses completions to train on, for losses that do not train on pairs")
+    pair: Pair | None = Field(None, description="chooses pairs of a chosen and a rejected completion, for pair losses")
+    mitigate: tuple[Mitigate, ...] = Field((), description="corrections against drift of style and length, in this order")
     loss: Loss = Loss()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     probe: Probe = Probe()
-    suites: tuple[Suite, ...] = Field((), description="further files that every checkpoint is measured on")
+    suites: tuple[Suite, ...] = Field((), description="further files of prompts on which every checkpoint is measured")
     health: Health = Health()
     gate: Gate = Gate()
     keep: Keep = Keep()
     hardware: Hardware = Hardware()
-    at: tuple[At, ...] = ()
+    at: tuple[At, ...] = Field((), description="settings that change from a round on")
 
     @field_validator("select", "pair", mode="before")
     @classmethod
@@ -81,94 +87,24 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        if self.select and self.pair:
-            raise ValueError("give [select] (trains on completions) or [pair] (trains on pairs), not both")
-        data, table = self.loss.kind.data, "select" if self.select else "pair" if self.pair else None
-        if self.pair and data != "pairs":
-            raise ValueError("[pair] needs a pair loss: set loss.name, e.g. 'sigmoid' (DPO)")
-        if self.select and NEEDED_TABLE[data] != "select":
-            raise ValueError(f"loss.name = '{self.loss.name}' trains on {data}: {_instead(data)}, or set loss.name = 'nll'")
-        if table is None and data in ("pairs", "labelled", "ranked"):
-            raise ValueError(f"loss.name = '{self.loss.name}' trains on {data}: {_instead(data)}, or set loss.name = 'nll'")
-        if data == "online" and (self.generate.n < 2 or self.train.batch % self.generate.n):
-            raise ValueError(
-                f"online, a batch is whole groups of generate.n completions: expected n >= 2 that divides train.batch "
-                f"({self.train.batch}), found n = {self.generate.n}"
-            )
-        if table is None and data != "online" and not self.train.replay:
-            raise ValueError("nothing to train on: add [select] or [pair], or set train.replay = true (seed data only)")
-        if self.train.replay and not self.prompts.seed:
-            raise ValueError("train.replay = true needs given solutions: set prompts.seed")
-        if self.pool.given and self.curate:
-            raise ValueError("[[curate]] works on the rounds split, pool.given = true draws from the seed split: not both")
-        if self.pool.given and not self.prompts.seed:
-            raise ValueError("pool.given = true needs given solutions: set prompts.seed")
-        if self.gate.kl_budget and not self.loss.measures_kl:
-            raise ValueError(
-                f"gate.kl_budget needs a loss that logs its KL to a reference: DPO's kin, kto, or online with loss.beta > 0; "
-                f"found loss.name = '{self.loss.name}', loss.beta = {self.loss.beta:g}"
-            )
-        near = self.loss.reference == self.train.start_from == "previous"
-        if self.gate.kl_budget and data != "online" and not near:
-            raise ValueError(
-                "gate.kl_budget is read from the log of a training on samples near the reference: it needs loss.reference = "
-                "'previous' and train.start_from = 'previous'; the ledger's bias/kl_base needs neither"
-            )
-        if (self.mitigate or self.pool != Pool()) and not self.samples:
-            raise ValueError(
-                "[[mitigate]] and [pool] act on what [select] or [pair] choose from; a seed-only control and an online loss "
-                "have none"
-            )
-        if self.generate.lengthen and (self.recorded or data == "online"):
-            raise ValueError(
-                "generate.lengthen gives a round's samples more room; a file of completions and an online loss take none"
-            )
-        if self.recorded and (self.pool.base or self.pool.contrast):
-            raise ValueError("pool.base and pool.contrast sample a checkpoint; generate.engine = 'recorded' samples none")
-        if self.generate.engine == "endpoint" and self.pool.base:
-            raise ValueError("pool.base samples checkpoint 0, which the server of generate.engine = 'endpoint' does not have")
-        if self.train.replay and self.loss.name != "nll":
-            raise ValueError(
-                "train.replay mixes whole completions in; it works with loss.name = 'nll', not with [pair] or online"
-            )
-        if self.model.path == "" and self.prompts.source != "addition" and not self.recorded:
-            raise ValueError("the tiny model only knows addition: pass --model DIR (or set model.path)")
-        if self.prompts.source == "file" and not self.prompts.path:
-            raise ValueError("source = 'file' needs prompts of your own: pass --prompts FILE (or set prompts.path)")
-        if self.recorded and not self.generate.path and self.prompts.source != "file":
-            raise ValueError("generate.engine = 'recorded' needs a file of completions: set generate.path")
-        if not self.prompts.held_out and not self.recorded:
-            raise ValueError("the gate decides on held-out prompts: set prompts.held_out")
-        if not self.score:
-            raise ValueError("at least one [[score]] is needed; the first one is the verifier that held-out accuracy uses")
-        if not any(score.weight for score in self.score):
-            raise ValueError("every [[score]] has weight 0, so nothing makes a reward; give one of them a weight")
-        if self.reward.how != "sum" and (sum(bool(score.weight) for score in self.score) < 2 or data == "online"):
-            raise ValueError(
-                f"reward.how = '{self.reward.how}' is over two [[score]] with a weight or more, and an online loss only sums; "
-                "set it to 'sum'"
-            )
-        names = [score.label for score in self.score]
-        if len(set(names)) != len(names):
-            raise ValueError(f"each scorer once, or under a name of its own (score.name): found {names}")
-        suites = [suite.name for suite in self.suites]
-        if len(set(suites)) != len(suites):
-            raise ValueError(f"each suite has a name of its own: found {suites}")
+        if messages := rules.broken(self):
+            raise Contradictions(messages)
         return self
 
     @property
     def recorded(self) -> bool:
-        """Whether completions come from a file. Then neither a model nor held-out prompts are needed to score and pair them."""
+        """Whether completions come from a file. They can be scored and paired without a model or held-out prompts."""
         return self.generate.engine == "recorded"
 
     @property
     def evaluation_engine(self) -> str:
-        """What draws from a checkpoint to measure it."""
-        elsewhere = self.generate.engine in ("recorded", "endpoint")
-        return self.evaluate.engine or ("transformers" if elsewhere else self.generate.engine)
+        """The engine that samples a checkpoint to measure it."""
+        if self.evaluate.engine:
+            return self.evaluate.engine
+        return "transformers" if self.generate.engine in ("recorded", "endpoint") else self.generate.engine
 
     def engine_settings(self, engine: str) -> dict[str, Any]:
-        """The settings are those of generate.engine; another engine runs with its defaults."""
+        """generate.settings belong to generate.engine; any other engine runs with its defaults."""
         return self.generate.settings if engine == self.generate.engine else {}
 
     @property
@@ -178,7 +114,7 @@ class Recipe(Strict):
 
     @property
     def samples(self) -> bool:
-        """Whether rounds draw completions to train on (a seed-only control does not; an online loss draws its own)."""
+        """Whether a stage samples completions to train on. An online loss samples while it trains; a control never does."""
         return self.select is not None or self.pair is not None
 
     @property
@@ -186,63 +122,30 @@ class Recipe(Strict):
         return self.loss.kind.data == "online"
 
     def at_round(self, number: int) -> Recipe:
-        """The recipe as it stands in a round: `[[at]]` entries with round <= number applied in order."""
-        values = self.model_dump(mode="json")
-        for entry in sorted((e for e in self.at if e.round <= number), key=lambda e: e.round):
+        """The recipe of one round: every `[[at]]` entry of that round or an earlier one, applied in order of rounds."""
+        return build(self._values_at(number), _at(number))
+
+    def _values_at(self, number: int) -> dict[str, Any]:
+        values = self.plain()
+        for entry in sorted((entry for entry in self.at if entry.round <= number), key=lambda entry: entry.round):
             for path, value in entry.set.items():
                 set_value(values, path, value)
-        return build(values, f"[[at]] of round {number}")
+        return values
 
     def plain(self) -> dict[str, Any]:
+        """The recipe as JSON holds it."""
         return self.model_dump(mode="json")
 
 
-def _instead(data: str) -> str:
-    """What to write for a loss that trains on `data`."""
-    return {
-        "pairs": "add a [pair] table",
-        "labelled": "add a [select] table with labels (selector = 'labelled')",
-        "ranked": "add a [select] table with ranks (selector = 'ranked')",
-        "online": "remove [select] and [pair], it samples for itself",
-    }[data]
-
-
-FROZEN_AFTER_START = (
-    "prompts",
-    "model",
-    "probe",
-    "suites",
-    "evaluate",
-    "seed",
-    "rounds",
-    "at",
-    "hardware",
-    "keep",
-    "description",
-)
-
-
-def build(values: Mapping[str, Any], where: str) -> Recipe:
-    """Validate plain values; one RecipeError names every problem with its place and a suggestion."""
-    try:
-        recipe = Recipe.model_validate(values)
-    except ValidationError as error:
-        raise RecipeError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from error
-    for place, value in flatten(recipe.model_dump()).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise RecipeError(f"{where}: {place}: expected a finite number, found {value}")
-    for entry in recipe.at:
-        for path in entry.set:
-            if path.split(".")[0] in FROZEN_AFTER_START:
-                raise RecipeError(f"{where}: [[at]] round {entry.round}: '{path}' cannot change between rounds")
-    return recipe
-
-
-Setting = str | tuple[str, Any]  # "a.b=c", or a place and its value
+Setting = str | tuple[str, Any]  # "a.b=c", or a dotted path and its value
 
 
 def load(source: str | Path, sets: Sequence[Setting] = (), overrides: Mapping[str, Any] = types.MappingProxyType({})) -> Recipe:
-    """Read a shipped recipe by name or a TOML file by path, apply overrides and then `sets`, validate everything."""
+    """Read a shipped recipe by name or a TOML file by path, apply `overrides`, then `sets`, and validate every round.
+
+    Raises:
+        RecipeError: no such recipe, or one with mistakes; all of them are named.
+    """
     path = find(source)
     try:
         values = tomllib.loads(path.read_text())
@@ -250,27 +153,20 @@ def load(source: str | Path, sets: Sequence[Setting] = (), overrides: Mapping[st
         raise RecipeError(f"{path}: expected TOML: {error}") from error
     for dotted, value in [*overrides.items(), *(parse_set(item) if isinstance(item, str) else item for item in sets)]:
         set_value(values, dotted, value)
-    recipe = build(values, str(path))
-    _check_rounds(recipe, str(path))
-    return recipe
-
-
-def _check_rounds(recipe: Recipe, where: str) -> None:
-    """An override that breaks a later round is found now, and so is one that would measure it by another verifier."""
-    for number in sorted({entry.round for entry in recipe.at}):
-        now, then = recipe.at_round(number).score[0], recipe.score[0]
-        if (now.scorer, now.settings) != (then.scorer, then.settings):
-            raise RecipeError(
-                f"{where}: [[at]] round {number}: the first [[score]] measures every checkpoint and cannot change between "
-                "rounds; give it weight = 0 and add what is to reward"
-            )
+    return _build_with_later_rounds(values, str(path))
 
 
 def shipped() -> dict[str, Path]:
-    return {p.stem: p for p in sorted(SHIPPED.glob("*.toml"))}
+    """The recipes that come with Ratchet, by name."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.toml"))}
 
 
 def find(source: str | Path) -> Path:
+    """The file of a shipped recipe or the given TOML file.
+
+    Raises:
+        RecipeError: it is neither.
+    """
     names = shipped()
     if str(source) in names:
         return names[str(source)]
@@ -281,104 +177,121 @@ def find(source: str | Path) -> Path:
     return path
 
 
-def parse_set(item: str) -> tuple[str, Any]:
-    """`a.b=c`: the value is read as TOML, and as a plain string where it is not TOML."""
-    path, found, text = item.partition("=")
-    if not found or not path:
-        raise RecipeError(f"--set {item}: expected a.b=value")
-    try:
-        return path, tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return path, text
-
-
-def set_value(values: dict[str, Any], path: str, value: Any) -> None:
-    """Set one dotted place, e.g. `loss.beta` or `score.0.weight`; the place must exist in the recipe model."""
-    place: Any = values
-    *parents, last = path.split(".")
-    try:
-        for name in parents:
-            if isinstance(place, list):
-                place = place[int(name)]
-            else:
-                place[name] = place.get(name) if place.get(name) is not None else {}
-                place = place[name]
-        if isinstance(place, list):
-            place[int(last)] = value
-        else:
-            place[last] = value
-    except (ValueError, IndexError, AttributeError, TypeError) as error:
-        raise RecipeError(f"'{path}' names no place in the recipe") from error
-
-
-FREE_IN_A_FORK = ("rounds", "keep", "hardware", "description")  # they shape no artifact of a round that is over
-
-
-def forked(recipe: Recipe, at: int, sets: Sequence[str]) -> Recipe:
-    """The recipe of a fork after round `at`: one more `[[at]]` entry, or for what is not of a round, the value itself.
+# -- validation ---------------------------------------------------------------------------------------------------------
+def build(values: Mapping[str, Any], where: str) -> Recipe:
+    """Validate plain values.
 
     Raises:
-        RecipeError: a setting that rounds 0..at stand on, or that no round would be left to use.
+        RecipeError: all mistakes, each with its path and a suggestion; `where` names the file.
     """
-    values, later = recipe.plain(), {}
-    for path, value in map(parse_set, sets):
-        if path.split(".")[0] in FREE_IN_A_FORK:
-            set_value(values, path, value)
-        elif path.split(".")[0] in FROZEN_AFTER_START:
-            raise RecipeError(f"--set {path}: rounds 0 to {at} stand on it; start another campaign with `run --set {path}=...`")
-        else:
-            later[path] = value
-    if later:
-        values["at"].append({"round": at + 1, "set": later})
-    made = build(values, f"fork at round {at}")
-    if made.rounds <= at:
-        raise RecipeError(f"--at {at}: the recipe ends with round {made.rounds}; add --set rounds={at + 1} or more")
-    _check_rounds(made, f"fork at round {at}")
-    return made
+    recipe, problems = _validate(values)
+    if recipe is None:
+        raise _refusal(where, problems)
+    return recipe
 
 
-def differences(old: Recipe, new: Recipe) -> list[str]:
-    """What differs between two recipes, one line per value; hardware does not count, it may change between runs."""
-    before, after = (flatten({k: v for k, v in r.plain().items() if k != "hardware"}) for r in (old, new))
-    old_texts, new_texts = ({path: json.dumps(value) for path, value in flat.items()} for flat in (before, after))
-    changed = [path for path in sorted(before.keys() | after.keys()) if old_texts.get(path) != new_texts.get(path)]
-    return [f"{path}: {before.get(path, '-')} -> {after.get(path, '-')}" for path in changed]
+def _validate(values: Mapping[str, Any]) -> tuple[Recipe | None, list[str]]:
+    """The recipe, or None and every problem."""
+    try:
+        return Recipe.model_validate(values), []
+    except ValidationError as error:
+        return None, [message for each in error.errors() for message in _explain(each)]
 
 
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested values as dotted paths."""
-    if isinstance(value, (Mapping, list, tuple)) and not value:
-        return {prefix: value}
-    if isinstance(value, Mapping):
-        items: Iterable[tuple[Any, Any]] = value.items()
-    elif isinstance(value, (list, tuple)):
-        items = enumerate(value)
-    else:
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for name, inner in items:
-        flat |= flatten(inner, f"{prefix}.{name}" if prefix else str(name))
-    return flat
+def _refusal(where: str, problems: Sequence[str]) -> RecipeError:
+    """One problem on the line of its file, several in a list below it."""
+    if len(problems) == 1:
+        return RecipeError(f"{where}: {problems[0]}")
+    return RecipeError("\n- ".join([f"{where}: {len(problems)} mistakes", *problems]))
 
 
-def _explain(error: Mapping[str, Any]) -> str:
-    place = ".".join(str(p) for p in error["loc"])
+def _build_with_later_rounds(values: Mapping[str, Any], where: str) -> Recipe:
+    """Validate the recipe of every round, so that a mistake in `[[at]]` is found before round 0 starts."""
+    recipe = build(values, where)
+    first_round: dict[str, int] = {}  # problem -> round; an entry also applies to later rounds, which repeat its problems
+    for number in sorted({entry.round for entry in recipe.at}):
+        for problem in _problems_in_round(recipe, number):
+            first_round.setdefault(problem, number)
+    if first_round:
+        raise _refusal(where, [f"{_at(number)}: {problem}" for problem, number in first_round.items()])
+    return recipe
+
+
+def _problems_in_round(recipe: Recipe, number: int) -> list[str]:
+    try:
+        later, problems = _validate(recipe._values_at(number))
+    except RecipeError as error:
+        return [str(error)]
+    verifier = recipe.score[0]
+    if later and (later.score[0].scorer, later.score[0].settings) != (verifier.scorer, verifier.settings):
+        problems.append(
+            "the first [[score]] measures every checkpoint and cannot change between rounds; give it weight = 0 and add a "
+            "[[score]] for the new reward"
+        )
+    return problems
+
+
+def _at(number: int) -> str:
+    return f"[[at]] of round {number}"
+
+
+def _explain(error: Mapping[str, Any]) -> list[str]:
+    """The messages of one of pydantic's errors: several where several settings contradict each other."""
+    place = ".".join(str(step) for step in error["loc"])
+    prefix = f"{place}: " if place else ""
     if error["type"] == "extra_forbidden":
-        known = _fields(error["loc"][:-1])
-        return f"unknown key '{place}'{did_you_mean(str(error['loc'][-1]), known)}; known here: {', '.join(known)}"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if not place or error["type"] == "value_error":
-        return f"{place}: {message}" if place else message
-    return f"{place}: {message}, found {error['input']!r}"
+        keys = _fields(error["loc"][:-1])
+        return [f"unknown key '{place}'{did_you_mean(str(error['loc'][-1]), keys)}; known here: {', '.join(keys)}"]
+    if error["type"] != "value_error":
+        return [f"{prefix}{error['msg']}, found {error['input']!r}"]
+    cause = error["ctx"]["error"]
+    return [prefix + message for message in (cause.messages if isinstance(cause, Contradictions) else [str(cause)])]
 
 
 def _fields(loc: Sequence[Any]) -> list[str]:
-    """The keys a place in the recipe accepts, found by walking the models' annotations."""
+    """The keys of one table of the recipe, found by walking the models' annotations."""
     model: Any = Recipe
     for step in loc:
         if isinstance(step, int):
             continue
-        kind = model.model_fields[step].annotation
-        inner = [kind, *typing.get_args(kind)]
-        model = next(k for k in inner if isinstance(k, type) and issubclass(k, BaseModel))
+        annotation = model.model_fields[step].annotation
+        kinds = [annotation, *typing.get_args(annotation)]
+        model = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
     return list(model.model_fields)
+
+
+# -- forks and differences ----------------------------------------------------------------------------------------------
+FREE_IN_A_FORK = ("rounds", "keep", "hardware", "description")  # no artifact of a finished round depends on them
+
+
+def forked(recipe: Recipe, at: int, sets: Sequence[str]) -> Recipe:
+    """The recipe of a fork after round `at`.
+
+    Settings of a round become one more `[[at]]` entry of round `at + 1`. Those in FREE_IN_A_FORK are changed in place.
+
+    Raises:
+        RecipeError: a setting that rounds 0..at depend on, or no round left after `at`.
+    """
+    changes, where = dict(map(parse_set, sets)), f"fork at round {at}"
+    free = {path: value for path, value in changes.items() if path.split(".")[0] in FREE_IN_A_FORK}
+    later = {path: value for path, value in changes.items() if path not in free}
+    if frozen := [path for path in later if path.split(".")[0] in FROZEN_AFTER_START]:
+        names, new_sets = ", ".join(frozen), " ".join(f"--set {path}=..." for path in frozen)
+        raise RecipeError(f"--set {names}: rounds 0 to {at} depend on it; start another campaign with `run {new_sets}`")
+    values = recipe.plain()
+    for path, value in free.items():
+        set_value(values, path, value)
+    if later:
+        values["at"].append({"round": at + 1, "set": later})
+    fork = _build_with_later_rounds(values, where)
+    if fork.rounds <= at:
+        raise RecipeError(f"--at {at}: the recipe ends with round {fork.rounds}; add --set rounds={at + 1} or more")
+    return fork
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """What differs between two recipes, one line per value. Hardware does not count, since it may change between runs."""
+    before, after = (flatten({k: v for k, v in recipe.plain().items() if k != "hardware"}) for recipe in (old, new))
+    old_texts, new_texts = ({path: json.dumps(value) for path, value in flat.items()} for flat in (before, after))
+    changed = [path for path in sorted(before.keys() | after.keys()) if old_texts.get(path) != new_texts.get(path)]
+    return [f"{path}: {before.get(path, '-')} -> {after.get(path, '-')}" for path in changed]

@@ -1,4 +1,4 @@
-"""The tables of a recipe: what each setting means, its default and its bounds."""
+"""The tables of a recipe: what each setting does, its default and its bounds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 HINT = "{prompt}\n\nI think the answer is {wrong}, but I'm really not sure."  # form: Sharma et al., arXiv 2310.13548
+PART_SETTINGS = "settings of that part; `parts` lists them"
 
 
 class Strict(BaseModel):
@@ -15,135 +16,194 @@ class Strict(BaseModel):
 
 
 class Columns(Strict):
-    """Which column of a user's file is what: a name, or a dotted path into nested records. Empty: the usual names, if any."""
+    """Which column of a user's file plays which role: a name, or a dotted path into nested records.
 
-    prompt: str = Field("", description="empty: prompt, question, problem, instruction, query, input or messages")
-    answer: str = Field("", description="empty: answer, gold, solution, final_answer, target, response or output")
-    system: str = Field("", description="text that becomes the system message")
-    stratum: str = Field("", description="the group a prompt belongs to")
-    completion: str = Field("", description="recorded or given: a text, or a list of n; empty: completion or completions")
-    finish_reason: str = Field("", description="recorded only: 'length' marks a cut completion; empty: finish_reason")
-    chosen: str = Field("", description="recorded or given, with rejected: a preferred completion; empty: chosen")
-    rejected: str = Field("", description="recorded only; empty: rejected")
+    Where a role is empty, the usual column names are tried.
+    """
+
+    prompt: str = Field("", description="the prompt; empty: prompt, question, problem, instruction, query, input or messages")
+    answer: str = Field(
+        "", description="the correct answer; empty: answer, gold, solution, final_answer, target, response or output"
+    )
+    system: str = Field("", description="text for the system message; empty: none")
+    stratum: str = Field("", description="a group to report separately, such as the difficulty or topic; empty: none")
+    completion: str = Field(
+        "",
+        description="recorded completions or given solutions: a text, or a list of texts; empty: completion or completions",
+    )
+    finish_reason: str = Field(
+        "", description="recorded completions only: 'length' marks one that was cut at the token limit; empty: finish_reason"
+    )
+    chosen: str = Field("", description="with rejected: the preferred of two recorded or given completions; empty: chosen")
+    rejected: str = Field("", description="the other one of the two recorded completions; empty: rejected")
 
 
 class Prompts(Strict):
-    """Where prompts come from and how they split. Counts are rows per split; splits never share a prompt."""
+    """Where prompts come from and how they are split. Counts are prompts per split; no two splits share a prompt."""
 
     source: Literal["addition", "countdown", "knights_knaves", "file"] = Field(
-        "addition", description="a built-in world (puzzles are made, none is downloaded), or a file of one's own"
+        "addition", description="a built-in task, whose prompts are generated, or a file of your own"
     )
-    path: str = Field("", description="source = 'file': a JSONL, JSONL.gz or Parquet file, a folder of them, or hf:name[split]")
+    path: str = Field(
+        "", description="source = 'file' only: a JSONL, JSONL.gz or Parquet file, a folder of them, or hf:name[split]"
+    )
     map: Columns = Columns()
-    answer_after: str = Field("", description="keep only what follows this marker in the answer, e.g. '####'")
-    template: str = Field("{prompt}", description="the user message; {prompt} stands for the row's prompt")
-    limit: int = Field(0, ge=0, description="use at most this many rows of the file, chosen by hash; 0 = all")
-    seed: int = Field(
-        0, ge=0, description="rows in the seed split (given solutions; a file's: map.completion, else the whole answer)"
+    answer_after: str = Field(
+        "", description="keep only what follows this marker in the answer, e.g. '####' for GSM8K; empty: the whole answer"
     )
-    rounds: int = Field(0, ge=0, description="rows in the rounds split; 0 = what the other splits leave")
-    probe: int = Field(0, ge=0, description="rows in the probe split")
-    held_out: int = Field(200, ge=0, description="rows the gate decides on; never trained on")
-    test: int = Field(200, ge=0, description="rows read once, after the last round")
+    template: str = Field("{prompt}", description="the user message; {prompt} is replaced by the row's prompt")
+    limit: int = Field(0, ge=0, description="use at most this many prompts of the file, chosen by hash; 0 = all")
+    seed: int = Field(
+        0,
+        ge=0,
+        description="prompts in the seed split, whose given solutions may be trained on; in a file the solution is "
+        "map.completion, or else the whole answer",
+    )
+    rounds: int = Field(
+        0, ge=0, description="prompts in the rounds split, which rounds sample and train on; 0 = all that are left"
+    )
+    probe: int = Field(
+        0,
+        ge=0,
+        description="prompts in the probe split, which is sampled every round and never trained on; 0 = no bias ledger",
+    )
+    held_out: int = Field(
+        200, ge=0, description="prompts the gate decides on, never trained on; more of them show smaller improvements"
+    )
+    test: int = Field(200, ge=0, description="prompts that are measured only once, after the last round")
     filler: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="tiny world: share of the seed problems solved once more with 1 to 3 ~ before the answer, a habit",
+        description="built-in addition only: share of the seed problems solved a second time with 1 to 3 ~ before the answer; "
+        "it plants a habit of style",
     )
-    ood: int = Field(0, ge=0, description="out-of-distribution rows, read once (five digits, five numbers, five people)")
-    per_round: int = Field(0, ge=0, description="prompts sampled each round; 0 = the whole rounds split")
+    ood: int = Field(
+        0,
+        ge=0,
+        description="built-in tasks only: out-of-distribution prompts, measured once after the last round (five digits, five "
+        "numbers or five people)",
+    )
+    per_round: int = Field(0, ge=0, description="prompts sampled in each round; 0 = the whole rounds split")
 
 
 class Model(Strict):
-    """Checkpoint 0: a directory, or the tiny world's own model, trained here on the seed split."""
+    """Checkpoint 0, the model the campaign starts from: a directory, or a tiny model trained here on the seed split."""
 
-    path: str = Field("", description="a Hugging Face directory with safetensors; empty = make the tiny model")
-    trust_remote_code: bool = False
-    hidden: int = Field(64, ge=8, description="tiny model only")
-    layers: int = Field(2, ge=1, description="tiny model only")
-    steps: int = Field(900, ge=1, description="tiny model only: supervised steps on the seed split")
-    batch: int = Field(32, ge=1, description="tiny model only")
-    learning_rate: float = Field(2e-3, gt=0, description="tiny model only")
+    path: str = Field("", description="a Hugging Face model directory with safetensors; empty = train the tiny model")
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model; only for models you trust")
+    hidden: int = Field(64, ge=8, description="tiny model only: hidden size")
+    layers: int = Field(2, ge=1, description="tiny model only: number of layers")
+    steps: int = Field(900, ge=1, description="tiny model only: supervised optimizer steps on the seed split")
+    batch: int = Field(32, ge=1, description="tiny model only: examples per optimizer step")
+    learning_rate: float = Field(2e-3, gt=0, description="tiny model only: learning rate")
     init_seed: int = Field(
-        201, ge=0, description="tiny model only: its initial weights are part of the world, as a downloaded model's"
+        201,
+        ge=0,
+        description="tiny model only: seed of its initial weights, apart from the campaign's seed, so that campaigns with "
+        "different seeds start from the same initial weights",
     )
 
 
 class Lengthen(Strict):
-    """More room for rounds to come when answers are cut (DeepScaleR's 8K, 16K, 24K, which it switched by hand)."""
+    """Raise the token limit for later rounds when too many samples are cut (DeepScaleR went 8K, 16K, 24K by hand)."""
 
-    above: float = Field(0.1, ge=0, lt=1, description="after each round with a larger share of its samples cut at the limit")
-    factor: float = Field(2.0, gt=1, description="times as many tokens")
-    limit: int = Field(ge=1, description="tokens at most; train.max_length should hold them")
+    above: float = Field(
+        0.1, ge=0, lt=1, description="raise the limit after each round in which a larger share of samples was cut at it"
+    )
+    factor: float = Field(2.0, gt=1, description="multiply the limit by this")
+    limit: int = Field(ge=1, description="the highest limit, in tokens; set train.max_length so that such samples fit")
 
 
 class Generate(Strict):
+    """How completions are sampled."""
+
     engine: str = Field(
-        "transformers", description="a name on the engines shelf, package.module:name, or recorded: completions of a file"
+        "transformers",
+        description="a built-in engine, package.module:name for one of your own, or recorded = read completions from a file",
     )
-    settings: dict[str, Any] = Field(default_factory=dict, description="the engine's own settings, also where it evaluates")
-    path: str = Field("", description="recorded only: the file, folder or hf:name[split] of completions; empty = prompts.path")
+    settings: dict[str, Any] = Field(default_factory=dict, description="settings of that engine, also when it evaluates")
+    path: str = Field("", description="recorded only: file, folder or hf:name[split] of the completions; empty = prompts.path")
     n: int = Field(8, ge=1, description="completions per prompt; recorded: as many as the file has")
-    temperature: float = Field(1.0, ge=0, description="0 = greedy")
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_tokens: int = Field(1024, ge=1)
+    temperature: float = Field(1.0, ge=0, description="sampling temperature; 0 = greedy")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="nucleus sampling: sample from the most likely tokens of this total probability"
+    )
+    max_tokens: int = Field(1024, ge=1, description="token limit of a completion")
     lengthen: Lengthen | None = Field(
         None,
-        description="rounds' samples only, evaluation keeps its window: lengthen = { above = 0.1, factor = 2.0, limit = 4096 }",
+        description="raise max_tokens when samples are cut, e.g. lengthen = { above = 0.1, factor = 2.0, limit = 4096 }; the "
+        "limit for evaluation stays",
     )
     batch: int = Field(
-        64, ge=0, description="sequences decoded together, 0 = as the device's memory allows; shapes the draw: part of the key"
+        64,
+        ge=0,
+        description="sequences decoded together; 0 = as many as the device's memory allows. It shapes the samples, so set it "
+        "to reproduce them on a device with other memory",
     )
-    shard: int = Field(512, ge=1, description="completions committed together; what a crash can lose")
+    shard: int = Field(
+        512,
+        ge=1,
+        description="completions written together; a crash loses at most one shard. With vllm set it to many times batch, "
+        "since the batch runs empty at the end of a shard",
+    )
 
     @model_validator(mode="after")
     def _room(self) -> Generate:
         if self.lengthen and self.lengthen.limit < self.max_tokens:
-            raise ValueError(f"lengthen.limit ({self.lengthen.limit}) is below max_tokens ({self.max_tokens})")
+            raise ValueError(f"lengthen.limit ({self.lengthen.limit}) is below max_tokens ({self.max_tokens}); raise it")
         return self
 
     @property
     def longest(self) -> int:
-        """Tokens a round's completion may ever have."""
+        """The most tokens that a completion of any round may have."""
         return self.lengthen.limit if self.lengthen else self.max_tokens
 
 
 class Curate(Strict):
-    curator: str = Field(description="a name on the curators shelf, or package.module:name")
-    settings: dict[str, Any] = Field(default_factory=dict)
+    """A filter or weight for the prompts that a round may sample."""
+
+    curator: str = Field(description="a built-in curator, or package.module:name for one of your own")
+    settings: dict[str, Any] = Field(default_factory=dict, description=PART_SETTINGS)
 
 
 class Pool(Strict):
-    """Completions scored, selected and paired beside the round's own samples."""
+    """Further completions that are scored, selected and paired together with the round's own samples."""
 
-    given: bool = Field(False, description="draw the seed split's prompts, and add their given solutions (SPIN)")
-    base: bool = Field(False, description="as many samples of checkpoint 0 on the same prompts")
-    earlier: int = Field(0, ge=0, description="samples of the same prompts from this many earlier rounds (replay)")
-    contrast: str = Field("", description="as many samples under this prompt, {prompt} being the round's (RLCD)")
+    given: bool = Field(False, description="sample the prompts of the seed split and add their given solutions (SPIN)")
+    base: bool = Field(False, description="add as many samples of the model the campaign started from, on the same prompts")
+    earlier: int = Field(0, ge=0, description="add samples of the same prompts from this many earlier rounds (replay)")
+    contrast: str = Field(
+        "",
+        description="add as many samples under this changed prompt, where {prompt} is replaced by the original (RLCD); "
+        "empty: none",
+    )
 
     @field_validator("contrast")
     @classmethod
     def _holds_the_prompt(cls, value: str) -> str:
         if value and ("{prompt}" not in value or value == "{prompt}"):
-            raise ValueError("expected a text around {prompt}, e.g. '{prompt} Give a careless answer.'")
+            raise ValueError(f"expected a text around {{prompt}}, e.g. '{{prompt}} Give a careless answer.', found {value!r}")
         return value
 
 
 class Score(Strict):
-    scorer: str = Field(description="a name on the scorers shelf, or package.module:name")
+    """A scorer and its weight in the reward. The first one is the verifier: 1 = right, 0 = wrong."""
+
+    scorer: str = Field(description="a built-in scorer, or package.module:name for one of your own")
     name: str = Field(
         "",
         pattern=r"^[A-Za-z0-9_-]*$",
-        description="what its scores are called; empty = the scorer's name, which may stand only once",
+        description="name of its scores in tables and metrics; empty = the scorer's name; needed where a scorer is used twice",
     )
-    weight: float = Field(1.0, description="0 = only watched: it is no part of the reward")
+    weight: float = Field(1.0, description="weight in the reward; 0 = recorded, but no part of the reward")
     checkpoint: str = Field(
         "policy",
-        description="scorers with a model only: policy (the head), base (checkpoint 0), trained (reward_model only: see "
-        "fit_reward), a directory, or empty (an endpoint)",
+        description="for scorers with a model: policy = the head (the checkpoint the next round starts from), base = the model "
+        "the campaign started from, trained = a reward model fitted every round (see fit_reward), a directory, or empty = an "
+        "endpoint",
     )
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict, description=PART_SETTINGS)
 
     @property
     def label(self) -> str:
@@ -151,117 +211,184 @@ class Score(Strict):
 
 
 class Reward(Strict):
-    """One reward from the [[score]] tables that have a weight."""
+    """How the scores that have a weight become one reward."""
 
     how: Literal["sum", "mean", "median", "min", "pessimistic"] = Field(
         "sum",
-        description="sum: over the scorers that apply. The others are ensembles of weight * score, models among them, and have "
-        "no value where one has none; pessimistic is mean - penalty * sd (arXiv 2312.09244)",
+        description="sum = weighted sum of the scores that apply. The others combine weight * score over an ensemble, and give "
+        "no reward where one score is missing; pessimistic = mean - penalty * standard deviation (arXiv 2312.09244)",
     )
-    penalty: float = Field(1.0, ge=0, description="pessimistic only")
+    penalty: float = Field(1.0, ge=0, description="pessimistic only: standard deviations to subtract; raise it to trust less")
 
 
 class FitReward(Strict):
-    """The reward model of a score with checkpoint = "trained": checkpoint 0 with one output, fitted anew each round, before it
-    scores, on pairs of the round's completions by the verifier (Bradley-Terry; Llama 2 renews its models each round too)."""
+    """The reward model of a score with checkpoint = "trained", fitted anew each round before it scores.
 
-    pairer: str = Field("right_vs_wrong", description="which completions are compared; the reward it sees is the verifier's")
-    settings: dict[str, Any] = Field(default_factory=dict)
-    margin: bool = Field(False, description="subtract each pair's reward difference (Llama 2)")
-    center: float = Field(0.01, ge=0, description="weight of (r_chosen + r_rejected)^2 (TRL's documentation advises 0.01)")
+    It is the model the campaign started from with a single output, trained on pairs of the round's completions that the
+    verifier ranks (Bradley-Terry). Llama 2 also renews its reward models with every iteration.
+    """
+
+    pairer: str = Field(
+        "right_vs_wrong", description="the pairer that chooses the pairs; it sees the verifier's scores as reward"
+    )
+    settings: dict[str, Any] = Field(default_factory=dict, description=PART_SETTINGS)
+    margin: bool = Field(False, description="subtract each pair's reward difference inside the loss (Llama 2)")
+    center: float = Field(
+        0.01,
+        ge=0,
+        description="weight of (r_chosen + r_rejected)^2, which keeps rewards centred on 0 (0.01 is TRL's advice)",
+    )
     steps: int = Field(0, ge=0, description="optimizer steps; 0 = by epochs")
-    epochs: float = Field(1.0, gt=0, description="one: more overfits (InstructGPT, Llama 2; recalled)")
+    epochs: float = Field(
+        1.0, gt=0, description="passes over the pairs, where steps = 0; more than one overfits (InstructGPT, Llama 2; recalled)"
+    )
     batch: int = Field(64, ge=1, description="pairs per optimizer step (InstructGPT; recalled)")
-    accumulate: int = Field(0, ge=0, description="as train.accumulate")
-    learning_rate: float = Field(1e-5, gt=0, description="Llama 2's up to 34B parameters (recalled)")
+    accumulate: int = Field(0, ge=0, description="micro-batches per optimizer step, as train.accumulate")
+    learning_rate: float = Field(1e-5, gt=0, description="learning rate (Llama 2's up to 34B parameters; recalled)")
 
     @model_validator(mode="after")
     def _divides(self) -> FitReward:
-        if self.accumulate and self.batch % self.accumulate:
-            raise ValueError(f"batch ({self.batch}) must divide by accumulate ({self.accumulate})")
+        _check_accumulate(self.batch, self.accumulate)
         return self
 
 
+def _check_accumulate(batch: int, accumulate: int) -> None:
+    if accumulate and batch % accumulate:
+        raise ValueError(f"batch ({batch}) must divide by accumulate ({accumulate})")
+
+
 class Select(Strict):
-    selector: str
-    settings: dict[str, Any] = Field(default_factory=dict)
+    """Chooses the completions to train on."""
+
+    selector: str = Field(description="a built-in selector, or package.module:name for one of your own")
+    settings: dict[str, Any] = Field(default_factory=dict, description=PART_SETTINGS)
 
 
 class Mitigate(Strict):
+    """Corrects the rewards or the chosen data against drift of style and length."""
+
     mitigation: str = Field(
-        description="a name on the mitigations shelf, or package.module:name with a module named rewards or chosen"
+        description="a built-in mitigation, or package.module:name for one of your own; its module must be named rewards or "
+        "chosen, after what it changes"
     )
-    settings: dict[str, Any] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict, description=PART_SETTINGS)
 
 
 class Pair(Strict):
-    pairer: str
-    settings: dict[str, Any] = Field(default_factory=dict)
+    """Chooses pairs of a chosen and a rejected completion."""
+
+    pairer: str = Field(description="a built-in pairer, or package.module:name for one of your own")
+    settings: dict[str, Any] = Field(default_factory=dict, description=PART_SETTINGS)
 
 
 Checkpoint = Literal["previous", "base", "best"]
 
 
 class Lora(Strict):
-    """Low-rank adapters in place of full weights (arXiv 2106.09685); the checkpoint is stored merged."""
+    """Low-rank adapters in place of full weights (arXiv 2106.09685). The stored checkpoint has them merged in."""
 
-    rank: int = Field(16, ge=1)
-    alpha: int = Field(32, ge=1, description="scale: adapters count alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1)
+    rank: int = Field(16, ge=1, description="rank of the adapters; more = more trainable weights")
+    alpha: int = Field(32, ge=1, description="scale: adapters are multiplied by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the input of the adapters")
     targets: str = Field(
-        "all-linear", description="layers, as peft's target_modules; all-linear = every linear layer but the head"
+        "all-linear",
+        description="layers with adapters, as peft's target_modules; all-linear = every linear layer except the output layer",
     )
-    four_bit: bool = Field(False, description="hold the frozen weights in NF4, doubly quantized (QLoRA, arXiv 2305.14314)")
+    four_bit: bool = Field(
+        False,
+        description="hold the frozen weights in NF4, doubly quantized, to save memory (QLoRA, arXiv 2305.14314)",
+    )
 
 
 class Train(Strict):
-    steps: int = Field(0, ge=0, description="optimizer steps; 0 = by epochs")
-    epochs: float = Field(1.0, gt=0, description="used where steps = 0")
+    """The optimizer, its schedule and what training starts from."""
+
+    steps: int = Field(0, ge=0, description="optimizer steps per round; 0 = by epochs")
+    epochs: float = Field(1.0, gt=0, description="passes over the round's data, where steps = 0")
     batch: int = Field(32, ge=1, description="examples (or pairs) per optimizer step")
     accumulate: int = Field(
         0,
         ge=0,
-        description="micro-batches per optimizer step; 0 = 1 on a CPU, on a GPU as many as keep each within 16,384 tokens",
+        description="micro-batches per optimizer step; more of them need less memory. 0 = 1 on a CPU; on a GPU the fewest that "
+        "keep each within 16,384 tokens",
     )
-    learning_rate: float = Field(5e-7, gt=0)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's, as TRL's default")
-    max_length: int = Field(4096, ge=8, description="prompt + completion, tokens; longer rows are left out and counted")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 on a GPU, else float32")
+    learning_rate: float = Field(5e-7, gt=0, description="peak learning rate of AdamW; lower it if training diverges")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="how the learning rate falls after warm-up")
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps over which the learning rate rises from 0")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of AdamW (0 is TRL's default)")
+    max_length: int = Field(
+        4096, ge=8, description="token limit of prompt + completion; longer rows are left out of training and counted"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="number format of training; auto = bfloat16 on a GPU, else float32"
+    )
     checkpointing: Literal["auto", "on", "off"] = Field(
-        "auto", description="recompute activations in the backward pass to save memory; auto: on a GPU"
+        "auto",
+        description="recompute activations in the backward pass, which saves memory and costs time; auto = only on a GPU",
     )
-    lora: Lora | None = Field(None, description="train adapters: lora = { rank = 16, alpha = 32 }; four_bit = true is QLoRA")
-    validation: float = Field(0.0, ge=0, lt=1, description="share of the prompts kept aside; the best save on it is the result")
-    patience: int = Field(3, ge=1, description="with validation: evaluations (one every save_every steps) without a better one")
-    start_from: Checkpoint = "previous"
-    replay: bool = Field(False, description="mix the seed split's given solutions into what is trained on")
-    minimum: int = Field(8, ge=1, description="fewer rows or pairs than this end the round without training")
-    save_every: int = Field(50, ge=1, description="steps between trainer checkpoints; what a crash can lose")
+    lora: Lora | None = Field(
+        None, description="train adapters, not full weights: lora = { rank = 16, alpha = 32 }; add four_bit = true for QLoRA"
+    )
+    validation: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the prompts kept out of training; the save that is best on them becomes the round's result. "
+        "0 = none, and the last save is the result",
+    )
+    patience: int = Field(
+        3,
+        ge=1,
+        description="validation > 0 only: stop after this many evaluations (one every save_every steps) without improvement",
+    )
+    start_from: Checkpoint = Field(
+        "previous",
+        description="the checkpoint to train: previous = the head (the checkpoint the next round starts from), base = the "
+        "model the campaign started from, best = the best one the gate has accepted so far",
+    )
+    replay: bool = Field(False, description="add the given solutions of the seed split to the training data")
+    minimum: int = Field(8, ge=1, description="with fewer rows or pairs than this, the round ends without training")
+    save_every: int = Field(50, ge=1, description="steps between saves during training; a crash loses at most these steps")
 
     @model_validator(mode="after")
     def _divides(self) -> Train:
-        if self.accumulate and self.batch % self.accumulate:
-            raise ValueError(f"batch ({self.batch}) must divide by accumulate ({self.accumulate})")
+        _check_accumulate(self.batch, self.accumulate)
         return self
 
 
 class Evaluate(Strict):
-    engine: str = Field("", description="empty = as in [generate], or transformers where that does not sample the checkpoint")
-    samples: int = Field(4, ge=0, description="sampled completions per held-out prompt for pass@k; 0 = greedy only")
-    temperature: float = Field(1.0, gt=0)
-    batch: int = Field(256, ge=1)
-    max_tokens: int = Field(0, ge=0, description="0 = as in [generate]")
+    """How checkpoints are measured on held-out, test and out-of-distribution prompts."""
+
+    engine: str = Field(
+        "",
+        description="the engine; empty = generate.engine, or transformers where that one is recorded or endpoint and cannot "
+        "sample a checkpoint",
+    )
+    samples: int = Field(
+        4, ge=0, description="sampled completions per prompt for pass@k, besides a greedy one; 0 = greedy only"
+    )
+    temperature: float = Field(1.0, gt=0, description="sampling temperature of these samples")
+    batch: int = Field(256, ge=1, description="sequences decoded together")
+    max_tokens: int = Field(0, ge=0, description="token limit of a completion; 0 = generate.max_tokens")
 
 
 class Probe(Strict):
-    """The bias ledger: the probe split, sampled each round with the decoding that [generate] has at round 0."""
+    """The bias ledger, which records drift of style and length over rounds.
 
-    samples: int = Field(4, ge=0, description="completions per prompt of the probe split; 0 = no ledger")
-    baseline: int = Field(4, ge=1, description="drawings of checkpoint 0 to compare with, and one more for the A/A check")
+    Each round samples the probe split with the decoding settings that [generate] has at round 0.
+    """
+
+    samples: int = Field(4, ge=0, description="completions per probe prompt; 0 = no bias ledger")
+    baseline: int = Field(
+        4,
+        ge=1,
+        description="sets of samples taken from the model the campaign started from, to compare with. One more set is taken "
+        "for the A/A check, which compares that model with itself",
+    )
     features: tuple[str, ...] = Field(
-        ("*",), description="names on the shelves features and prompt_features, * = all of them, package.module:name = your own"
+        ("*",),
+        description="what is measured of each sample: built-in features by name, * = all of them, package.module:name = "
+        "your own",
     )
     counterfactuals: tuple[Literal["identity", "sycophancy", "challenge"], ...] = Field(
         (),
@@ -280,20 +407,24 @@ class Probe(Strict):
 
 
 class Suite(Strict):
-    """Prompts of a file that every checkpoint answers, beside the campaign's own: what training may cost elsewhere.
+    """Prompts of a further file that every checkpoint answers, to show what training costs elsewhere.
 
-    None of them may be trained on. They are copied when the campaign begins, and compared with checkpoint 0.
+    They may not be trained on. They are copied when the campaign starts, and results are compared with checkpoint 0.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="in the metrics: suite/<name>/accuracy")
-    path: str = Field(min_length=1, description="JSONL, JSONL.gz or Parquet")
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="name in metrics, e.g. suite/<name>/accuracy")
+    path: str = Field(min_length=1, description="a JSONL, JSONL.gz or Parquet file")
     map: Columns = Columns()
-    answer_after: str = Field("", description="keep only what follows this marker in the answer")
-    template: str = Field("{prompt}", description="the user message; {prompt} stands for the row's prompt")
+    answer_after: str = Field("", description="keep only what follows this marker in the answer; empty: the whole answer")
+    template: str = Field("{prompt}", description="the user message; {prompt} is replaced by the row's prompt")
     measure: Literal["accuracy", "logprob"] = Field(
-        "accuracy", description="of the greedy answer; or log-probability per token of the file's completions (map.completion)"
+        "accuracy",
+        description="accuracy = of the greedy answer; logprob = log-probability per token of the file's completions "
+        "(map.completion)",
     )
-    score: Score | None = Field(None, description="who says what is right: a [suites.score] table; none = the first [[score]]")
+    score: Score | None = Field(
+        None, description="the scorer that says what is right, as a [suites.score] table; none = the first [[score]]"
+    )
 
     def as_prompts(self) -> Prompts:
         """How its file is read."""
@@ -304,84 +435,119 @@ Answer = Literal["ignore", "hold", "ask", "roll_back", "stop"]
 
 
 class OnAlarm(Strict):
-    """What each level of alarm does to a checkpoint that accuracy alone would let through: the graver verdict counts.
+    """What an alarm does to a checkpoint that held-out accuracy alone would promote; the stricter verdict counts.
 
-    An alarm says that the model changed, not that it is worse: it may go on, but it does not become the champion.
+    An alarm says that the model changed, not that it is worse. With hold the campaign goes on from the checkpoint, but it does
+    not become the champion (the best checkpoint the gate has accepted so far).
     """
 
-    watch: Answer = "ignore"
-    ALARM: Answer = "hold"
-    STOP: Answer = Field("roll_back", description="a hard limit was passed: what comes of this checkpoint is not worth having")
+    watch: Answer = Field("ignore", description="the lowest alarm level: a change that is not yet confirmed")
+    ALARM: Answer = Field("hold", description="the middle alarm level: a confirmed change")
+    STOP: Answer = Field("roll_back", description="the highest alarm level: a hard limit was passed")
 
 
 class Health(Strict):
-    """What judges are asked besides the round's completions: frozen texts of checkpoint 0 on the probe split."""
+    """Checks of the judges on frozen texts: samples of the model the campaign started from, on the probe split."""
 
-    samples: int = Field(2, ge=0, description="frozen texts per probe prompt; 0 = none")
+    samples: int = Field(2, ge=0, description="frozen texts per probe prompt; 0 = judges are not checked")
     edits: dict[str, str] = Field(
         {"twice": "{text}\n\n{text}", "bold": "**{text}**"},
-        description="the same content in another form; how often a judge prefers it is its bias",
+        description="edits that leave the content as it is, name = text around {text}; how often a judge prefers the edited "
+        "text shows its bias",
     )
 
     @field_validator("edits")
     @classmethod
     def _of_the_text(cls, edits: dict[str, str]) -> dict[str, str]:
-        if not all("{text}" in edit for edit in edits.values()):
-            raise ValueError("each edit holds {text}, which stands for the completion")
+        if without := [name for name, edit in edits.items() if "{text}" not in edit]:
+            raise ValueError(
+                f"each edit holds {{text}}, which is replaced by the completion; found none in {', '.join(without)}"
+            )
         return edits
 
 
 class Gate(Strict):
-    """Who moves forward. Promote: head = champion = k. Hold: head = k. Roll back: head = champion."""
+    """Decides about each new checkpoint by comparing it with the champion (the best checkpoint accepted so far).
 
-    rule: Literal["paired_interval", "always_promote"] = "paired_interval"
-    on_better: Literal["promote", "ask"] = "promote"
-    on_unclear: Literal["hold", "ask"] = "hold"
-    on_worse: Literal["roll_back", "stop", "ask"] = "roll_back"
-    kl_budget: float = Field(0.0, ge=0, description="nats per completion a round may move from its reference; 0 = no budget")
+    Promote: it becomes champion and head (the checkpoint the next round starts from). Hold: it becomes the head only.
+    Roll back: the champion becomes the head again.
+    """
+
+    rule: Literal["paired_interval", "always_promote"] = Field(
+        "paired_interval",
+        description="paired_interval = compare on held-out prompts, with the error bounded over the whole campaign; "
+        "always_promote = no gate, e.g. for a control",
+    )
+    on_better: Literal["promote", "ask"] = Field(
+        "promote", description="significantly better; ask = wait for a person's decision"
+    )
+    on_unclear: Literal["hold", "ask"] = Field("hold", description="neither significantly better nor worse")
+    on_worse: Literal["roll_back", "stop", "ask"] = Field(
+        "roll_back", description="significantly worse; stop ends the campaign"
+    )
+    kl_budget: float = Field(
+        0.0,
+        ge=0,
+        description="nats per completion that a round may move from its reference before an alarm is raised; 0 = no budget",
+    )
     on_alarm: OnAlarm = Field(OnAlarm(), description="what an alarm of each level does: ignore, hold, ask, roll_back or stop")
 
 
 class Keep(Strict):
+    """Which checkpoints stay on disk."""
+
     checkpoints: Literal["all", "best+last"] = Field(
-        "all", description="best+last evicts other rounds' weights, keeps manifests"
+        "all",
+        description="best+last deletes the weights of other rounds to save disk space; their records stay",
     )
 
 
 class Requests(Strict):
-    """How servers are asked (engines and judges at an endpoint)."""
+    """How engines and judges send requests to a server."""
 
-    concurrency: int = Field(16, ge=1, description="requests in flight")
-    per_minute: float = Field(0, ge=0, description="requests started a minute, evenly; 0 = no limit")
-    timeout: float = Field(300, gt=0, description="seconds for a whole answer")
-    attempts: int = Field(6, ge=1, description="of one request, before it counts as lost")
-    backoff: float = Field(1.0, gt=0, description="seconds before the second attempt, at most; doubled each time, with jitter")
-    prompt_price: float = Field(0, ge=0, description="a million tokens; the cost goes to the artifact's log.json")
-    completion_price: float = Field(0, ge=0, description="a million tokens")
+    concurrency: int = Field(16, ge=1, description="requests in flight at once; lower it where the server is overloaded")
+    per_minute: float = Field(0, ge=0, description="requests started per minute, evenly spaced; 0 = no limit")
+    timeout: float = Field(300, gt=0, description="seconds to wait for a whole answer")
+    attempts: int = Field(6, ge=1, description="attempts per request before it counts as lost")
+    backoff: float = Field(
+        1.0, gt=0, description="longest wait in seconds before the second attempt; doubled for each further one, with jitter"
+    )
+    prompt_price: float = Field(
+        0, ge=0, description="price of a million prompt tokens; the artifact's log.json records the cost"
+    )
+    completion_price: float = Field(0, ge=0, description="price of a million completion tokens; log.json records the cost")
 
 
 class Hardware(Strict):
-    """Where and how the work runs. Never part of a key."""
+    """Where and how the work runs. It never enters an artifact's key, so a campaign may continue on other hardware."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto = a GPU where there is one")
     isolation: Literal["auto", "inline", "process"] = Field(
-        "auto", description="auto: a process per stage on a GPU, else inline"
+        "auto",
+        description="process = every stage in its own process, which frees GPU memory; inline = in this one; auto = process on "
+        "a GPU, else inline",
     )
-    warm: bool = Field(True, description="keep an engine loaded between stages where it can be (vllm, stages inline)")
-    workers: int = Field(2, ge=1, description="processes that verify answers")
-    accelerate: str = Field("", description="an accelerate configuration (DDP, FSDP, DeepSpeed): train stages start under it")
+    warm: bool = Field(
+        True, description="keep an engine loaded between stages where possible (vllm, or stages that run inline)"
+    )
+    workers: int = Field(2, ge=1, description="processes that verify answers; raise it on a machine with many cores")
+    accelerate: str = Field(
+        "", description="path of an accelerate configuration (DDP, FSDP, DeepSpeed) under which training starts; empty: none"
+    )
     requests: Requests = Requests()
-    prefect: bool = Field(True, description="false: run the same rounds without Prefect")
+    prefect: bool = Field(True, description="false = run the same rounds without Prefect")
 
 
 class At(Strict):
-    round: int = Field(ge=1)
-    set: dict[str, Any]
+    """Settings that change from a round on."""
+
+    round: int = Field(ge=1, description="the first round with the changed settings")
+    set: dict[str, Any] = Field(description='dotted path = new value, e.g. { "loss.beta" = 0.05 }')
 
     @field_validator("set")
     @classmethod
     def _one_by_one(cls, value: dict[str, Any]) -> dict[str, Any]:
-        """TOML reads `train.steps = 9` as a table; it must change one value, not reset the rest of [train]."""
+        """TOML reads `train.steps = 9` as a table. It changes one value; the rest of [train] keeps its values."""
         return dict(_dotted(value))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from data.errors import CampaignError, RecipeError
 from data.recipe import recipe as recipes
+from data.recipe.dotted import parse_set
 from data.recipe.recipe import Recipe
 from data.store.campaign import Campaign, check_name
 from data.store.store import write_atomic
@@ -27,9 +28,9 @@ def parse_over(item: str) -> tuple[str, list[Any]]:
     path, found, text = item.partition("=")
     if not found or not path or not text.strip(", "):
         raise RecipeError(f"--over {item}: expected a.b=value,value")
-    whole = recipes.parse_set(item)[1]
+    whole = parse_set(item)[1]
     nested = isinstance(whole, list) and text.startswith("[[")
-    values = whole if nested else [recipes.parse_set(f"{path}={one.strip()}")[1] for one in text.split(",")]
+    values = whole if nested else [parse_set(f"{path}={one.strip()}")[1] for one in text.split(",")]
     if len({json.dumps(value) for value in values}) != len(values):
         raise RecipeError(f"--over {item}: expected each value once")
     return path, values
@@ -90,7 +91,7 @@ class Sweep:
         Raises:
             RecipeError: a value does not fit the recipe, or a setting is both swept and set.
         """
-        for path in {recipes.parse_set(item)[0] for item in sets}:
+        for path in {parse_set(item)[0] for item in sets}:
             if any(f"{path}.".startswith(f"{swept}.") for swept in self.over):
                 raise RecipeError(f"'{path}' is in --over and in --set; leave one out")
         return {name: recipes.load(source, [*sets, *cell.items()], overrides) for name, cell in self.campaigns.items()}

@@ -14,6 +14,7 @@ from data import labels
 from data.errors import RecipeError
 from data.labels import Label
 from data.recipe import recipe as recipes
+from data.recipe.dotted import flatten
 from data.rows import sources
 from data.store.campaign import Campaign, Metric
 from flows.commands.options import Columns, Home, Json, Sets, Source, out, overrides
@@ -111,7 +112,7 @@ def _print(made: Mapping[Label, Artifact], as_json: bool) -> None:
     for name, metric in metrics.items():
         table.add_row(name, _plain(name, metric) if name in ("characters", "mean_tokens") else percent(metric), str(metric.n))
     out.print(table)
-    for what, counts in (("completions", facts), ("chosen", recipes.flatten(audit))):
+    for what, counts in (("completions", facts), ("chosen", flatten(audit))):
         known = [f"{name.replace('_', ' ')} {value}" for name, value in counts.items() if value]
         out.print(f"{what}: {', '.join(known)}", soft_wrap=True)
     for label in ("pair", "select"):

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data.recipe.recipe import HINT
+from data.recipe.settings import HINT
 from data.rows import tables
 
 Row = dict[str, Any]
