@@ -176,6 +176,65 @@ def test_help_is_quick_and_has_examples() -> None:
     assert not imported & {"torch", "prefect", "mlflow", "transformers", "trl", "vllm"}
 
 
+SCORER = """
+from tasks.score.scorers import Score
+
+def brief(prompts, completions, *, characters: int = 30):
+    return [Score(float(len(row["text"]) <= characters)) for row in completions]
+"""
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    """A folder with a scorer of the user's, and files named like modules of the standard library that raise when imported."""
+    for name in ("dis", "random", "types", "collections"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('this is not the standard library')\n")
+    (tmp_path / "mine.py").write_text(SCORER)
+    return tmp_path
+
+
+def outside() -> dict[str, str]:
+    """The environment of a shell that nobody prepared for Ratchet."""
+    return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH", "RATCHET_PARTS")}
+
+
+def test_the_launcher_works_beside_files_named_like_modules(hostile: Path, home: Path) -> None:
+    # Claim: in a folder with dis.py, random.py, types.py every command works, and a user's own scorer there is still found.
+    wanted = subprocess.run(
+        ["sh", "-c", "cat pyproject.toml constraints.txt | cksum"], cwd=ROOT, capture_output=True, text=True
+    )
+    state = ROOT / ".venv" / "ratchet-setup"
+    if not state.exists() or state.read_text().split(maxsplit=1)[1] != wanted.stdout:
+        pytest.skip("the launcher would set up .venv first")
+
+    def launch(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [str(ROOT / "ratchet"), *map(str, arguments)]
+        return subprocess.run(command, cwd=hostile, env=outside(), capture_output=True, text=True, check=False)
+
+    assert "ratchet demo" in launch("--help").stdout
+    assert "tiny_raft" in launch("recipes").stdout
+    with_settings = ("check", "tiny_raft", "--home", home, "--set", "score.0.scorer=mine:brief", "--set")
+    bound = launch(*with_settings, "score.0.settings={characters = 20}")
+    assert bound.returncode == 0, bound.stderr
+    refused = launch(*with_settings, "score.0.settings={word = 20}")
+    assert refused.returncode == 2
+    assert "its settings: characters" in refused.stderr
+
+
+def test_a_process_started_elsewhere_finds_a_users_part(hostile: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    # Claim: a worker's process, whose directory is another one, finds the part by RATCHET_PARTS, behind the standard library.
+    code = (
+        "import sys; from tasks.run.parts import bind; import random, types; "
+        "print(bind('scorers', 'mine:brief', {})([{}], [{'text': 'short'}])[0].value, sys.path[-1])"
+    )
+    environment = outside() | {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "RATCHET_PARTS": str(hostile)}
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=elsewhere, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["1.0", str(hostile)]
+
+
 def test_what_a_line_of_progress_quotes_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     # an error or a path with [brackets] is shown as it is, and does not end the run that reports it
     from flows.round.reporter import Reporter

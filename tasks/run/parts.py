@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import inspect
+import os
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping
@@ -85,6 +86,8 @@ def find(family: str, name: str) -> Callable[..., Any]:
 
 def _users_own(family: str, name: str) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
+    folders = os.environ.get("RATCHET_PARTS", "").split(os.pathsep)  # of the launcher; workers inherit it
+    sys.path += [folder for folder in folders if folder and folder not in sys.path]  # at the end: they hide no other module
     try:
         part = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # it is the user's file: whatever it raises
