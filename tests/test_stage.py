@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import importlib
 import importlib.util
+import inspect
 import json
 import os
 import signal
@@ -21,8 +22,8 @@ from data.errors import HomeError, StageFailed
 from data.recipe.recipe import load
 from data.recipe.settings import Hardware
 from data.store.store import Artifact, External, Store, sha256_file
+from tasks.run import fingerprint, worker
 from tasks.run import stage as running
-from tasks.run import worker
 from tasks.run.stage import Notes, describe, perform
 from tasks.run.work import Work, chunks, module_of
 
@@ -74,7 +75,7 @@ def source(tmp_path: Path) -> Iterator[Path]:
     reload(path)
     yield path
     del sys.modules["tasks.run.toy"]
-    running.fingerprint.cache_clear()
+    fingerprint.forget()
 
 
 def reload(path: Path) -> None:
@@ -84,7 +85,7 @@ def reload(path: Path) -> None:
     assert spec.loader is not None
     sys.modules["tasks.run.toy"] = module = importlib.util.module_from_spec(spec)
     exec(compile(path.read_text(), path, "exec"), module.__dict__)
-    running.fingerprint.cache_clear()
+    fingerprint.forget()
 
 
 def settings(**values: Any) -> BaseModel:
@@ -138,6 +139,9 @@ def test_a_bound_part_is_in_the_key(store: Store, source: Path) -> None:
     job = describe("toy", settings(), {}, 0)
     assert job.parts == {"scorers:exact_match": "1"}
     assert job.key != before.key
+    # and its code is in the fingerprint that the manifest keeps
+    bound, alone = fingerprint.fingerprint("toy", job.parts), fingerprint.fingerprint("toy")
+    assert store.manifest(toy(store).key)["fingerprint"] == bound != alone
 
 
 def test_hardware_and_places_are_in_no_key(store: Store, source: Path, tmp_path: Path) -> None:
@@ -163,7 +167,7 @@ def test_a_manifest_says_how_to_make_it_again(store: Store, source: Path) -> Non
     assert manifest["input_keys"] == {"a": one.key}
     assert manifest["job"]["inputs"] == {"a": one.digest}
     assert manifest["job"]["settings"] == {"text": "b", "then": ""}
-    assert manifest["fingerprint"] == running.fingerprint("toy")
+    assert manifest["fingerprint"] == fingerprint.fingerprint("toy")
     assert json.loads((store.folder(made.key) / "log.json").read_text())["seconds"] >= 0
 
 
@@ -312,6 +316,21 @@ def test_changed_source_without_a_version_warns_and_refresh_makes_it_again(store
     assert toy(store, notes=watched.notes) == replace(again, reused=True)
     [place] = (store.root / "quarantine").iterdir()
     assert (place / "why.txt").read_text() == "--refresh toy\n"
+
+
+def test_changed_source_is_told_once_a_run(store: Store, source: Path) -> None:
+    # a file that every stage imports changes hundreds of artifacts' source: a run says so once a stage
+    for seed in range(3):
+        toy(store, seed=seed)
+    source.write_text(STAGE.replace('{read}"', '{read}!"'))
+    reload(source)
+    watched = Watched()
+    notes = watched.notes
+    for seed in range(3):
+        assert toy(store, seed=seed, notes=notes).reused
+    assert len(watched.said) == 1
+    assert toy(store, notes=watched.notes).reused  # the next run says it again
+    assert len(watched.said) == 2
 
 
 def test_refresh_leaves_unchanged_source_alone(store: Store, source: Path) -> None:
@@ -472,7 +491,7 @@ def test_no_two_stages_share_a_name() -> None:
 def test_every_stage_keeps_the_contract(name: str) -> None:
     # a function named like its module taking one Work, a Settings model, an integer VERSION, and libraries that exist
     module = module_of(name)
-    assert running.inspect.signature(getattr(module, name), eval_str=True).parameters["work"].annotation is Work
+    assert inspect.signature(getattr(module, name), eval_str=True).parameters["work"].annotation is Work
     assert issubclass(module.Settings, BaseModel)
     assert isinstance(module.VERSION, int)
     for library in module.LIBRARIES:
