@@ -25,6 +25,7 @@ from pydantic import BaseModel
 from data.errors import HomeError, StageFailed
 from data.recipe.settings import Hardware
 from data.store.store import Artifact, External, Job, Store, locked
+from tasks.run import failure
 from tasks.run.fingerprint import fingerprint
 from tasks.run.work import Tick, Work, device_of, give_back_memory, gpus, module_of, silent
 
@@ -143,6 +144,7 @@ def _make(
             notes.warn(f"{job.stage}: {event}")
         # found: what an earlier attempt had left
         log = {"began": began, "seconds": time.time() - began, "found": found, "events": events}
+        log |= {"failures": failure.earlier(work.scratch)}
         input_keys = {name: artifact.key for name, artifact in inputs.items()}
         return store.commit(job, input_keys, fingerprint(job.stage, job.parts), log)
     except OSError as error:
