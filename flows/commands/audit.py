@@ -88,7 +88,7 @@ def run(place: Path, sources: Sequence[Path], asked: _Asked, name: str) -> dict[
     from flows.commands.report import Reporter
     from tasks.bias import observe
     from tasks.bias.iterations import ledger_of, null_test
-    from tasks.bias.sample import prompts_of, read_sample
+    from tasks.bias.observed import prompts_of, read_sample
     from tasks.run.stage import perform
     from tasks.run.work import module_of
 
