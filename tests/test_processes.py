@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +17,15 @@ from safetensors.torch import load_file
 
 from data.errors import StageFailed
 from data.recipe.loss import Loss
+from data.recipe.settings import Hardware
 from data.rows import tables
 from data.store.campaign import Campaign
+from data.store.store import Artifact, Store
+from tasks.run.stage import perform
 from tasks.run.work import Work
 from tasks.run.worker import run_apart
 from tasks.train.train import train
+from tests.test_stage import CUDA, apart, settings, source, store  # noqa: F401  (apart, source and store are fixtures)
 from tests.test_train import finished, read, work_of  # noqa: F401  (finished is a fixture)
 
 # Two ranks on a CPU: accelerate starts several processes under this name, and the trainer's use_cpu makes them speak gloo.
@@ -98,3 +104,47 @@ def test_two_processes_equal_one_and_a_killed_rank_resumes(finished: Campaign, t
     assert losses[0] == pytest.approx(losses[1], abs=CLOSE)
     alone, together = (load_file(w.out / "model.safetensors") for w in (one, two))
     assert all(torch.allclose(alone[name], together[name], atol=CLOSE) for name in alone)
+
+
+# What the ranks do. Rank 0 notices that rank 1 is gone by an error of its own, as gloo's and NCCL's are.
+ONE_FAILS = """
+if os.environ["RANK"] == "1":
+    (work.scratch / "gone").touch()
+    {fails}
+while not (work.scratch / "gone").exists():
+    time.sleep(0.01)
+time.sleep({wait})
+raise RuntimeError("Connection closed by peer")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("wait", "fails", "says"),
+    [
+        (0.05, f"raise RuntimeError({CUDA!r})", f"toy: RuntimeError: {CUDA}"),
+        (0.05, "os.kill(os.getpid(), 9)", "toy: the process of rank 1 was killed by SIGKILL (out of memory?)"),
+        (
+            5,
+            "print('no licence', flush=True); os._exit(7)",
+            "toy: the process of rank 1 ended with exit code 7; its last lines:\nno licence",
+        ),
+    ],
+)
+def test_the_rank_that_failed_first_is_heard(
+    store: Store,  # noqa: F811
+    apart: Callable[..., Artifact],  # noqa: F811
+    tmp_path: Path,
+    wait: float,
+    fails: str,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # its whole error, or the signal that killed it: neither torch's summary of the launch nor what the other ranks say of it
+    (tmp_path / "two.yaml").write_text(TWO)
+    monkeypatch.setattr(sys.modules["tasks.run.toy"], "LAUNCHED", True, raising=False)
+    (tmp_path / "toy.py").write_text((tmp_path / "toy.py").read_text() + "LAUNCHED = True\n")
+    hardware = Hardware(device="cpu", isolation="process", accelerate=str(tmp_path / "two.yaml"))
+    with pytest.raises(StageFailed) as failed:
+        perform(store, "toy", settings(then=ONE_FAILS.format(fails=fails, wait=wait)), {}, hardware=hardware)
+    assert str(failed.value) == says

@@ -4,6 +4,7 @@ import errno
 import functools
 import importlib
 import importlib.util
+import inspect
 import json
 import os
 import signal
@@ -18,12 +19,12 @@ import psutil
 import pytest
 from pydantic import BaseModel
 
-from data.errors import HomeError, StageFailed
+from data.errors import HomeError, ScorerFailed, StageFailed
 from data.recipe.recipe import load
 from data.recipe.settings import Hardware
 from data.store.store import Artifact, External, Store, sha256_file
+from tasks.run import failure, fingerprint, worker
 from tasks.run import stage as running
-from tasks.run import worker
 from tasks.run.stage import Notes, describe, perform
 from tasks.run.work import Work, chunks, stage_module
 
@@ -75,7 +76,7 @@ def source(tmp_path: Path) -> Iterator[Path]:
     reload(path)
     yield path
     del sys.modules["tasks.run.toy"]
-    running.fingerprint.cache_clear()
+    fingerprint.forget()
 
 
 def reload(path: Path) -> None:
@@ -85,7 +86,7 @@ def reload(path: Path) -> None:
     assert spec.loader is not None
     sys.modules["tasks.run.toy"] = module = importlib.util.module_from_spec(spec)
     exec(compile(path.read_text(), path, "exec"), module.__dict__)
-    running.fingerprint.cache_clear()
+    fingerprint.forget()
 
 
 def settings(**values: Any) -> BaseModel:
@@ -139,6 +140,9 @@ def test_a_bound_part_is_in_the_key(store: Store, source: Path) -> None:
     job = describe(stage_module("toy").toy, settings(), {}, 0)
     assert job.parts == {"scorers:exact_match": "1"}
     assert job.key != before.key
+    # and its code is in the fingerprint that the manifest keeps
+    bound, alone = fingerprint.fingerprint("toy", job.parts), fingerprint.fingerprint("toy")
+    assert store.manifest(toy(store).key)["fingerprint"] == bound != alone
 
 
 def test_hardware_and_places_are_in_no_key(store: Store, source: Path, tmp_path: Path) -> None:
@@ -166,7 +170,7 @@ def test_a_manifest_says_how_to_make_it_again(store: Store, source: Path) -> Non
     assert manifest["input_keys"] == {"a": one.key}
     assert manifest["job"]["inputs"] == {"a": one.digest}
     assert manifest["job"]["settings"] == {"text": "b", "then": ""}
-    assert manifest["fingerprint"] == running.fingerprint("toy")
+    assert manifest["fingerprint"] == fingerprint.fingerprint("toy")
     assert json.loads((store.folder(made.key) / "log.json").read_text())["seconds"] >= 0
 
 
@@ -318,6 +322,21 @@ def test_changed_source_without_a_version_warns_and_refresh_makes_it_again(store
     assert (place / "why.txt").read_text() == "--refresh toy\n"
 
 
+def test_changed_source_is_told_once_a_run(store: Store, source: Path) -> None:
+    # a file that every stage imports changes hundreds of artifacts' source: a run says so once a stage
+    for seed in range(3):
+        toy(store, seed=seed)
+    source.write_text(STAGE.replace('{read}"', '{read}!"'))
+    reload(source)
+    watched = Watched()
+    notes = watched.notes
+    for seed in range(3):
+        assert toy(store, seed=seed, notes=notes).reused
+    assert len(watched.said) == 1
+    assert toy(store, notes=watched.notes).reused  # the next run says it again
+    assert len(watched.said) == 2
+
+
 def test_refresh_leaves_unchanged_source_alone(store: Store, source: Path) -> None:
     # --refresh of a stage that did not change costs nothing
     made = toy(store)
@@ -384,16 +403,88 @@ def test_a_stage_apart_reports_its_progress(store: Store, apart: Callable[..., A
     assert sorted(store.manifest(made.key)["files"]) == ["out.txt"]
 
 
+CUDA = """CUDA error: device-side assert triggered
+CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be incorrect.
+For debugging consider passing CUDA_LAUNCH_BLOCKING=1
+Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions."""
+
+
 def test_a_stage_apart_that_fails_says_why(
     store: Store, apart: Callable[..., Artifact], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    # the child's own message, its traceback on stderr, its shards kept
-    fails = "raise ValueError('row 7 is odd')  # after a shard"
-    with pytest.raises(StageFailed, match=r"^toy: ValueError: row 7 is odd$"):
+    # all lines of the child's message with its type, its traceback on stderr, its shards kept; the artifact's log tells later
+    # what the failed attempt died of
+    fails = f"if 'TOY' not in os.environ: raise RuntimeError({CUDA!r})  # after a shard"
+    with pytest.raises(StageFailed) as failed:
         apart(store, then=fails)
+    assert str(failed.value) == f"toy: RuntimeError: {CUDA}"
+    assert type(failed.value) is StageFailed
     assert "Traceback" in capfd.readouterr().err
     key = describe(stage_module("toy").toy, settings(then=fails), {}, 0).key
-    assert [path.name for path in store.scratch(key).iterdir()] == ["shard"]
+    assert sorted(path.name for path in store.scratch(key).iterdir()) == ["failures.jsonl", "shard"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOY", "1")
+        apart(store, then=fails)
+    [kept] = json.loads((store.folder(key) / "log.json").read_text())["failures"]
+    assert (kept["type"], kept["message"]) == ("RuntimeError", CUDA)
+    assert kept["traceback"].startswith("Traceback")
+    assert "exec(work.settings.then)" in kept["traceback"]
+
+
+def test_our_own_errors_keep_their_type(store: Store, apart: Callable[..., Artifact]) -> None:
+    # what the command line does with an error does not depend on where the stage ran
+    message = "'good' is no number\nrow 7 of the scores"
+    with pytest.raises(ScorerFailed) as failed:
+        apart(store, then=f"from data.errors import ScorerFailed; raise ScorerFailed({message!r})")
+    assert str(failed.value) == message
+    impostor = "class ScorerFailed(Exception): pass\nraise ScorerFailed('of another library')"
+    with pytest.raises(StageFailed, match=r"^toy: ScorerFailed: of another library$") as other:
+        apart(store, then=impostor)
+    assert type(other.value) is StageFailed
+
+
+@pytest.mark.parametrize(
+    ("then", "says"),
+    [
+        (
+            "sys.stderr.write('no licence\\nfor this host\\n'); os._exit(3)",
+            "exit code 3; its last lines:\nno licence\nfor this host",
+        ),
+        ("import sys; print('a word', flush=True); os._exit(4)", "exit code 4; its last lines:\na word"),
+        ("os._exit(5)", "exit code 5 and no output"),
+        ("raise SystemExit('stopped by a library')", "exit code 1; its last lines:\nstopped by a library"),
+    ],
+)
+def test_a_stage_that_ends_without_an_error_shows_its_last_lines(
+    store: Store, apart: Callable[..., Artifact], then: str, says: str
+) -> None:
+    # a library may end the process by itself: there is no error to hand back, only what it printed
+    with pytest.raises(StageFailed) as failed:
+        apart(store, then=f"import sys; {then}")
+    assert str(failed.value) == f"toy: its process ended with {says}"
+
+
+def test_of_several_ranks_the_first_error_is_handed_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the others fail because it is gone; a killed rank comes before what they say of it (with real ranks: test_processes.py)
+    def left_by_both() -> None:
+        for rank, message in (("1", "the cause\nin two lines"), ("0", "Connection closed by peer")):
+            monkeypatch.setenv("RANK", rank)
+            failure.write(tmp_path, RuntimeError(message))
+
+    left_by_both()
+    assert str(failure.error_of("train", 1, tmp_path, "")) == "train: RuntimeError: the cause\nin two lines"
+    assert [fields["message"] for fields in failure.earlier(tmp_path)] == ["the cause\nin two lines"]
+    left_by_both()
+    summary = "rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: 77)  (SIGKILL)\n"
+    assert "the process of rank 1 was killed by SIGKILL" in str(failure.error_of("train", 1, tmp_path, summary))
+
+
+def test_a_worker_that_cannot_start_shows_its_last_lines(store: Store, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # an error in what the worker itself imports comes before it could write anything
+    (source.parent / "sitecustomize.py").write_text("import sys\nsys.modules['psutil'] = sys.modules['pydantic'] = None\n")
+    monkeypatch.syspath_prepend(str(source.parent))
+    with pytest.raises(StageFailed, match=r"^toy: its process ended with exit code 1; its last lines:\n(.*\n)+.*pydantic"):
+        toy(store, hardware=APART)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
@@ -476,7 +567,7 @@ def test_no_two_stages_share_a_name() -> None:
 def test_every_stage_keeps_the_contract(name: str) -> None:
     # a function named like its module taking one Work, a Settings model, an integer VERSION, and libraries that exist
     module = stage_module(name)
-    assert running.inspect.signature(getattr(module, name), eval_str=True).parameters["work"].annotation is Work
+    assert inspect.signature(getattr(module, name), eval_str=True).parameters["work"].annotation is Work
     assert issubclass(module.Settings, BaseModel)
     assert isinstance(module.VERSION, int)
     for library in module.LIBRARIES:

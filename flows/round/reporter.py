@@ -23,6 +23,7 @@ class Reporter:
 
     def __init__(self, name: str, refresh: frozenset[str] = frozenset()) -> None:
         self.name, self.refresh = name, refresh
+        self.warned: set[str] = set()  # stages whose changed source was told: once a run, not once per artifact
         self.console = Console(stderr=True, highlight=False)
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.progress = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
@@ -53,7 +54,7 @@ class Reporter:
             self.progress.update(bar, completed=done, total=total)
 
         try:
-            yield Notes(tick, lambda text: self._print(f"  [yellow]{escape(text)}[/yellow]"), use, self.refresh)
+            yield Notes(tick, lambda text: self._print(f"  [yellow]{escape(text)}[/yellow]"), use, self.refresh, self.warned)
         finally:
             self.progress.remove_task(bar)
 

@@ -8,20 +8,16 @@ libraries and `parts(settings) -> [(family, name)]` names the parts it uses.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import errno
-import functools
-import hashlib
 import importlib
 import importlib.metadata
-import inspect
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -29,6 +25,8 @@ from pydantic import BaseModel
 from data.errors import HomeError, StageFailed
 from data.recipe.settings import Hardware
 from data.store.store import Artifact, External, Job, Store, locked
+from tasks.run import failure
+from tasks.run.fingerprint import fingerprint
 from tasks.run.work import Stage, Tick, Work, device_of, give_back_memory, gpus, module_of, silent, stage_module
 
 Input = Artifact | External
@@ -43,6 +41,7 @@ class Notes:
     warn: Callable[[str], None] = lambda message: None
     use: Callable[[str], None] = lambda key: None  # told the key before the artifact is looked for
     refresh: frozenset[str] = frozenset()  # stages to make again where their source changed
+    warned: set[str] = field(default_factory=set)  # stages of this run whose changed source was told
 
 
 def describe(stage: Stage, settings: BaseModel, inputs: Mapping[str, Input], seed: int) -> Job:
@@ -103,14 +102,16 @@ def _find(store: Store, job: Job, notes: Notes) -> Artifact | None:
     if found.absent == "damaged":
         notes.warn(f"{job.stage} {job.key[:12]} was damaged (set aside in {store.root / 'quarantine'}); making it again")
         return None
-    if store.manifest(job.key)["fingerprint"] != fingerprint(job.stage):
+    if store.manifest(job.key)["fingerprint"] != fingerprint(job.stage, job.parts):
         if job.stage in notes.refresh:
             store.quarantine(job.key, f"--refresh {job.stage}")
             return None
-        notes.warn(
-            f"{job.stage}: its source changed since this artifact was made, VERSION did not; "
-            f"reusing it (--refresh {job.stage} makes it again)"
-        )
+        if job.stage not in notes.warned:
+            notes.warned.add(job.stage)
+            notes.warn(
+                f"{job.stage}: its source changed since this artifact was made, VERSION did not; "
+                f"reusing it (--refresh {job.stage} makes it again)"
+            )
     return found
 
 
@@ -143,8 +144,9 @@ def _make(
             notes.warn(f"{job.stage}: {event}")
         # found: what an earlier attempt had left
         log = {"began": began, "seconds": time.time() - began, "found": found, "events": events}
+        log |= {"failures": failure.earlier(work.scratch)}
         input_keys = {name: artifact.key for name, artifact in inputs.items()}
-        return store.commit(job, input_keys, fingerprint(job.stage), log)
+        return store.commit(job, input_keys, fingerprint(job.stage, job.parts), log)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -229,10 +231,3 @@ def remake(store: Store, artifact: Artifact, hardware: Hardware, notes: Notes) -
             f"{artifact.digest[:12]}); this can happen on a GPU: use keep.checkpoints = 'all' there"
         )
     return made
-
-
-@functools.cache
-def fingerprint(stage: str) -> str:
-    """A hash of the stage module's code without comments and formatting; kept in the manifest, never in a key."""
-    source = inspect.getsource(stage_module(stage))
-    return hashlib.sha256(ast.dump(ast.parse(source)).encode()).hexdigest()

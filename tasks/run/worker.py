@@ -6,22 +6,25 @@ A stage that trains becomes several processes where the recipe names an accelera
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import traceback
+from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from data import errors
-from data.errors import StageFailed
 from data.recipe.settings import Hardware
+from tasks.run import failure
 from tasks.run.work import Work, device_of, gpus, stage_module
 
 TICK = "ratchet-tick "
+END = 100_000  # bytes of a child's stderr that are kept: torch's summary of failed ranks and what stands before it
 PR_SET_PDEATHSIG = 1
 
 
@@ -29,7 +32,8 @@ def run_apart(stage: str, work: Work) -> None:
     """Run a stage in a child process, passing its progress on; the child never outlives this process.
 
     Raises:
-        StageFailed: the child failed (its own message) or was killed (the signal).
+        RatchetError: one of ours that the stage raised, as its own type.
+        StageFailed: anything else, with its type and its whole message; or the child was killed (the signal).
     """
     job = work.scratch / "job.json"
     fields = {
@@ -46,38 +50,57 @@ def run_apart(stage: str, work: Work) -> None:
     job.write_text(json.dumps(fields))
     checkout = str(Path(__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([checkout, *sys.path])} | _one_gpu(stage, work.hardware)
-    child = subprocess.Popen(
-        [sys.executable, "-m", "tasks.run.worker", str(job)], stdout=subprocess.PIPE, text=True, env=environment
-    )
-    last = ""
+    failure.clear(work.scratch)
+    command = [sys.executable, "-m", "tasks.run.worker", str(job)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    code, output = _attend(child, work)
+    job.unlink(missing_ok=True)
+    if code:
+        raise failure.error_of(stage, code, work.scratch, output)
+
+
+def _attend(child: subprocess.Popen[str], work: Work) -> tuple[int, str]:
+    """Pass on a child's progress and its stderr until it ends; its exit code and the end of its output."""
+    assert child.stdout is not None
+    assert child.stderr is not None
+    lines: deque[str] = deque(maxlen=failure.LINES)
+    errors = bytearray()
+    listener = threading.Thread(target=_pass_on, args=(child.stderr, errors), daemon=True)
+    listener.start()
     try:
-        assert child.stdout is not None
         for line in child.stdout:
             if line.startswith(TICK):
                 done, total = line.removeprefix(TICK).split()
                 work.tick(int(done), int(total))
             else:
-                last = line.strip() or last
+                lines.append(line)
         code = child.wait()
+        listener.join(timeout=5)  # a process that the child started may still hold the other end
     finally:
-        if child.poll() is None:  # interrupted: the child goes first
-            child.terminate()
-            try:
-                child.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
-        if child.stdout is not None:
-            child.stdout.close()
-    job.unlink(missing_ok=True)
-    if code < 0:
-        raise StageFailed(f"{stage}: its process was killed by {signal.Signals(-code).name} (out of memory?)")
-    if code:
-        kind, _, message = last.partition(": ")
-        known = getattr(errors, kind, None)
-        if isinstance(known, type) and issubclass(known, errors.RatchetError):
-            raise known(message)  # as it would have been raised inline
-        raise StageFailed(f"{stage}: {last or f'its process ended with exit code {code}'}")
+        _end(child)
+    return code, "".join(lines) + errors.decode(errors="replace")
+
+
+def _pass_on(pipe: IO[str], end: bytearray) -> None:
+    """Copy a pipe to this process's stderr as it comes, and keep its end."""
+    with pipe:
+        while chunk := os.read(pipe.fileno(), 65536):
+            with contextlib.suppress(OSError):  # this process has no stderr; the child must not wait for one
+                os.write(2, chunk)
+            end += chunk
+            del end[:-END]
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    if child.poll() is None:  # interrupted: the child goes first
+        child.terminate()
+        try:
+            child.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+    if child.stdout is not None:
+        child.stdout.close()
 
 
 def _one_gpu(stage: str, hardware: Hardware) -> dict[str, str]:
@@ -98,6 +121,17 @@ def die_with_parent(parent: int) -> None:
 
 
 def main(path: str) -> int:
+    try:
+        _work(path)
+    except Exception as error:
+        failure.write(Path(path).parent, error)
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _work(path: str) -> None:
+    """Do the job of a file, or become the launcher of the processes that do it."""
     job: dict[str, Any] = json.loads(Path(path).read_text())
     module, hardware = stage_module(job["stage"]), Hardware.model_validate(job["hardware"])
     rank = os.environ.get("RANK")
@@ -126,13 +160,7 @@ def main(path: str) -> int:
         import torch
 
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # before a model is loaded: "cuda" is the first GPU otherwise
-    try:
-        getattr(module, job["stage"])(work)
-    except Exception as error:
-        traceback.print_exc()
-        print(f"{type(error).__name__}: {error}", flush=True)
-        return 1
-    return 0
+    getattr(module, job["stage"])(work)
 
 
 if __name__ == "__main__":
