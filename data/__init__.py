@@ -1,1 +1,1 @@
-"""The nouns: tables, artifacts, recipes, campaigns, prompts. Imports nothing of ours; everything else imports it."""
+"""The nouns: recipes, tables, prompts, artifacts, campaigns. It imports nothing of ours; all other rooms import it."""

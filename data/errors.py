@@ -1,4 +1,4 @@
-"""One error type per kind of mistake; each message says what was expected, what was found and what to do."""
+"""One error type per kind of mistake. Each message says what was expected, what was found and what to do."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 
 
 class RatchetError(Exception):
-    """Anything Ratchet stops for on purpose. `exit_code` is what the command line returns."""
+    """An error that Ratchet raises on purpose. `exit_code` is the exit code of the command line."""
 
     exit_code = 1
 
 
 class WrongUse(RatchetError):
-    """The user asked for something that cannot be done; nothing was started."""
+    """The user asked for something that cannot be done. Nothing was started."""
 
     exit_code = 2
 
@@ -35,7 +35,7 @@ class PartError(WrongUse):
 
 
 class PromptsError(WrongUse):
-    """A prompts file that is missing, lacks a column or has a bad row (the row is named)."""
+    """A prompts file that is missing, lacks a column or has a bad row, which is named."""
 
 
 class ModelError(WrongUse):
@@ -43,27 +43,27 @@ class ModelError(WrongUse):
 
 
 class EndpointError(WrongUse):
-    """A server that will answer no request of this kind: no such address or model, a wrong or missing key."""
+    """A server that cannot answer any request: a wrong address, an unknown model, a wrong or missing key."""
 
 
 class HomeError(WrongUse):
-    """The home directory cannot be written, or has too little room."""
+    """The home directory cannot be written, has too little free space, or is in use by another command."""
 
 
 class CampaignError(WrongUse):
-    """A campaign name that does not exist, is malformed, is taken by another recipe, or is already running."""
+    """A campaign name that does not exist, is malformed or belongs to another recipe, or a campaign that is running."""
 
 
 class PortTaken(WrongUse):
-    """A port that somebody else listens on."""
+    """A port on which another program listens."""
 
 
 class ServiceFailed(RatchetError):
-    """A program that runs beside campaigns (Prefect's server or worker, MLflow's UI) did not start, or ended; see its log."""
+    """A service (Prefect's server or worker, MLflow's UI) that did not start, or ended; its log says why."""
 
 
 class TableError(RatchetError):
-    """A table that breaks its schema or its rules; the column or row is named."""
+    """A table that breaks its schema or its rules. The column or row is named."""
 
 
 class DamagedArtifact(RatchetError):
@@ -71,22 +71,22 @@ class DamagedArtifact(RatchetError):
 
 
 class StageFailed(RatchetError):
-    """A stage that could not finish; the cause is chained or named."""
+    """A stage that could not finish. The cause is chained or named."""
 
 
 class ScorerFailed(StageFailed):
-    """A scorer raised, or returned something that is not one score per completion; the row is named."""
+    """A scorer that raised, or did not return one score per completion. The row is named."""
 
 
 class FeatureFailed(StageFailed):
-    """A feature raised, or returned something that is not one number or None per row; the feature is named."""
+    """A feature that raised, or did not return one number or None per row. The feature is named."""
 
 
 class ReferenceMismatch(StageFailed):
-    """The reference in the trainer's memory is not the checkpoint the round names."""
+    """The reference in the trainer's memory is not the checkpoint that the round names."""
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the closest known one, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """The end of a message about an unknown word: the closest of the names that exist, or nothing."""
+    closest = difflib.get_close_matches(word, list(names), n=1, cutoff=0.6)
+    return f" (did you mean '{closest[0]}'?)" if closest else ""

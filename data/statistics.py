@@ -1,4 +1,4 @@
-"""Intervals that several rooms and the benchmarks use."""
+"""Confidence intervals that stages, reports and benchmarks share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LEVEL = 0.95  # of every interval
 
 
 def t_interval(values: np.ndarray) -> tuple[float, float]:
-    """Student's t interval of a mean; a single value or no spread gives the mean itself."""
+    """Student's t interval of a mean. With one value, or equal values, both ends are the mean."""
     from scipy.stats import t
 
     mean, n = float(values.mean()), len(values)

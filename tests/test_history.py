@@ -118,13 +118,16 @@ def test_gc_waits_for_nobody(run_micro: Run, ratchet: Call, home: Path, capsys: 
     assert "'one' is already running" in capsys.readouterr().err
     with campaign.store.in_use():  # `ratchet data`, say, or a campaign that begins now
         assert ratchet("gc", "--yes", "--home", home) == 2
-    assert "something else runs on" in capsys.readouterr().err
+    assert "another command is running on" in capsys.readouterr().err
 
 
 def test_nothing_begins_while_gc_deletes(run_micro: Run, home: Path) -> None:
     # Claim: a campaign that starts while gc deletes is refused, because the artifacts it finds might be gone the next moment.
     campaign = run_micro("tiny_control", *QUICK, name="one")
-    with garbage.at_rest(home), pytest.raises(HomeError, match=r"`ratchet gc` runs on .*do this again then"):
+    with (
+        garbage.at_rest(home),
+        pytest.raises(HomeError, match=r"`ratchet gc` is running on .*run this again when it has finished"),
+    ):
         run_micro("tiny_control", *QUICK, name="two")
     with campaign.running(), campaign.store.in_use():  # any number of others at once
         assert Campaign.runs(home, "one")

@@ -355,8 +355,7 @@ def test_a_path_that_is_no_file_is_named(tmp_path: Path) -> None:
 def test_other_distributions_are_the_worlds(tmp_path: Path) -> None:
     # prompts.ood is refused for a file: only the built-in worlds can make out-of-distribution prompts
     assert (
-        refusal(jsonl(tmp_path / "p.jsonl", NUMBERED), ood=3)
-        == "prompts.ood belongs to the built-in worlds; set it to 0 for a file"
+        refusal(jsonl(tmp_path / "p.jsonl", NUMBERED), ood=3) == "prompts.ood needs a built-in task, found a file; set it to 0"
     )
 
 
@@ -377,4 +376,4 @@ def test_a_prompt_without_a_given_solution_is_named(tmp_path: Path) -> None:
     # prompts.seed on a file of bare questions says what is missing, and where
     rows = [{"question": row["question"]} for row in NUMBERED]
     message = refusal(jsonl(tmp_path / "p.jsonl", rows), seed=3)
-    assert "expected a given solution, since prompts.seed asks for some; set prompts.map.completion" in message
+    assert "expected a given solution, since prompts.seed is above 0, found none; set prompts.map.completion" in message

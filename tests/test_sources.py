@@ -86,7 +86,7 @@ def test_a_data_set_of_the_hub_is_read_from_the_cache(hub: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("hf:ratchet-tests/none[train]", "expected a data set in Hugging Face's cache .*HF_HUB_OFFLINE=0 fetches it"),
+        ("hf:ratchet-tests/none[train]", "expected a data set in Hugging Face's cache .*set HF_HUB_OFFLINE=0 to download it"),
         ("hf:ratchet-tests/sums[test]", "expected a data set in Hugging Face's cache .*test"),
         ("hf:[train]", "expected hf:name.split. or hf:name:config.split."),
     ],
@@ -152,12 +152,12 @@ def test_a_conversation_that_begins_otherwise_is_no_completion() -> None:
     # what was answered must be what was asked: a prompt column that holds the first turn alone, sides that part earlier
     record = {"prompt": "1+1?", "chosen": talk("1+1?", "2", "sure?", "yes"), "rejected": talk("1+1?", "2", "sure?", "no")}
     with pytest.raises(
-        PromptsError, match=r"row 1: column 'chosen': .*begins otherwise \('sure\?'\); set prompts\.map\.prompt"
+        PromptsError, match=r"row 1: column 'chosen': .*with another prompt \('sure\?'\); set prompts\.map\.prompt"
     ):
         records.completions_of(Prompts(), record, "row 1")
     whole = Prompts(map=Columns(prompt="chosen"))
     assert [one.text for one in records.completions_of(whole, record, "row 1")] == ["yes", "no"]
-    with pytest.raises(PromptsError, match=r"column 'rejected': .*begins otherwise"):
+    with pytest.raises(PromptsError, match=r"column 'rejected': .*with another prompt"):
         records.completions_of(Prompts(), {"chosen": talk("1+1?", "2"), "rejected": talk("1+2?", "2")}, "row 1")
     asked = Prompts(template="Q: {prompt}")
     assert records.completions_of(asked, {"prompt": "1+1?", "completion": talk("1+1?", "2")}, "row 1")[0].text == "2"

@@ -140,7 +140,7 @@ def test_duplicate_ids_are_refused(tmp_path: Path) -> None:
 def test_a_missing_column_is_named() -> None:
     # the error names the expected columns and the missing one
     table = tables.from_rows(pairs(), tables.PAIRS).drop_columns(["margin", "weight"])
-    with pytest.raises(TableError, match=r"here: expected columns \['prompt_id', .*\], missing \['margin', 'weight'\]"):
+    with pytest.raises(TableError, match=r"here: expected the columns prompt_id, .*, missing margin, weight"):
         tables.check(table, tables.PAIRS, "here")
 
 

@@ -1,1 +1,1 @@
-"""The recipe: its tables and rules, the losses it can name, and judge templates."""
+"""The recipe: its tables, the rules between them, the losses it can name, and judge templates."""

@@ -72,8 +72,8 @@ class Loss(BaseModel):
     )
     reference: Literal["previous", "base", "best", "ema"] = Field(
         "previous",
-        description="the reference checkpoint: previous = the head (the checkpoint the next round starts from), base = the "
-        "model the campaign started from, best = the best checkpoint the gate has accepted so far, ema = a moving "
+        description="the reference checkpoint: previous = the head (the checkpoint the next round starts from); base = the "
+        "model the campaign started from; best = the best checkpoint the gate has accepted so far; ema = a moving "
         "average of the heads so far",
     )
     ema_decay: float = Field(

@@ -1,7 +1,8 @@
-"""Judge templates: the words a judge is asked with and the labels it may answer, one TOML file each in `data/judges/`.
+"""Judge templates: the question to a judge and the labels it may answer, one TOML file each in `data/judges/`.
 
-A template's text holds `{{prompt}}` and either `{{completion}}` or, to compare two, `{{first}}` and `{{second}}`; `{{fence}}`
-stands for a mark that none of them contains. The judge answers `lead` and one of `labels`, whose worth lies between 0 and 1.
+A template's text holds `{{prompt}}` and either `{{completion}}` or, to compare two, `{{first}}` and `{{second}}`. `{{fence}}`
+is replaced by a mark that none of these texts contains. The judge answers with `lead` and one of `labels`, each of which has a
+value between 0 and 1.
 """
 
 from __future__ import annotations
@@ -17,51 +18,58 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from data.errors import RecipeError, did_you_mean
 
 FOLDER = Path(__file__).parents[1] / "judges"
-PLACE = re.compile(r"\{\{(\w+)\}\}")
-PLACES = ({"prompt", "completion"}, {"prompt", "first", "second"})
+PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
+PLACEHOLDER_SETS = ({"prompt", "completion"}, {"prompt", "first", "second"})
 
 
 class Template(BaseModel):
+    """One template, checked."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     about: str
-    lead: str = Field(min_length=1, description="what stands before the label, e.g. 'Score:'")
+    lead: str = Field(min_length=1, description="the words before the label, e.g. 'Score:'")
     text: str
-    labels: dict[str, float] = Field(min_length=2, description="what a judge may answer, and what that is worth")
+    labels: dict[str, float] = Field(
+        min_length=2, description="the answers a judge may give, each with its value between 0 and 1"
+    )
 
     @field_validator("labels")
     @classmethod
     def _worth(cls, labels: dict[str, float]) -> dict[str, float]:
         if not all(0 <= worth <= 1 for worth in labels.values()):
-            raise ValueError(f"each label is worth something between 0 and 1, found {labels}")
+            raise ValueError(f"expected a value between 0 and 1 for each label, found {labels}")
         return labels
 
     @model_validator(mode="after")
-    def _places(self) -> Template:
-        found = set(PLACE.findall(self.text))
-        if found - {"fence"} not in PLACES:
-            raise ValueError(f"text has places for prompt and completion, or prompt, first and second; found {sorted(found)}")
+    def _placeholders(self) -> Template:
+        names = set(PLACEHOLDER.findall(self.text))
+        if names - {"fence"} not in PLACEHOLDER_SETS:
+            raise ValueError(
+                f"expected places in text for {{{{prompt}}}} and {{{{completion}}}}, or for {{{{prompt}}}}, {{{{first}}}} and "
+                f"{{{{second}}}}; found {', '.join(sorted(names)) or 'none of them'}"
+            )
         return self
 
     @property
     def compares(self) -> bool:
-        """Whether it asks which of two is better, rather than how good one is."""
+        """Whether it asks which of two completions is better, instead of how good one is."""
         return "{{second}}" in self.text
 
     def fill(self, texts: Mapping[str, str]) -> str:
-        """The question to the judge. Every place is filled once, so that a text may hold `{{prompt}}` and stay what it is."""
-        given = {**texts, "fence": fence(texts)}
-        return PLACE.sub(lambda place: given[place[1]], self.text).strip()
+        """The question to the judge. Text that is filled in stays as it is, even where it holds `{{prompt}}` itself."""
+        values = {**texts, "fence": fence(texts)}
+        return PLACEHOLDER.sub(lambda placeholder: values[placeholder[1]], self.text).strip()
 
     def read(self, answer: str) -> float | None:
-        """What the judge's answer is worth, None where it cannot be read.
+        """The value of the judge's answer, None where it cannot be read.
 
-        The verdict is the answer's last line, so that a line quoted from the judged text on the way is not taken for one: the
-        lead and one whole label, e.g. "Score: 4" or "**Score:** 4/5"; not "Score: 4.5", "Score: 3 or 4" or "> Score: 4".
+        Only the last line counts, so that a line quoted from the judged text is not taken for the verdict. It must be the lead
+        and one whole label, e.g. "Score: 4" or "**Score:** 4/5"; "Score: 4.5", "Score: 3 or 4" and "> Score: 4" are refused.
         """
         lines = answer.strip().splitlines()
-        found = self._verdict().match(lines[-1]) if lines else None
-        return self.labels[found[1]] if found else None
+        verdict = self._verdict().match(lines[-1]) if lines else None
+        return self.labels[verdict[1]] if verdict else None
 
     def _verdict(self) -> re.Pattern[str]:
         words, colon = self.lead.rstrip(": "), r"[\s*_`]*:" if ":" in self.lead else ""
@@ -71,10 +79,10 @@ class Template(BaseModel):
 
 
 def fence(texts: Mapping[str, str]) -> str:
-    """A mark that no text contains: a hash over all of them, so that none can be written to hold it."""
-    together = "\0".join(texts[name] for name in sorted(texts))
-    mark = hashlib.sha256(together.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    while mark in together:  # so improbable that only a test could see it
+    """A mark that no text contains. It is a hash over all texts, so no text can be written to contain it."""
+    joined = "\0".join(texts[name] for name in sorted(texts))
+    mark = hashlib.sha256(joined.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    while mark in joined:  # too improbable to happen outside a test
         mark = hashlib.sha256(mark.encode()).hexdigest()[:12]
     return mark
 
@@ -83,26 +91,27 @@ def path(name: str) -> Path:
     """The file of a template.
 
     Raises:
-        RecipeError: there is none of that name.
+        RecipeError: there is no template of that name.
     """
-    known = {file.stem: file for file in sorted(FOLDER.glob("*.toml"))}
-    if name not in known:
-        raise RecipeError(f"no judge template '{name}'{did_you_mean(name, known)}; known: {', '.join(known)} (in {FOLDER})")
-    return known[name]
+    files = {file.stem: file for file in sorted(FOLDER.glob("*.toml"))}
+    if name not in files:
+        hint = did_you_mean(name, files)
+        raise RecipeError(f"no judge template '{name}'{hint}; expected one of {', '.join(files)} (in {FOLDER})")
+    return files[name]
 
 
 def load(name: str) -> Template:
     """Read and check a template.
 
     Raises:
-        RecipeError: no such template, or its file is not one.
+        RecipeError: there is no template of that name, or its file is not valid.
     """
     try:
         return Template.model_validate(tomllib.loads(path(name).read_text()))
     except (tomllib.TOMLDecodeError, ValidationError) as error:
-        raise RecipeError(f"{path(name)}: expected a judge template: {error}") from error
+        raise RecipeError(f"{path(name)}: expected a judge template, found a file that does not validate: {error}") from error
 
 
 def digest(name: str) -> str:
-    """The hash of a template's file: what enters the key of a verdict given with it."""
+    """The hash of a template's file, comments included. It enters the key of every artifact that was judged with it."""
     return hashlib.sha256(path(name).read_bytes()).hexdigest()

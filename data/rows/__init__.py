@@ -1,1 +1,1 @@
-"""Rows: the Parquet tables, and how users' files become prompts and completions."""
+"""Rows: the schemas of the Parquet tables, and how prompts and completions are read from users' files."""

@@ -17,7 +17,7 @@ Values = Mapping[str, float | None]  # completion_id -> score
 
 
 def read_completions(folder: Path) -> pa.Table:
-    """The COMPLETIONS of an artifact; recorded ones with a further column `record`: JSON, what else their file said of them."""
+    """The COMPLETIONS of an artifact. Recorded ones have a further column `record`: the rest of their file, as JSON."""
     table = tables.read(folder / "completions.parquet", tables.COMPLETIONS)
     if not (folder / "recorded.parquet").exists():
         return table
@@ -25,7 +25,7 @@ def read_completions(folder: Path) -> pa.Table:
 
 
 def as_rows(table: pa.Table) -> list[Row]:
-    """Rows as scorers and pairers get them: `record` as the dictionary it is."""
+    """Rows as scorers and pairers get them, with `record` as a dictionary."""
     rows: list[Row] = table.to_pylist()
     return [{**row, "record": json.loads(row["record"])} if "record" in row else row for row in rows]
 
@@ -37,22 +37,22 @@ def read_values(folder: Path) -> Values:
 
 
 def by_prompt(completions: Sequence[Row]) -> dict[str, list[Row]]:
-    """Completions per prompt in sample order. Sorted, so that the order of the input cannot change any result."""
+    """Completions per prompt in sample order. They are sorted, so that the order of the input changes no result."""
     ordered = sorted(completions, key=lambda row: (row["prompt_id"], row["sample"], row["completion_id"]))
     return {prompt: list(rows) for prompt, rows in itertools.groupby(ordered, key=lambda row: row["prompt_id"])}
 
 
 def verifier(scores: Mapping[str, Values]) -> Values:
-    """The values of the first scorer: 1.0 right, 0.0 wrong, None unknown."""
+    """The values of the first scorer, the verifier: 1.0 right, 0.0 wrong, None unknown."""
     return next(iter(scores.values()))
 
 
 def finished(row: Row) -> bool:
-    """Whether the completion is there and was not cut at the token limit, as far as is known."""
+    """Whether the completion exists and, as far as is known, was not cut at the token limit."""
     return row["finish_reason"] not in ("length", "error")
 
 
 def unique_texts(rows: Iterable[Row], besides: Iterable[Row] = ()) -> list[Row]:
-    """The first row of every text, in order, less the texts of other rows."""
+    """The first row of every distinct text, in order, without texts that `besides` holds."""
     seen = {row["text"] for row in besides}
     return [row for row in rows if not (row["text"] in seen or seen.add(row["text"]))]  # type: ignore[func-returns-value]

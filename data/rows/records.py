@@ -1,6 +1,7 @@
-"""Records of a user's file, and what the recipe's column map finds in them: prompts, answers and completions.
+"""Prompts, answers and completions in the records of a user's file, found by the recipe's column map.
 
-A column is a name or a dotted path into nested records (`gpt.solution`). Where the map is silent the usual names are tried.
+A column is a name or a dotted path into nested records (`gpt.solution`). Where the map names no column, usual names are tried.
+A `location` names file and row, for messages.
 """
 
 from __future__ import annotations
@@ -27,26 +28,28 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Recorded:
-    """A completion that somebody else produced, with whatever else its record says of it (`given`)."""
+    """A completion that was sampled elsewhere. `given` holds the other columns of its record."""
 
     text: str
     finish_reason: str | None
     given: dict[str, Any]
 
 
-def column_of(settings: Prompts, role: str, record: Record, place: str) -> str:
-    """The column that plays a role in this record: the mapped one, else the first of the usual names, else "".
+def column_of(settings: Prompts, role: str, record: Record, location: str) -> str:
+    """The column for a role in this record: the mapped one, else the first usual name that the record has, else "".
 
     Raises:
-        PromptsError: a mapped column that is not there.
+        PromptsError: the mapped column is missing.
     """
     mapped: str = getattr(settings.map, role)
     if not mapped:
-        # a column plays one role, but a preferred conversation may hold the prompt as well
-        taken = set() if role in ("chosen", "rejected") else set(settings.map.model_dump().values())
-        return next((name for name in USUAL.get(role, ()) if name in record and name not in taken), "")
+        # A column has one role. Chosen and rejected are excepted: their conversations may hold the prompt as well.
+        used = set() if role in ("chosen", "rejected") else set(settings.map.model_dump().values())
+        return next((name for name in USUAL.get(role, ()) if name in record and name not in used), "")
     if not has(record, mapped):
-        raise PromptsError(f"{place}: expected column '{mapped}', found {', '.join(record) or 'none'}; set prompts.map.{role}")
+        raise PromptsError(
+            f"{location}: expected column '{mapped}', found {', '.join(record) or 'none'}; set prompts.map.{role}"
+        )
     return mapped
 
 
@@ -59,48 +62,61 @@ def has(record: Record, column: str) -> bool:
 
 
 def value_of(record: Record, column: str) -> Any:
-    """The value of a column or dotted path; KeyError where there is none."""
+    """The value of a column or dotted path.
+
+    Raises:
+        KeyError: the record has no such column.
+    """
     if column in record:
         return record[column]
-    head, _, rest = column.partition(".")
-    if not rest or not isinstance(record.get(head), Mapping):
+    outer, _, inner = column.partition(".")
+    if not inner or not isinstance(record.get(outer), Mapping):
         raise KeyError(column)
-    return value_of(record[head], rest)
+    return value_of(record[outer], inner)
 
 
 # -- prompts ------------------------------------------------------------------------------------------------------------
-def messages_of(settings: Prompts, record: Record, place: str) -> list[Message]:
-    """The prompt as chat messages: a system message where one is mapped, and never the assistant's own last turn."""
-    column = column_of(settings, "prompt", record, place)
-    if not column:
-        column = column_of(settings, "chosen", record, place)  # a preference file whose prompt is the shared beginning
-        if not column or not _is_talk(value_of(record, column)):
-            names = ", ".join(USUAL["prompt"])
-            found = ", ".join(record) or "none"
-            raise PromptsError(f"{place}: expected one of the columns {names}, found {found}; set prompts.map.prompt")
-    value = value_of(record, column)
+def messages_of(settings: Prompts, record: Record, location: str) -> list[Message]:
+    """The prompt as chat messages, with a system message where one is mapped. A last turn of the assistant is left out.
+
+    Raises:
+        PromptsError: the record has no prompt, or one that is neither text nor a list of messages.
+    """
+    column = _prompt_column(settings, record, location)
+    messages = _as_messages(settings, value_of(record, column), f"{location}: column '{column}'")
+    system_column = column_of(settings, "system", record, location)
+    system = value_of(record, system_column) if system_column else None
+    if system and messages[0]["role"] == "system":
+        raise PromptsError(
+            f"{location}: expected one system message, found one in '{column}' and one in '{system_column}'; map one of them"
+        )
+    return [{"role": "system", "content": str(system)}, *messages] if system else messages
+
+
+def _prompt_column(settings: Prompts, record: Record, location: str) -> str:
+    """The column of the prompt. Preference data may have none: there the prompt is how the chosen conversation begins."""
+    if column := column_of(settings, "prompt", record, location):
+        return column
+    chosen = column_of(settings, "chosen", record, location)
+    if chosen and _is_conversation(value_of(record, chosen)):
+        return chosen
+    names, columns = ", ".join(USUAL["prompt"]), ", ".join(record) or "none"
+    raise PromptsError(f"{location}: expected one of the columns {names}, found {columns}; set prompts.map.prompt")
+
+
+def _as_messages(settings: Prompts, value: Any, location: str) -> list[Message]:
     if settings.map.prompt and type(value) is int:
-        value = str(value)  # whoever names the column may know prompts by their number alone
+        value = str(value)  # a mapped column may hold numbers, for prompts that are only numbered
     if isinstance(value, str) and value.strip():
-        messages = [{"role": "user", "content": settings.template.replace("{prompt}", value)}]
-    elif _is_talk(value) and (value[-1]["role"] != "assistant" or len(value) > 1):
-        plain = [{"role": m["role"], "content": m["content"]} for m in value]
-        messages = plain[:-1] if plain[-1]["role"] == "assistant" else plain
-    else:
-        raise PromptsError(
-            f"{place}: column '{column}': expected text or a list of {{role, content}} messages, found {value!r:.80}"
-        )
-    system = column_of(settings, "system", record, place)
-    given = value_of(record, system) if system else None
-    if given and messages[0]["role"] == "system":
-        raise PromptsError(
-            f"{place}: expected one system message, found one in '{column}' and one in '{system}'; map one of them"
-        )
-    return [{"role": "system", "content": str(given)}, *messages] if given else messages
+        return [{"role": "user", "content": settings.template.replace("{prompt}", value)}]
+    if not _is_conversation(value) or (value[-1]["role"] == "assistant" and len(value) == 1):
+        raise PromptsError(f"{location}: expected text or a list of {{role, content}} messages, found {value!r:.80}")
+    turns = [{"role": turn["role"], "content": turn["content"]} for turn in value]
+    return turns[:-1] if turns[-1]["role"] == "assistant" else turns
 
 
-def _is_talk(value: Any) -> bool:
-    """Whether it is a list of chat messages."""
+def _is_conversation(value: Any) -> bool:
+    """Whether the value is a list of chat messages."""
     return (
         isinstance(value, list)
         and bool(value)
@@ -108,9 +124,9 @@ def _is_talk(value: Any) -> bool:
     )
 
 
-def answer_of(settings: Prompts, record: Record, place: str) -> str | None:
-    """The gold answer: what follows the last `answer_after`, or all of it; None where there is none."""
-    column = column_of(settings, "answer", record, place)
+def answer_of(settings: Prompts, record: Record, location: str) -> str | None:
+    """The gold answer (the verified correct one): the text after the last `answer_after`, or all of it; None without one."""
+    column = column_of(settings, "answer", record, location)
     value = value_of(record, column) if column else None
     if value is None:
         return None
@@ -120,81 +136,89 @@ def answer_of(settings: Prompts, record: Record, place: str) -> str | None:
     return text.strip()
 
 
-def stratum_of(settings: Prompts, record: Record, place: str) -> str | None:
-    column = column_of(settings, "stratum", record, place)
+def stratum_of(settings: Prompts, record: Record, location: str) -> str | None:
+    column = column_of(settings, "stratum", record, location)
     value = value_of(record, column) if column else None
     return None if value is None else str(value)
 
 
 # -- completions --------------------------------------------------------------------------------------------------------
-def completions_of(settings: Prompts, record: Record, place: str) -> list[Recorded]:
+def completions_of(settings: Prompts, record: Record, location: str) -> list[Recorded]:
     """The completions of a record: one text, a list of n, a chosen and a rejected one, or the last turn of its messages.
 
-    Beside a list of n, every other list of n holds one value per completion; anything else belongs to all of them. A completion
-    may stand at the end of a conversation, which must be the prompt's.
-    """
-    prompt = messages_of(settings, record, place)
-    asked = column_of(settings, "prompt", record, place)
-    column = column_of(settings, "completion", record, place)
-    sides = [column_of(settings, side, record, place) for side in ("chosen", "rejected")]
-    if not column and all(sides):
-        rest = {name: value for name, value in record.items() if name not in (asked, *sides)}
-        texts = [_text(settings, value_of(record, side), prompt, place, side) for side in sides]
-        return [Recorded(text, None, {**rest, "preferred": i == 0}) for i, text in enumerate(texts)]
-    column = column or (asked if asked and _is_talk(value_of(record, asked)) else "")
-    if not column:
-        raise PromptsError(
-            f"{place}: expected completions in a column 'completion' (or 'chosen' and 'rejected', or messages that end with "
-            f"the assistant's), found {', '.join(record) or 'none'}; set prompts.map.completion"
-        )
-    value = value_of(record, column)
-    rest = {name: value for name, value in record.items() if name not in (asked, column)}
-    if not isinstance(value, list) or _is_talk(value):
-        return [_recorded(settings, value, rest, prompt, place, column)]
-    owned = [{name: _own(other, i, len(value)) for name, other in rest.items()} for i in range(len(value))]
-    return [_recorded(settings, text, own, prompt, place, column) for text, own in zip(value, owned, strict=True)]
-
-
-def given_of(settings: Prompts, record: Record, place: str) -> str:
-    """The solution a record gives for its prompt: its first completion (of two, the chosen one), else the whole answer.
+    With a list of n completions, every other list of length n holds one value per completion. Any other column belongs to all
+    of them. A completion may be the last turn of a conversation; the turns before it must be the prompt.
 
     Raises:
-        PromptsError: it gives none.
+        PromptsError: the record has no completion, or one that is not text.
     """
-    if any(column_of(settings, role, record, place) for role in ("completion", "chosen")):
-        return completions_of(settings, record, place)[0].text
-    column = column_of(settings, "answer", record, place)
+    prompt = messages_of(settings, record, location)
+    prompt_column = column_of(settings, "prompt", record, location)
+    column = column_of(settings, "completion", record, location)
+    sides = [column_of(settings, side, record, location) for side in ("chosen", "rejected")]
+    if not column and all(sides):
+        rest = {name: value for name, value in record.items() if name not in (prompt_column, *sides)}
+        texts = [_text(settings, value_of(record, side), prompt, location, side) for side in sides]
+        return [Recorded(text, None, {**rest, "preferred": i == 0}) for i, text in enumerate(texts)]
+    column = column or (prompt_column if prompt_column and _is_conversation(value_of(record, prompt_column)) else "")
+    if not column:
+        raise PromptsError(
+            f"{location}: expected completions in a column 'completion' (or 'chosen' and 'rejected', or messages that end with "
+            f"a turn of the assistant), found {', '.join(record) or 'none'}; set prompts.map.completion"
+        )
+    value = value_of(record, column)
+    rest = {name: other for name, other in record.items() if name not in (prompt_column, column)}
+    if not isinstance(value, list) or _is_conversation(value):
+        return [_recorded(settings, value, rest, prompt, location, column)]
+    rests = [{name: _own(other, i, len(value)) for name, other in rest.items()} for i in range(len(value))]
+    return [_recorded(settings, text, own, prompt, location, column) for text, own in zip(value, rests, strict=True)]
+
+
+def given_of(settings: Prompts, record: Record, location: str) -> str:
+    """The given solution of a record: its first completion (the chosen one of a pair), else the whole answer.
+
+    Raises:
+        PromptsError: the record has neither.
+    """
+    if any(column_of(settings, role, record, location) for role in ("completion", "chosen")):
+        return completions_of(settings, record, location)[0].text
+    column = column_of(settings, "answer", record, location)
     if not column or not (text := str(value_of(record, column) or "").strip()):
-        raise PromptsError(f"{place}: expected a given solution, since prompts.seed asks for some; set prompts.map.completion")
+        raise PromptsError(
+            f"{location}: expected a given solution, since prompts.seed is above 0, found none; set prompts.map.completion"
+        )
     return text
 
 
 def _own(value: Any, index: int, count: int) -> Any:
+    """The value of one of `count` completions: its entry in a list of that length, else the value they share."""
     return value[index] if isinstance(value, list) and len(value) == count else value
 
 
-def _recorded(settings: Prompts, value: Any, rest: dict[str, Any], prompt: list[Message], place: str, column: str) -> Recorded:
-    name = column_of(settings, "finish_reason", rest, place)
-    reason = value_of(rest, name) if name else None
+def _recorded(
+    settings: Prompts, value: Any, rest: dict[str, Any], prompt: list[Message], location: str, column: str
+) -> Recorded:
+    reason_column = column_of(settings, "finish_reason", rest, location)
+    reason = value_of(rest, reason_column) if reason_column else None
     if reason is not None and not isinstance(reason, str):
-        raise PromptsError(f"{place}: column '{name}': expected a finish reason as text, found {reason!r:.80}")
-    return Recorded(_text(settings, value, prompt, place, column), reason, rest)
+        raise PromptsError(f"{location}: column '{reason_column}': expected a finish reason as text, found {reason!r:.80}")
+    return Recorded(_text(settings, value, prompt, location, column), reason, rest)
 
 
-def _text(settings: Prompts, value: Any, prompt: list[Message], place: str, column: str) -> str:
+def _text(settings: Prompts, value: Any, prompt: list[Message], location: str, column: str) -> str:
     if isinstance(value, str):
         return value
-    if not _is_talk(value) or value[-1]["role"] != "assistant":
-        raise PromptsError(f"{place}: column '{column}': expected a completion as text, found {value!r:.80}")
-    asked, before = _turns(prompt), _turns(value[:-1])
-    if before and asked not in (before, _turns(value[:-1], settings.template)):
+    if not _is_conversation(value) or value[-1]["role"] != "assistant":
+        raise PromptsError(f"{location}: column '{column}': expected a completion as text, found {value!r:.80}")
+    turns_before = _turns(value[:-1])
+    if turns_before and _turns(prompt) not in (turns_before, _turns(value[:-1], settings.template)):
         raise PromptsError(
-            f"{place}: column '{column}': expected the last turn to answer the prompt, found a conversation that begins "
-            f"otherwise ({before[-1][1]!r:.40}); set prompts.map.prompt to the column of the whole conversation"
+            f"{location}: column '{column}': expected the last turn to answer the prompt, found a conversation with another "
+            f"prompt ({turns_before[-1][1]!r:.40}); set prompts.map.prompt to the column of the whole conversation"
         )
     return str(value[-1]["content"])
 
 
 def _turns(messages: list[Message], template: str = "{prompt}") -> list[tuple[str, str]]:
-    """Roles and contents without the system's; the template is what the recipe puts around a prompt's text."""
+    """Role and content of each message except system messages, with the recipe's template around each content."""
     return [(m["role"], template.replace("{prompt}", m["content"])) for m in messages if m["role"] != "system"]

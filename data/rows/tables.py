@@ -1,6 +1,6 @@
-"""The tables that travel between stages: pyarrow schemas, checked when written and when read, stored as Parquet.
+"""The tables that stages pass on: pyarrow schemas, checked when written and when read, stored as Parquet.
 
-Every file opens with `datasets.load_dataset("parquet", data_files=...)`. Nulls mean "does not apply"; 0.0 means "wrong".
+`datasets.load_dataset("parquet", data_files=...)` reads every file. Null means "does not apply"; 0.0 means "wrong".
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from data.errors import TableError
 
 
 def _schema(**columns: pa.DataType | tuple[pa.DataType, str]) -> pa.Schema:
-    """Columns given as a type are required; given as (type, "null") they may hold nulls."""
+    """A column given as a type is required; one given as (type, "null") may hold nulls."""
     return pa.schema(
         [
             pa.field(name, kind[0], nullable=True) if isinstance(kind, tuple) else pa.field(name, kind, nullable=False)
@@ -44,15 +44,15 @@ COMPLETIONS = _schema(
     prompt_id=pa.string(),
     sample=pa.int32(),
     text=pa.string(),
-    token_ids=(pa.list_(pa.int32()), "null"),  # ends with the end-of-sequence token where one was drawn; null where unknown
-    logprobs=(pa.list_(pa.float32()), "null"),  # of the sampler, per token, at temperature 1; null where unknown
-    finish_reason=(pa.string(), "null"),  # "stop", "length", "given", "error" (no text came); null where unknown
-    seed=(pa.int64(), "null"),  # null where no seed of ours drew it
-    engine=pa.string(),  # "given" for texts nobody sampled, "recorded" for those somebody else did
+    token_ids=(pa.list_(pa.int32()), "null"),  # with the end-of-sequence token, where it was sampled; null where unknown
+    logprobs=(pa.list_(pa.float32()), "null"),  # per token, from the sampler, at temperature 1; null where unknown
+    finish_reason=(pa.string(), "null"),  # "stop", "length", "given" or "error" (no text); null where unknown
+    seed=(pa.int64(), "null"),  # null where it was not sampled with a seed of ours
+    engine=pa.string(),  # "given" = not sampled, "recorded" = sampled elsewhere
 )
 RECORDED = _schema(
     completion_id=pa.string(),
-    record=pa.string(),  # JSON: what the file of a recorded completion says of it beside prompt and text
+    record=pa.string(),  # JSON: the columns of a recorded completion's file besides prompt and text
 )
 SCORES = _schema(
     completion_id=pa.string(),
@@ -74,10 +74,7 @@ PAIRS = _schema(
     rejected_id=pa.string(),
     margin=pa.float64(),
     weight=pa.float64(),
-    label=(
-        pa.float64(),
-        "null",
-    ),  # how sure it is that chosen is the better one, 0 to 1 (CREAM's consistency); null = as sure as any
+    label=(pa.float64(), "null"),  # probability that chosen is the better one (CREAM's consistency); null = not estimated
 )
 LOGPROBS = _schema(
     completion_id=pa.string(),
@@ -108,7 +105,7 @@ COUNTERFACTUALS = _schema(
 
 
 def features(*names: str) -> pa.Schema:
-    """FEATURES: a row per completion, a column per feature; null where a feature does not apply or cannot be known."""
+    """FEATURES: a row per completion, a column per feature; null where a feature does not apply or is unknown."""
     return _schema(completion_id=pa.string(), prompt_id=pa.string(), **dict.fromkeys(names, (pa.float64(), "null")))
 
 
@@ -117,7 +114,7 @@ def prompt_features(*names: str) -> pa.Schema:
     return _schema(prompt_id=pa.string(), **dict.fromkeys(names, (pa.float64(), "null")))
 
 
-# A row per feature and group of completions (null = all); what each column means is said at `tasks.bias.ledger.Entry`.
+# A row per feature and group of completions (null = all). `tasks.bias.ledger.Entry` documents each column.
 _NUMBERS = (
     "mean", "base", "drift", "drift_low", "drift_high", "effect", "effect_low", "effect_high", "p",
     "step", "step_low", "step_high", "step_effect", "step_p", "p_by", "step_p_by",
@@ -144,24 +141,32 @@ UNIQUE = {
 
 
 def from_rows(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Build a table from dictionaries, refusing missing required values by row and column."""
-    listed = list(rows)
-    for index, row in enumerate(listed):
+    """Build a table from dictionaries.
+
+    Raises:
+        TableError: a required value is missing, or one does not fit its column.
+    """
+    all_rows = list(rows)
+    for index, row in enumerate(all_rows):
         for field in schema:
             if not field.nullable and row.get(field.name) is None:
                 raise TableError(f"row {index}: column '{field.name}' must have a value, found none")
     try:
-        return pa.Table.from_pylist(listed, schema=schema)
+        return pa.Table.from_pylist(all_rows, schema=schema)
     except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError) as error:
         raise TableError(f"rows do not fit the schema ({', '.join(schema.names)}): {error}") from error
 
 
 def check(table: pa.Table, schema: pa.Schema, where: str = "table") -> pa.Table:
-    """Return the table cast to its schema; raise TableError naming what does not fit."""
+    """The table, cast to its schema.
+
+    Raises:
+        TableError: a column is missing, a required value is null, a type does not fit, or an id repeats.
+    """
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
-        raise TableError(f"{where}: expected columns {schema.names}, missing {missing}")
-    for field in schema:  # before the cast, which would not say which row
+        raise TableError(f"{where}: expected the columns {', '.join(schema.names)}, missing {', '.join(missing)}")
+    for field in schema:  # before the cast, whose error would not name the row
         if not field.nullable and table[field.name].null_count:
             row = pc.index(pc.is_null(table[field.name]), True).as_py()
             raise TableError(f"{where}: row {row}: column '{field.name}' must have a value, found none")
@@ -176,13 +181,17 @@ def check(table: pa.Table, schema: pa.Schema, where: str = "table") -> pa.Table:
 
 
 def write(table: pa.Table, schema: pa.Schema, path: Path) -> None:
-    """Check and write; the bytes depend on the rows alone, so equal tables have equal digests."""
+    """Check and write. The bytes depend on the rows alone, so equal tables have equal digests."""
     table = check(table, schema, str(path)).replace_schema_metadata(None)
     pq.write_table(table.combine_chunks(), path, compression="zstd", store_schema=False)
 
 
 def read(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read and check a table this module wrote."""
+    """Read and check a table that this module wrote.
+
+    Raises:
+        TableError: the file is not a readable Parquet table, or breaks its schema.
+    """
     try:
         return check(pq.read_table(path), schema, str(path))
     except (pa.ArrowInvalid, OSError) as error:
@@ -190,9 +199,9 @@ def read(path: Path, schema: pa.Schema) -> pa.Table:
 
 
 def write_stream(pieces: Iterable[pa.Table], schema: pa.Schema, path: Path) -> int:
-    """Check and write a table piece by piece, a row group each, so that only one is held; returns the number of rows.
+    """Check and write a table piece by piece, so that only one piece is in memory; returns the number of rows.
 
-    What must be unique over the whole table is not checked.
+    Each piece becomes a row group. Ids must be unique over the whole table; that is not checked here.
     """
     rows = 0
     with pq.ParquetWriter(path, schema, compression="zstd", store_schema=False) as file:
@@ -203,44 +212,44 @@ def write_stream(pieces: Iterable[pa.Table], schema: pa.Schema, path: Path) -> i
 
 
 def read_stream(path: Path, schema: pa.Schema, rows: int, columns: Sequence[str] = ()) -> Iterator[pa.Table]:
-    """Read a table this module wrote, at most `rows` rows at a time; only some `columns` where they are named."""
-    wanted = pa.schema([schema.field(name) for name in columns or schema.names])
+    """Read a table that this module wrote, at most `rows` rows at a time; all columns, or only `columns`."""
+    read_schema = pa.schema([schema.field(name) for name in columns or schema.names])
     try:
         with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):  # one by one: read together, pyarrow keeps something of every one
-                for batch in file.iter_batches(rows, row_groups=[group], columns=wanted.names):
-                    yield check(pa.Table.from_batches([batch]), wanted, str(path))
+            for group in range(file.num_row_groups):  # one by one: pyarrow holds memory for every group it reads together
+                for batch in file.iter_batches(rows, row_groups=[group], columns=read_schema.names):
+                    yield check(pa.Table.from_batches([batch]), read_schema, str(path))
     except (pa.ArrowInvalid, OSError) as error:
         raise TableError(f"{path}: expected a readable Parquet table: {error}") from error
 
 
 def write_shard(table: pa.Table, schema: pa.Schema, path: Path) -> None:
-    """Write a shard so that it is whole or absent, its hash beside it (written last)."""
+    """Write a shard so that it is either complete or absent. Its hash goes into a second file, written last."""
     part = path.with_suffix(f".{os.getpid()}.tmp")
     write(table, schema, part)
     digest = hashlib.sha256(part.read_bytes()).hexdigest()
     part.rename(path)
-    note = path.with_suffix(f".{os.getpid()}.note")
-    note.write_text(digest)
-    note.rename(path.with_suffix(".sha256"))
+    hash_file = path.with_suffix(f".{os.getpid()}.note")
+    hash_file.write_text(digest)
+    hash_file.rename(path.with_suffix(".sha256"))
 
 
 def read_shard(path: Path, schema: pa.Schema) -> pa.Table | None:
-    """The shard if it is there and its hash matches, else None (it is then made again)."""
-    note = path.with_suffix(".sha256")
-    if not path.exists() or not note.exists():
+    """The shard if it exists and its hash matches, else None, and the caller computes it again."""
+    hash_file = path.with_suffix(".sha256")
+    if not path.exists() or not hash_file.exists():
         return None
-    if hashlib.sha256(path.read_bytes()).hexdigest() != note.read_text():
+    if hashlib.sha256(path.read_bytes()).hexdigest() != hash_file.read_text():
         return None
     return read(path, schema)
 
 
 def prompt_id(messages: Sequence[Mapping[str, str]]) -> str:
-    """The id of a prompt is a hash of its messages, so the same prompt is the same row in every campaign."""
+    """The hash of a prompt's messages, so that the same prompt has the same id in every campaign."""
     plain = json.dumps([[m["role"], m["content"]] for m in messages], ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
 
 def completion_id(origin: str, prompt: str, sample: int) -> str:
-    """Unique over rounds: the origin is the key of the stage call that drew it (or the text, where it was given)."""
+    """An id that is unique over rounds. The origin is the key of the stage call that sampled it, or the text of a given one."""
     return hashlib.sha256(f"{origin}\0{prompt}\0{sample}".encode("utf-8", "surrogatepass")).hexdigest()[:24]

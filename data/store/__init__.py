@@ -1,1 +1,1 @@
-"""The artifact store, and what stands on it: campaigns, sweeps, lineage, garbage collection."""
+"""The artifact store, and what is built on it: campaigns, sweeps, lineage, garbage collection."""

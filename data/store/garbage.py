@@ -1,4 +1,4 @@
-"""What no campaign refers to any more, how much room it takes, and how to be rid of it."""
+"""Garbage collection: artifacts that no campaign needs any more, their size, and their deletion."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data.store.store import Store
 
 @dataclass(frozen=True)
 class Garbage:
-    """Folders of the store that can go: (key, what it is, bytes). The quarantine stays: it is evidence."""
+    """Folders of the store that can be deleted, as (key, stage, bytes). The quarantine is kept as evidence."""
 
     artifacts: list[tuple[str, str, int]]
     attempts: list[tuple[str, str, int]]
@@ -28,11 +28,11 @@ class Garbage:
 
 @contextlib.contextmanager
 def at_rest(home: Path) -> Iterator[list[Campaign]]:
-    """All campaigns of a home, and nobody uses its store while this is held: neither they, nor one that begins now.
+    """All campaigns of a home. While this is held, no campaign can run or start, and no other command uses the store.
 
     Raises:
         CampaignError: a campaign is running.
-        HomeError: something else uses the store.
+        HomeError: another command uses the store.
     """
     for name in names(home):
         if Campaign.runs(home, name):
@@ -42,37 +42,38 @@ def at_rest(home: Path) -> Iterator[list[Campaign]]:
 
 
 def live(store: Store, campaigns: list[Campaign]) -> set[str]:
-    """Keys that a campaign stands on: what it used, and what that was made of, since it may have to be made again."""
-    found: set[str] = set()
+    """Keys that campaigns need: the artifacts they used and the inputs of these, to compute them again if necessary."""
+    needed: set[str] = set()
     waiting = [key for campaign in campaigns for key in campaign.used()]
     while waiting:
         key = waiting.pop()
-        if key in found:
+        if key in needed:
             continue
-        found.add(key)
-        with contextlib.suppress(DamagedArtifact):  # no manifest, no inputs: it is evicted from history, or not made yet
+        needed.add(key)
+        with contextlib.suppress(DamagedArtifact):  # no manifest, so no known inputs: it was deleted or is not computed yet
             waiting += [inner for inner in store.manifest(key)["input_keys"].values() if inner]
-    return found
+    return needed
 
 
 def find(home: Path, campaigns: list[Campaign]) -> Garbage:
+    """Artifacts and unfinished attempts that none of the campaigns needs."""
     store = Store(home / "store")
     keep = live(store, campaigns)
     artifacts = [(key, _stage(store, key), _size(store.folder(key))) for key in store.keys() if key not in keep]
-    left = [path for path in sorted((store.root / "partial").iterdir()) if path.name not in keep]
-    attempts = [(path.name, "unfinished attempt", _size(path)) for path in left]
+    unfinished = [path for path in sorted((store.root / "partial").iterdir()) if path.name not in keep]
+    attempts = [(path.name, "unfinished attempt", _size(path)) for path in unfinished]
     return Garbage(artifacts, attempts, _size(store.root / "quarantine"))
 
 
 def delete(home: Path, garbage: Garbage) -> None:
-    """Remove it. Each folder is renamed out of the way first, so that a kill leaves no half of an artifact in its place."""
+    """Delete it. Each folder is renamed first, so that a killed process leaves no half-deleted artifact in the store."""
     store = Store(home / "store")
     bin_ = store.root / "deleted"
     bin_.mkdir(exist_ok=True)
     folders = [store.folder(key) for key, _, _ in garbage.artifacts]
     folders += [store.scratch(key).parent for key, _, _ in garbage.attempts]
     for folder in folders:
-        shutil.rmtree(bin_ / folder.name, ignore_errors=True)  # of a deletion that was cut short
+        shutil.rmtree(bin_ / folder.name, ignore_errors=True)  # left by a deletion that was interrupted
         shutil.rmtree(folder.rename(bin_ / folder.name))
         for stamp in (store.root / "stamps").glob(f"{folder.name}.*"):
             stamp.unlink()

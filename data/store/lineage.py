@@ -1,4 +1,4 @@
-"""Where an artifact comes from: the tree of what it was made of, back to prompts and files outside the store."""
+"""Where an artifact comes from: the tree of its inputs, back to prompts and files outside the store."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from data.store.store import Store
 
 @dataclass(frozen=True)
 class Node:
-    """One artifact, or with an empty key a file from outside the store, known by its digest."""
+    """One artifact; or, with an empty key, a file from outside the store, which only its digest identifies."""
 
-    name: str  # what it was to the one above: "checkpoint", "prompts", "score/exact_match"
+    name: str  # the name of this input in the stage above: "checkpoint", "prompts", "score/exact_match"
     key: str
     digest: str
     stage: str
@@ -21,64 +21,58 @@ class Node:
     seed: int = 0
     absent: str = ""
     made_of: tuple[Node, ...] = ()
-    again: bool = False  # told in full further up
+    again: bool = False  # its inputs are listed where it appears first
 
     def plain(self) -> dict[str, Any]:
-        shown: dict[str, Any] = {
-            "name": self.name,
-            "key": self.key,
-            "digest": self.digest,
-            "stage": self.stage,
-            "settings": self.settings,
-        }
-        shown |= {"seed": self.seed, "absent": self.absent, "again": self.again}
-        return shown | {"made_of": [node.plain() for node in self.made_of]}
+        """The node and all below it as JSON holds them."""
+        values = {name: value for name, value in self.__dict__.items() if name != "made_of"}
+        return {**values, "made_of": [node.plain() for node in self.made_of]}
 
 
 def lineage(store: Store, key: str, name: str = "") -> Node:
-    """The tree below an artifact. What it repeats is told once and then marked `again`.
+    """The tree of an artifact's inputs. An artifact that appears several times is listed in full once, then marked `again`.
 
     Raises:
-        DamagedArtifact: the artifact has no manifest that holds.
+        DamagedArtifact: the artifact has no valid manifest.
     """
     return _node(store, key, name, set())
 
 
-def _node(store: Store, key: str, name: str, told: set[str]) -> Node:
+def _node(store: Store, key: str, name: str, listed: set[str]) -> Node:
     manifest = store.manifest(key)
     job = manifest["job"]
-    found = store.find(key)
-    absent = found.absent if found else "gone"
-    if key in told:
+    artifact = store.find(key)
+    absent = artifact.absent if artifact else "gone"
+    if key in listed:
         return Node(name, key, manifest["digest"], job["stage"], {}, job["seed"], absent, again=True)
-    told.add(key)
-    inner = [_input(store, input_name, digest, manifest, told) for input_name, digest in job["inputs"].items()]
-    return Node(name, key, manifest["digest"], job["stage"], job["settings"], job["seed"], absent, tuple(inner))
+    listed.add(key)
+    inputs = [_input(store, input_name, digest, manifest, listed) for input_name, digest in job["inputs"].items()]
+    return Node(name, key, manifest["digest"], job["stage"], job["settings"], job["seed"], absent, tuple(inputs))
 
 
-def _input(store: Store, name: str, digest: str, manifest: dict[str, Any], told: set[str]) -> Node:
+def _input(store: Store, name: str, digest: str, manifest: dict[str, Any], listed: set[str]) -> Node:
     key = manifest["input_keys"].get(name)
     if key is None:
         return Node(name, "", digest, "from outside the store")
     try:
-        return _node(store, key, name, told)
+        return _node(store, key, name, listed)
     except DamagedArtifact:
         return Node(name, key, digest, "gone", absent="gone")
 
 
 def resolve(store: Store, start: str) -> str:
-    """The key that begins with `start`, or whose digest does.
+    """The one artifact whose key, or else whose digest, begins with `start`.
 
     Raises:
-        CampaignError: none does, or several do.
+        CampaignError: there is none, or there are several.
     """
-    known = store.keys()
-    found = [key for key in known if key.startswith(start)]
-    found = found or [key for key in known if _digest(store, key).startswith(start)]
-    if len(found) != 1:
-        what = f"{len(found)} artifacts begin so; give more of it" if found else "no artifact's key or digest begins so"
-        raise CampaignError(f"'{start}': expected a campaign's name or an artifact's key or digest; {what}")
-    return found[0]
+    keys = store.keys()
+    matching = [key for key in keys if key.startswith(start)]
+    matching = matching or [key for key in keys if _digest(store, key).startswith(start)]
+    if len(matching) != 1:
+        count = f"{len(matching)} artifacts begin so; give more of it" if matching else "no artifact's key or digest begins so"
+        raise CampaignError(f"'{start}': expected a campaign's name or an artifact's key or digest; {count}")
+    return matching[0]
 
 
 def _digest(store: Store, key: str) -> str:

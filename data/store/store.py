@@ -1,9 +1,9 @@
-"""The artifact store: immutable, content-addressed stage outputs. It is why resume, fork and sweep need no code of their own.
+"""The artifact store: immutable, content-addressed stage outputs. Resume, fork and sweep all rest on it.
 
 An artifact is a folder `artifacts/<kk>/<key>/` with `manifest.json`, `log.json` and `payload/`. Its **key** is the sha256 of
-everything that shapes it (the `Job`); its **digest** is the sha256 over the sorted (path, sha256) of the payload files. It is
-written under `partial/<key>/`, fsynced and renamed into place last, so it is whole or absent, and never changed afterwards.
-`partial/<key>/scratch/` outlives a crash: shards and trainer checkpoints there are what a second attempt starts from.
+everything that shapes it (the `Job`). Its **digest** is the sha256 over the sorted (path, sha256) of the payload files. It is
+written under `partial/<key>/`, fsynced, and renamed into place last. So it is either complete or absent, and never changes.
+`partial/<key>/scratch/` survives a crash: a second attempt continues from the shards and trainer checkpoints in it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from data.errors import DamagedArtifact, HomeError
 
 
 def canonical(value: Any) -> str:
-    """JSON that is equal exactly when the value is: sorted keys, no spaces, no NaN."""
+    """JSON that is the same text for equal values: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
@@ -46,7 +46,7 @@ def derive_seed(campaign_seed: int, stage: str, round_number: int) -> int:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that shapes one stage's output, and nothing else: no names, no times, no hardware."""
+    """Everything that shapes one stage's output, and nothing else: no campaign names, no times, no hardware."""
 
     stage: str
     version: int
@@ -65,8 +65,8 @@ class Job:
 class Artifact:
     """A finished stage output. `path` is its payload folder.
 
-    `absent` is "" where the payload is there, "evicted" or "damaged" where only manifest and digest are left; a stage that
-    needs it makes it again.
+    `absent` is "" where the payload exists. Where only manifest and digest are left it is "evicted" or "damaged", and a stage
+    that needs the payload computes it again.
     """
 
     key: str
@@ -82,7 +82,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class External:
-    """A user's own file or folder as a stage input: its digest enters the key, its place does not."""
+    """A user's own file or folder as a stage input. Its digest enters the key, its path does not."""
 
     digest: str
     path: Path
@@ -99,9 +99,10 @@ def hash_folder(folder: Path) -> dict[str, str]:
 
 
 class Store:
-    """A folder of artifacts, safe to share between processes on one file system.
+    """A folder of artifacts that processes on one file system may share.
 
-    Locks (flock, freed by the kernel when a process dies) only spare double work; correctness rests on the atomic rename.
+    Correctness rests on the atomic rename. Locks only avoid computing an artifact twice; the kernel frees them when a process
+    dies.
     """
 
     def __init__(self, root: Path) -> None:
@@ -112,8 +113,9 @@ class Store:
         except OSError as error:
             raise HomeError(f"expected a writable home, cannot create {root}: {error.strerror}; pass another --home") from error
 
-    # -- places -----------------------------------------------------------------------------------------------------
+    # -- paths ------------------------------------------------------------------------------------------------------
     def folder(self, key: str) -> Path:
+        """The folder of an artifact, whether it exists or not."""
         return self.root / "artifacts" / key[:2] / key
 
     def scratch(self, key: str) -> Path:
@@ -123,6 +125,11 @@ class Store:
         return sorted(p.parent.name for p in (self.root / "artifacts").glob("*/*/manifest.json"))
 
     def manifest(self, key: str) -> dict[str, Any]:
+        """The manifest of an artifact.
+
+        Raises:
+            DamagedArtifact: it is missing, unreadable, or contradicts itself or the key.
+        """
         try:
             loaded: dict[str, Any] = json.loads((self.folder(key) / "manifest.json").read_text())
             if loaded["digest"] != digest_of({name: f["sha256"] for name, f in loaded["files"].items()}):
@@ -135,7 +142,10 @@ class Store:
 
     # -- reading ----------------------------------------------------------------------------------------------------
     def find(self, key: str) -> Artifact | None:
-        """The artifact, checked by size and mtime (full hash where this host has no stamp yet); damage is set aside."""
+        """The artifact, or None. Its files are checked by size and mtime, on first use on this host by their full hash.
+
+        A damaged payload is moved to the quarantine, and the artifact is returned with `absent` = "damaged".
+        """
         folder = self.folder(key)
         if not folder.exists():
             return None
@@ -153,8 +163,8 @@ class Store:
         return Artifact(key, manifest["digest"], manifest["job"]["stage"], folder / "payload", self._absent(key))
 
     def _absent(self, key: str) -> str:
-        note = self.folder(key) / "absent"
-        return note.read_text() if note.exists() else ""
+        marker = self.folder(key) / "absent"
+        return marker.read_text() if marker.exists() else ""
 
     def _check_files(self, key: str, manifest: Mapping[str, Any], full: bool) -> None:
         payload = self.folder(key) / "payload"
@@ -179,7 +189,7 @@ class Store:
         return canonical({name: [s.st_size, s.st_mtime_ns] for name, s in stats.items()})
 
     def verify(self, tick: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
-        """Hash everything. Returns one line per damaged artifact, each set aside so that the next run makes it again."""
+        """Hash every file. Returns a line per damaged artifact; each is quarantined, and the next run computes it again."""
         damaged = []
         keys = self.keys()
         stray = [p.name for p in (self.root / "artifacts").glob("*/*") if not (p / "manifest.json").exists()]
@@ -195,40 +205,44 @@ class Store:
         return damaged
 
     def quarantine(self, key: str, why: str) -> None:
-        """Set damage aside with the reason (it is evidence, so it stays): the payload, or all where the manifest is torn.
+        """Move a damaged payload, or the whole artifact where the manifest is damaged, to the quarantine with the reason.
 
-        A manifest that holds stays, so that the payload can be made again from it.
+        A valid manifest stays where it is, so that the payload can be computed again. The quarantine keeps what it holds, as
+        evidence.
         """
-        place = self.root / "quarantine" / f"{key}.{time.time_ns()}"
+        quarantined = self.root / "quarantine" / f"{key}.{time.time_ns()}"
         try:
             self.manifest(key)
             damaged = self.folder(key) / "payload"
             write_atomic(self.folder(key) / "absent", "damaged")
         except DamagedArtifact:
             damaged = self.folder(key)
-        place.mkdir()
-        (place / "why.txt").write_text(why + "\n")
-        with contextlib.suppress(FileNotFoundError):  # another process set it aside first
-            damaged.rename(place / damaged.name)
+        quarantined.mkdir()
+        (quarantined / "why.txt").write_text(why + "\n")
+        with contextlib.suppress(FileNotFoundError):  # another process moved it first
+            damaged.rename(quarantined / damaged.name)
 
     @contextlib.contextmanager
     def in_use(self, alone: bool = False) -> Iterator[None]:
-        """Held by whoever looks for artifacts to stand on, so that nobody deletes them meanwhile; `alone` by who deletes.
+        """Hold the store while artifacts of it are needed, so that they are not deleted; `alone` to delete some.
 
         Raises:
-            HomeError: somebody deletes, or with `alone` somebody uses it.
+            HomeError: a deletion is running, or with `alone` anything else that uses the store.
         """
-        who = "`ratchet gc` runs" if not alone else "something else runs"
+        other = "another command" if alone else "`ratchet gc`"
         try:
             with locked(self.root / "in_use.lock", wait=False, shared=not alone):
                 yield
         except BlockingIOError as error:
-            raise HomeError(f"{who} on {self.root}; expected it to be through, do this again then") from error
+            raise HomeError(f"{other} is running on {self.root}; run this again when it has finished") from error
 
     # -- writing ----------------------------------------------------------------------------------------------------
     @contextlib.contextmanager
     def attempt(self, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[Path]:
-        """Hold the right to make `key`; yields `partial/<key>` with an empty `payload/` and whatever `scratch/` survived."""
+        """Lock `key` while it is computed; yields `partial/<key>` with an empty `payload/`.
+
+        `scratch/` in it holds what an earlier attempt left. `waiting` is called once if another process holds the lock.
+        """
         with locked(self.root / "locks" / f"{key}.lock", waiting):
             partial = self.root / "partial" / key
             shutil.rmtree(partial / "payload", ignore_errors=True)
@@ -238,12 +252,12 @@ class Store:
                 yield partial
             finally:
                 if partial.exists() and not any((partial / "scratch").glob("*")):
-                    shutil.rmtree(partial)  # an attempt that has nothing to offer the next one
+                    shutil.rmtree(partial)  # the next attempt has nothing to continue from
 
     def commit(self, job: Job, input_keys: Mapping[str, str | None], fingerprint: str, log: Mapping[str, Any]) -> Artifact:
-        """Hash, fsync and rename `partial/<key>` into place. Renaming onto a finished artifact means it is already done.
+        """Hash, fsync and rename `partial/<key>` into place. Where the artifact exists already, that one stays.
 
-        Scratch goes along and is deleted last: until the artifact is whole, a kill must find it.
+        The scratch folder is moved along and deleted last, so that a process killed before the rename can continue from it.
         """
         key, partial = job.key, self.root / "partial" / job.key
         files: dict[str, dict[str, Any]] = {
@@ -275,19 +289,21 @@ class Store:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                shutil.rmtree(partial)  # what is there stands, even where this attempt came out different
+                shutil.rmtree(partial)  # the existing artifact stays, even if this attempt gave other bytes
                 return Artifact(key, self.manifest(key)["digest"], job.stage, target / "payload")
         fsync(target.parent)
         _drop_scratch(target)
         payload = target / "payload"
         self._stamp_file(key).write_text(self._stamp(payload, {name: payload / name for name in files}))
-        found = Artifact(key, digest, job.stage, payload)
-        return replace(found, reused=False)
+        return Artifact(key, digest, job.stage, payload, reused=False)
 
     @staticmethod
     def _refill(partial: Path, target: Path) -> None:
-        """Put a new payload into the shell of an evicted or damaged artifact. Its note goes last and its manifest is never
-        away, so that a kill at any instant leaves something the payload can be made again from."""
+        """Put a new payload into an evicted or damaged artifact.
+
+        The marker `absent` is removed last and there is a manifest at all times. So a process killed at any moment leaves an
+        artifact whose payload can be computed again.
+        """
         shutil.rmtree(target / "payload", ignore_errors=True)
         for name in ("payload", "log.json", "manifest.json"):
             (partial / name).rename(target / name)
@@ -296,7 +312,7 @@ class Store:
         fsync(target)
 
     def evict(self, key: str) -> int:
-        """Delete the payload, keep manifest and digest; returns the bytes freed. A later need makes it again."""
+        """Delete the payload and keep manifest and digest; returns the bytes freed. A stage that needs it computes it again."""
         folder = self.folder(key)
         freed: int = sum(f["size"] for f in self.manifest(key)["files"].values())
         write_atomic(folder / "absent", "evicted")
@@ -305,7 +321,7 @@ class Store:
 
 
 def _drop_scratch(folder: Path) -> None:
-    """Of a whole artifact; a kill just after its rename leaves it to whoever finds the artifact, and two may do it at once."""
+    """Delete the scratch of a complete artifact. `commit` may be killed before it does; then the next `find` does."""
     shutil.rmtree(folder / "scratch", ignore_errors=True)
 
 
@@ -319,9 +335,9 @@ def fsync(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, waiting: Callable[[], None] = lambda: None, wait: bool = True, shared: bool = False) -> Iterator[None]:
-    """Hold a flock, exclusive or `shared`. The kernel frees it when the process dies, so nothing is ever left locked.
+    """Hold a flock, exclusive or `shared`. The kernel frees it when the process dies, so no lock is left behind.
 
-    `waiting` is called once if somebody else holds it. With `wait=False` a held lock raises BlockingIOError.
+    `waiting` is called once if another process holds it. With `wait=False` a held lock raises BlockingIOError.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -339,7 +355,7 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None, wait: bool = 
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
+    """Write a small file completely or not at all."""
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     part.write_text(text)
     fsync(part)

@@ -1,4 +1,4 @@
-"""A sweep: one recipe over a grid of settings, a campaign each. They share a store, so every common stage is made once."""
+"""A sweep: one recipe over a grid of settings, with a campaign for each combination. Stages they share are computed once."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from data.store.store import write_atomic
 
 
 def parse_over(item: str) -> tuple[str, list[Any]]:
-    """`a.b=v1,v2`: values as in `--set`, separated by commas; a value with commas of its own needs TOML: `[[1, 2], [3]]`.
+    """Split `a.b=v1,v2`: values as in `--set`, separated by commas. Lists as values are written in TOML: `[[1, 2], [3]]`.
 
     Raises:
-        RecipeError: no values, or the same one twice.
+        RecipeError: no values, or one of them twice.
     """
-    path, found, text = item.partition("=")
-    if not found or not path or not text.strip(", "):
+    path, equals, text = item.partition("=")
+    if not equals or not path or not text.strip(", "):
         raise RecipeError(f"--over {item}: expected a.b=value,value")
     whole = parse_set(item)[1]
     nested = isinstance(whole, list) and text.startswith("[[")
@@ -38,7 +38,7 @@ def parse_over(item: str) -> tuple[str, list[Any]]:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What `<home>/sweeps/<name>.json` holds: an id for MLflow, the grid, and a campaign's name for each of its cells."""
+    """The content of `<home>/sweeps/<name>.json`: an id for MLflow, the grid, and a campaign for each cell of the grid."""
 
     name: str
     id: str
@@ -47,36 +47,36 @@ class Sweep:
 
     @classmethod
     def plan(cls, name: str, over: Sequence[str]) -> Sweep:
-        """Every combination, the last `--over` changing fastest.
+        """Every combination of values; those of the last `--over` change fastest.
 
         Raises:
-            RecipeError: a setting is swept twice, or nothing is.
+            RecipeError: a setting is swept twice, or none is.
         """
         check_name(name)
         grid = dict(parse_over(item) for item in over)
         if not grid or len(grid) != len(over):
             raise RecipeError(f"expected --over for at least one setting, each once; found {list(over)}")
         cells = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-        named = [_cell_name(name, cell) for cell in cells]
-        if len(set(named)) != len(named) or max(map(len, named)) > 64:  # what cannot be told apart by its values is numbered
-            named = [f"{name}-{number:03d}" for number in range(len(cells))]
-        return cls(name, uuid.uuid4().hex, grid, dict(zip(named, cells, strict=True)))
+        names = [_cell_name(name, cell) for cell in cells]
+        if len(set(names)) != len(names) or max(map(len, names)) > 64:  # values do not make usable names: number them
+            names = [f"{name}-{number:03d}" for number in range(len(cells))]
+        return cls(name, uuid.uuid4().hex, grid, dict(zip(names, cells, strict=True)))
 
     @classmethod
     def start(cls, home: Path, name: str, over: Sequence[str]) -> Sweep:
-        """Plan and record a sweep, or open the one of this name.
+        """Plan a sweep and write it to disk, or open the one of this name.
 
         Raises:
-            CampaignError: a sweep of this name has another grid.
+            CampaignError: the sweep of this name has another grid.
         """
         planned, path = cls.plan(name, over), home / "sweeps" / f"{name}.json"
         if path.exists():
-            known = cls.open(home, name)
-            if known.campaigns != planned.campaigns:
+            existing = cls.open(home, name)
+            if existing.campaigns != planned.campaigns:
                 raise CampaignError(
-                    f"sweep '{name}' exists over {known.over}; pass another --name, or the same --over to resume"
+                    f"sweep '{name}' exists over {existing.over}; pass another --name, or the same --over to resume"
                 )
-            return known
+            return existing
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, json.dumps(planned.__dict__, indent=1))
         return planned
@@ -86,10 +86,10 @@ class Sweep:
         return cls(**json.loads((home / "sweeps" / f"{name}.json").read_text()))
 
     def recipes(self, source: str | Path, sets: Sequence[str], overrides: dict[str, Any]) -> dict[str, Recipe]:
-        """Each campaign's recipe, all validated before any runs.
+        """The recipe of each campaign. All are validated before any of them runs.
 
         Raises:
-            RecipeError: a value does not fit the recipe, or a setting is both swept and set.
+            RecipeError: a value does not fit the recipe, or a setting is in both --over and --set.
         """
         for path in {parse_set(item)[0] for item in sets}:
             if any(f"{path}.".startswith(f"{swept}.") for swept in self.over):
@@ -104,6 +104,6 @@ class Sweep:
 
 
 def _cell_name(name: str, cell: dict[str, Any]) -> str:
-    """`try-beta0.1-seed2`: the last word of each setting and its value, as far as a name may hold it."""
+    """The last word and the value of each setting, e.g. `try-beta0.1-seed2`; other characters become `_`."""
     parts = [f"{path.split('.')[-1]}{re.sub(r'[^A-Za-z0-9._]+', '_', str(value))}" for path, value in cell.items()]
     return "-".join([name, *parts])

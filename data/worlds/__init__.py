@@ -1,1 +1,1 @@
-"""Built-in tasks that generate their own prompts and check their own answers."""
+"""Built-in tasks, which generate their own prompts and answers."""

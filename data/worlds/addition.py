@@ -1,7 +1,7 @@
-"""The tiny built-in world: column addition of 2-4 digit numbers, with an exact answer and a worked solution.
+"""The built-in addition task: numbers of 2 to 4 digits, with an exact answer and a worked solution.
 
-`5366+3650?` is solved as `6+0+0=06;6+5+0=11;...;#9016`: per column, from the right, digit + digit + carry = two digits,
-then `#` and the sum. It is small enough to learn on one CPU core and hard enough that a seed model gets a third to a half.
+`5366+3650?` is solved as `6+0+0=06;6+5+0=11;...;#9016`: column by column from the right, digit + digit + carry = two digits,
+then `#` and the sum. One CPU core is enough to learn it, and a model trained on the seed split solves a third to a half of it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 ALPHABET = "0123456789+=;#?~ abcdefghijkl"  # 29 characters; with <pad>, <eos> and <unk> the vocabulary has 32
 
-THREE_DIGITS, FOUR_DIGITS = 58 / 240, 32 / 240  # shares of the seed split
+THREE_DIGITS, FOUR_DIGITS = 58 / 240, 32 / 240  # shares of the seed split; the rest has two digits
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Problem:
 
     @property
     def unordered(self) -> tuple[int, int]:
-        """`a+b` and `b+a` count as one problem, so that no split holds the mirror of another's row."""
+        """`a+b` and `b+a` count as one problem, so that no split holds a problem of another one the other way round."""
         return min(self.a, self.b), max(self.a, self.b)
 
 
 class World:
-    """A seeded source of distinct problems: no two it gives are the same, mirrored ones included."""
+    """A seeded source of distinct problems. `a+b` and `b+a` never both appear."""
 
     def __init__(self, seed: int) -> None:
         self.draw = random.Random(f"addition/{seed}")
@@ -61,17 +61,16 @@ class World:
         return self.problems(self.draw.choice((2, 3, 4)) for _ in range(count))
 
     def seed_set(self, count: int) -> list[Problem]:
-        """Mostly short problems: a base that knows two digits, part of three and little of four.
+        """Mostly short problems, so that the trained model knows two digits, some of three and little of four.
 
-        With equal shares, and at a learning rate of 3e-3 without warm-up, the base was a lottery: 7 to 56% over a dozen seeds.
+        With equal shares, and a learning rate of 3e-3 without warm-up, the model's accuracy ranged from 7 to 56% over a dozen
+        seeds.
         """
         four, three = round(FOUR_DIGITS * count), round(THREE_DIGITS * count)
         return self.problems([2] * (count - three - four) + [3] * three + [4] * four)
 
     def _new(self, length: int) -> Problem:
-        while self.given[length] > 0.9 * _room(
-            length
-        ):  # there are 4,095 of two digits; a large pool has to go on with longer ones
+        while self.given[length] > 0.9 * _count(length):  # there are 4,095 of two digits: a large split needs longer ones
             length += 1
         self.given[length] += 1
         low, high = 10 ** (length - 1), 10**length - 1
@@ -82,7 +81,7 @@ class World:
                 return problem
 
 
-def _room(length: int) -> int:
-    """How many unordered problems of this many digits exist."""
+def _count(length: int) -> int:
+    """How many problems of this many digits exist, `a+b` and `b+a` counted once."""
     numbers: int = 9 * 10 ** (length - 1)
     return numbers * (numbers + 1) // 2

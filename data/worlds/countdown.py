@@ -1,7 +1,7 @@
-"""Countdown: reach a target with given numbers and + - * /. Every puzzle is made from its own solution, so each can be solved.
+"""Countdown: reach a target with given numbers and + - * /. Every puzzle is built from a solution, so each can be solved.
 
-TinyZero (https://github.com/Jiayi-Pan/TinyZero) draws 3-4 numbers in 1..100 and targets in 1..1000 the same way, but does not
-see to it that the target can be reached.
+TinyZero (https://github.com/Jiayi-Pan/TinyZero) also samples 3-4 numbers in 1..100 and targets in 1..1000, but does not ensure
+that the target can be reached.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Puzzle:
 
 
 class World:
-    """A seeded source of puzzles; no two it gives have the same numbers and target."""
+    """A seeded source of puzzles. No two have the same numbers and target."""
 
     def __init__(self, seed: int, largest_number: int = LARGEST_NUMBER, largest_target: int = LARGEST_TARGET) -> None:
         self.draw = random.Random(f"countdown/{seed}")
@@ -59,7 +59,7 @@ class World:
         return [self._new(self.draw.choice(sizes)) for _ in range(count)]
 
     def hard(self, count: int) -> list[Puzzle]:
-        """Out of distribution: one number more."""
+        """Out-of-distribution puzzles, with one number more."""
         return self.puzzles(count, (5,))
 
     def _new(self, size: int) -> Puzzle:
@@ -67,13 +67,13 @@ class World:
             numbers = tuple(self.draw.randint(1, self.largest_number) for _ in range(size))
             value, text = self._combine(numbers)
             key = tuple(sorted(numbers)), int(value)
-            known = value.denominator != 1 or not 1 <= value <= self.largest_target or int(value) in numbers or key in self.seen
-            if not known:
+            fits = value.denominator == 1 and 1 <= value <= self.largest_target and int(value) not in numbers
+            if fits and key not in self.seen:
                 self.seen.add(key)
                 return Puzzle(numbers, int(value), text)
 
     def _combine(self, numbers: tuple[int, ...]) -> tuple[Fraction, str]:
-        """All numbers, joined two at a time by operations drawn at random."""
+        """Join all numbers, two at a time, by random operations; returns the value and the expression."""
         parts = [(Fraction(n), str(n)) for n in numbers]
         while len(parts) > 1:
             (a, left), (b, right) = (parts.pop(self.draw.randrange(len(parts))) for _ in range(2))
@@ -91,10 +91,10 @@ SIGNS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 
 
 def evaluate(expression: str) -> tuple[Fraction, Counter[int]] | None:
-    """Value and numbers used of an expression of whole numbers, + - * / and parentheses; None for anything else.
+    """The value of an expression and the numbers it uses; None for anything but whole numbers, + - * / and parentheses.
 
-    Nothing is executed: the text is parsed, and only these nodes are walked. No power, no floor division, no sign before a
-    number, no division by zero; at most LONGEST characters.
+    Nothing is executed: the text is parsed, and only these nodes are evaluated. Powers, floor division, a sign before a number,
+    division by zero and more than LONGEST characters are refused.
     """
     if len(expression) > LONGEST or not re.fullmatch(r"[0-9+\-*/() ]+", expression):
         return None
@@ -109,11 +109,11 @@ def _walk(node: ast.expr) -> tuple[Fraction, Counter[int]]:
         return Fraction(node.value), Counter([node.value])
     if not isinstance(node, ast.BinOp) or type(node.op) not in SIGNS:
         raise ValueError("expected numbers joined by + - * /")
-    (a, used), (b, more) = _walk(node.left), _walk(node.right)
-    return _apply(SIGNS[type(node.op)], a, b), used + more
+    (a, used_left), (b, used_right) = _walk(node.left), _walk(node.right)
+    return _apply(SIGNS[type(node.op)], a, b), used_left + used_right
 
 
 def solves(expression: str, target: int, numbers: Sequence[int]) -> bool | None:
-    """Whether it reaches the target with each given number at most once; None where it cannot be read."""
-    read = evaluate(expression)
-    return None if read is None else read[0] == target and read[1] <= Counter(numbers)
+    """Whether the expression equals the target and uses each number at most once; None where it cannot be read."""
+    evaluated = evaluate(expression)
+    return None if evaluated is None else evaluated[0] == target and evaluated[1] <= Counter(numbers)

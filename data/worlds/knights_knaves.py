@@ -1,6 +1,6 @@
-"""Knights and knaves: knights tell the truth, knaves lie; who is who? Every puzzle has exactly one solution.
+"""Knights and knaves: knights tell the truth, knaves lie. Who is who? Every puzzle has exactly one solution.
 
-A statement is a nested tuple, as in the data of Logic-RL (https://arxiv.org/abs/2502.14768, https://github.com/Unakar/Logic-RL):
+A statement is a nested tuple, as in Logic-RL's data (https://arxiv.org/abs/2502.14768, https://github.com/Unakar/Logic-RL):
 ("telling-truth", i) and ("lying", i) about person i, ("not", s), ("and", s, t), ("or", s, t), ("->", s, t), ("<=>", s, t).
 """
 
@@ -19,7 +19,7 @@ NAMES = (
 )  # fmt: skip
 TEXT = (
     "On an island everybody is either a knight, who always tells the truth, or a knave, who always lies. You meet {people}. "
-    "{said} Who is a knight and who is a knave? Put the answer between <answer> and </answer>, in the form: {example}"
+    "{statements} Who is a knight and who is a knave? Put the answer between <answer> and </answer>, in the form: {example}"
 )
 JOINS = {"and": "and", "or": "or", "<=>": "if and only if"}
 
@@ -34,9 +34,13 @@ class Puzzle:
 
     @property
     def prompt(self) -> str:
-        said = " ".join(f'{n} says: "{in_words(s, self.names)}."' for n, s in zip(self.names, self.statements, strict=True))
+        statements = " ".join(
+            f'{name} says: "{in_words(s, self.names)}."' for name, s in zip(self.names, self.statements, strict=True)
+        )
         example = ", ".join(f"{name} is a knight or a knave" for name in self.names)
-        return TEXT.format(people=" and ".join([", ".join(self.names[:-1]), self.names[-1]]), said=said, example=example)
+        return TEXT.format(
+            people=" and ".join([", ".join(self.names[:-1]), self.names[-1]]), statements=statements, example=example
+        )
 
     @property
     def answer(self) -> str:
@@ -54,7 +58,7 @@ class Puzzle:
 
 
 class World:
-    """A seeded source of puzzles with one solution each; no two it gives share their statements."""
+    """A seeded source of puzzles with one solution each. No two have the same statements."""
 
     def __init__(self, seed: int) -> None:
         self.draw = random.Random(f"knights_knaves/{seed}")
@@ -64,19 +68,17 @@ class World:
         return [self._new(self.draw.choice(sizes)) for _ in range(count)]
 
     def hard(self, count: int) -> list[Puzzle]:
-        """Out of distribution: one person more."""
+        """Out-of-distribution puzzles, with one person more."""
         return self.puzzles(count, (5,))
 
     def _new(self, size: int) -> Puzzle:
         while True:
             names = tuple(self.draw.sample(NAMES, size))
             statements = tuple(self._statement(size, speaker) for speaker in range(size))
-            found = solutions(statements)
-            if len(found) != 1:
-                continue
-            if statements not in self.seen:  # other names do not make another puzzle
+            solved = solutions(statements)
+            if len(solved) == 1 and statements not in self.seen:  # the same statements under other names are no new puzzle
                 self.seen.add(statements)
-                return Puzzle(names, statements, found[0])
+                return Puzzle(names, statements, solved[0])
 
     def _statement(self, size: int, speaker: int) -> Statement:
         kind = self.draw.choice(("atom", "not", "and", "or", "->", "<=>"))
@@ -91,7 +93,7 @@ class World:
 
 
 def holds(statement: Statement, knights: Sequence[bool]) -> bool:
-    """Whether a statement is true where `knights` says who is one."""
+    """Whether a statement is true, given who is a knight."""
     kind, *parts = statement
     if kind in ("telling-truth", "lying"):
         return bool(knights[parts[0]] == (kind == "telling-truth"))
@@ -104,7 +106,7 @@ def holds(statement: Statement, knights: Sequence[bool]) -> bool:
 
 
 def solutions(statements: Sequence[Statement]) -> list[tuple[bool, ...]]:
-    """Every assignment in which exactly the knights' statements are true."""
+    """Every assignment of knights and knaves in which the knights' statements are true and all others are false."""
     everyone = itertools.product((True, False), repeat=len(statements))
     return [k for k in everyone if all(holds(s, k) == knight for s, knight in zip(statements, k, strict=True))]
 
@@ -120,10 +122,10 @@ def in_words(statement: Statement, names: Sequence[str]) -> str:
 
 
 def assignment(text: str) -> dict[str, bool] | None:
-    """Who is said to be a knight (True) or a knave (False); None where nobody is, or somebody is said to be both."""
-    said = re.findall(r"\b(\w{1,40}) is (?:a |an )?(knight|knave)(?: or (?:a )?(knight|knave))?\b", text, re.IGNORECASE)
+    """Who is called a knight (True) or a knave (False) in a text; None where nobody is, or somebody is called both."""
+    claims = re.findall(r"\b(\w{1,40}) is (?:a |an )?(knight|knave)(?: or (?:a )?(knight|knave))?\b", text, re.IGNORECASE)
     roles: dict[str, set[bool]] = {}
-    for name, *kinds in said:
+    for name, *kinds in claims:
         roles.setdefault(name.casefold(), set()).update(kind.lower() == "knight" for kind in kinds if kind)
     if not roles or any(len(role) > 1 for role in roles.values()):
         return None
