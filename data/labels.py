@@ -206,8 +206,8 @@ def _all(name: str) -> list[Label]:
     evaluations = [HELD_OUT, evaluation(name), suite(name)]
     samplings: tuple[Sampling, ...] = ("greedy", "sampled", "again")
     of_suite = suite(name)
-    made = [label for e in evaluations for s in samplings for label in (e.completions(s), e.scores(s), e.metrics)]
-    made += [of_suite.prompts, of_suite.given, of_suite.logprobs]
+    made = [label for e in evaluations for s in samplings for label in (e.completions(s), e.scores(s))]
+    made += [*(e.metrics for e in evaluations), of_suite.prompts, of_suite.given, of_suite.logprobs]
     for samples in (probe(), ProbeLabels(f"probe/{name}")):
         made += [samples.completions, samples.verdicts, samples.observed, samples.counterfactuals]
         made += [samples.logprobs(checkpoint) for checkpoint in ("own", "base", "previous")]
