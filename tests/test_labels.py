@@ -82,7 +82,14 @@ def test_what_later_rounds_read_is_marked() -> None:
         labels.BIAS,
         labels.GENERATE,
     ]
-    read_later += [labels.score("x"), labels.anchor_scores("x"), SUITE.scores("greedy"), SUITE.logprobs, labels.PREPARE]
+    read_later += [
+        labels.GENERATE,
+        labels.score("x"),
+        labels.anchor_scores("x"),
+        SUITE.scores("greedy"),
+        SUITE.logprobs,
+        labels.PREPARE,
+    ]
     assert all(label.looked_back for label in read_later)
     assert not any(label.looked_back for label in (samples.completions, labels.DRAW, labels.HELD_OUT.metrics, labels.TRAIN))
 
