@@ -74,7 +74,7 @@ def of_markdown(text: str) -> Prose:
 
 # -- what the program prints ---------------------------------------------------------------------------------------------
 def command_docstrings(trees: Sequence[ast.Module]) -> Iterator[str]:
-    """Docstrings of the functions that `app.command` registers, without their examples."""
+    """Docstrings of the functions that `app.command` registers or that show examples, without these."""
     calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
     registered = {
         argument.id
@@ -84,8 +84,9 @@ def command_docstrings(trees: Sequence[ast.Module]) -> Iterator[str]:
         if isinstance(argument, ast.Name)
     }
     for function in (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
-        if function.name in registered or any(_is_command(decorator) for decorator in function.decorator_list):
-            yield re.split(r"\n\s*Examples?:", ast.get_docstring(function) or "")[0]
+        text, *examples = re.split(r"\n\s*Examples?:", ast.get_docstring(function) or "")
+        if examples or function.name in registered or any(map(_is_command, function.decorator_list)):
+            yield text
 
 
 def _is_command(node: ast.AST) -> bool:
