@@ -26,7 +26,7 @@ class Reporter:
 
     def __init__(self, name: str, refresh: frozenset[str] = frozenset()) -> None:
         self.name, self.refresh = name, refresh
-        self.warned: set[str] = set()  # stages whose changed source was told: once a run, not once an artifact
+        self.warned: set[str] = set()  # stages whose changed source was reported: once per run, not per artifact
         self.console = Console(stderr=True, highlight=False)
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.progress = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
