@@ -322,8 +322,8 @@ def test_changed_source_without_a_version_warns_and_refresh_makes_it_again(store
     assert (place / "why.txt").read_text() == "--refresh toy\n"
 
 
-def test_changed_source_is_told_once_a_run(store: Store, source: Path) -> None:
-    # a file that every stage imports changes hundreds of artifacts' source: a run says so once a stage
+def test_changed_source_warns_once_per_stage_and_run(store: Store, source: Path) -> None:
+    # an edit of a file that every stage imports concerns hundreds of artifacts: a run warns once per stage
     for seed in range(3):
         toy(store, seed=seed)
     source.write_text(STAGE.replace('{read}"', '{read}!"'))

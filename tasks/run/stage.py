@@ -41,7 +41,7 @@ class Notes:
     warn: Callable[[str], None] = lambda message: None
     use: Callable[[str], None] = lambda key: None  # told the key before the artifact is looked for
     refresh: frozenset[str] = frozenset()  # stages to make again where their source changed
-    warned: set[str] = field(default_factory=set)  # stages of this run whose changed source was told
+    warned: set[str] = field(default_factory=set)  # stages whose changed source this run has warned about
 
 
 def describe(stage: Stage, settings: BaseModel, inputs: Mapping[str, Input], seed: int) -> Job:

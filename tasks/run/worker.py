@@ -24,7 +24,7 @@ from tasks.run import failure
 from tasks.run.work import Work, device_of, gpus, stage_module
 
 TICK = "ratchet-tick "
-END = 100_000  # bytes of a child's stderr that are kept: torch's summary of failed ranks and what stands before it
+END = 100_000  # bytes of a child's stderr that are kept: torch's summary of failed ranks and what was printed before it
 PR_SET_PDEATHSIG = 1
 
 
