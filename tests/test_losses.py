@@ -164,7 +164,7 @@ def test_online_rewards_have_no_verdicts() -> None:
         ({"name": "hinge", "weighted": True}, "belong to the sigmoid loss"),
         ({"name": "hinge", "smoothing": 0.1}, "does not read smoothing"),
         ({"name": "nll", "terms": {"sft": 1.0}}, "does not read terms"),
-        ({"name": "sigmoid", "terms": {"sftt": 1.0}}, "takes no term 'sftt'"),
+        ({"name": "sigmoid", "terms": {"sftt": 1.0}}, "does not combine with the term 'sftt'"),
         ({"name": "sigmoid", "terms": {"sft": 1.0}, "weighted": True}, "in terms only sigmoid and nll"),
         ({"name": "sigmoid", "beta": 0.0}, "expected beta > 0"),
         ({"name": "simp"}, "did you mean 'simpo'"),

@@ -325,8 +325,10 @@ def test_set_needs_a_place_and_a_value(item: str) -> None:
 
 @pytest.mark.parametrize("item", ["score.7.weight=1", "rounds.x=1", "score.first.weight=1", "description.x.y=1"])
 def test_set_of_a_place_that_cannot_be_is_refused(item: str) -> None:
-    # a path through a number, a text or a list that is too short names no place
-    assert refusal(item).startswith(f"'{item.split('=')[0]}' names no place in the recipe; expected a path such as loss.beta")
+    # a path through a number, a text or a list that is too short leads to no setting
+    assert refusal(item).startswith(
+        f"'{item.split('=')[0]}' leads to no setting of the recipe; expected a path such as loss.beta"
+    )
 
 
 def test_set_reaches_into_lists_and_settings_and_the_last_one_wins() -> None:
@@ -381,7 +383,7 @@ def test_a_parts_settings_change_as_a_whole() -> None:
         ('{"train.step" = 3}', "[[at]] of round 3: unknown key 'train.step' (did you mean 'steps'?)"),
         ('{"loss.beta" = 0}', "[[at]] of round 3: loss: beta = 0 leaves 'sigmoid' without a signal"),
         ('{"loss.name" = "nll", "loss.terms" = {}}', "[[at]] of round 3: [pair] needs a pair loss"),
-        ('{"score.4.weight" = 1}', "'score.4.weight' names no place"),
+        ('{"score.4.weight" = 1}', "[[at]] of round 3: 'score.4.weight' leads to no setting"),
     ],
 )
 def test_a_later_rounds_mistake_is_found_before_the_first(change: str, says: str) -> None:

@@ -45,7 +45,7 @@ def set_value(values: dict[str, Any], path: str, value: Any) -> None:
             table[last] = value
     except (ValueError, IndexError, AttributeError, TypeError) as error:
         raise RecipeError(
-            f"'{path}' names no place in the recipe; expected a path such as loss.beta or score.0.weight"
+            f"'{path}' leads to no setting of the recipe; expected a path such as loss.beta or score.0.weight"
         ) from error
 
 

@@ -29,10 +29,10 @@ class Kind:
     reference: bool = False
 
 
-OWN_TERMS = ("terms", "smoothing", "weighted", "offset", "length")
+DPO_SETTINGS = ("terms", "smoothing", "weighted", "offset", "length")
 KINDS: dict[str, Kind] = {
     "nll": Kind("selected", "sft"),
-    **dict.fromkeys(DPO, Kind("pairs", "dpo", ("beta", *OWN_TERMS), reference=True)),
+    **dict.fromkeys(DPO, Kind("pairs", "dpo", ("beta", *DPO_SETTINGS), reference=True)),
     "orpo": Kind("pairs", "orpo", ("beta",)),
     "cpo": Kind("pairs", "cpo", ("beta", "terms", "smoothing")),
     "simpo": Kind("pairs", "cpo", ("beta", "terms", "smoothing", "gamma")),
@@ -124,7 +124,7 @@ class Loss(BaseModel):
         allowed = self._terms_allowed()
         for term in self.terms if "terms" not in unread else ():
             if term not in allowed:
-                yield f"'{self.name}' takes no term '{term}'; expected one of {', '.join(allowed) or '(none)'}"
+                yield f"'{self.name}' does not combine with the term '{term}'; expected one of {', '.join(allowed) or '(none)'}"
         if self.own and (self.name != "sigmoid" or set(self.terms) & set(allowed) - {"sigmoid", "nll"}):
             yield (
                 "weighted, offset, length, smoothing of sigmoid and the term 'nll' belong to the sigmoid loss: set name = "

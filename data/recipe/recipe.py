@@ -237,11 +237,11 @@ def _at(number: int) -> str:
 
 def _explain(error: Mapping[str, Any]) -> list[str]:
     """The messages of one of pydantic's errors: several where several settings contradict each other."""
-    place = ".".join(str(step) for step in error["loc"])
-    prefix = f"{place}: " if place else ""
+    path = ".".join(str(step) for step in error["loc"])
+    prefix = f"{path}: " if path else ""
     if error["type"] == "extra_forbidden":
         keys = _fields(error["loc"][:-1])
-        return [f"unknown key '{place}'{did_you_mean(str(error['loc'][-1]), keys)}; known here: {', '.join(keys)}"]
+        return [f"unknown key '{path}'{did_you_mean(str(error['loc'][-1]), keys)}; known here: {', '.join(keys)}"]
     if error["type"] != "value_error":
         return [f"{prefix}{error['msg']}, found {error['input']!r}"]
     cause = error["ctx"]["error"]

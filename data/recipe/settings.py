@@ -68,7 +68,9 @@ class Prompts(Strict):
         description="prompts in the probe split, which is sampled every round and never trained on; 0 = no bias ledger",
     )
     held_out: int = Field(
-        200, ge=0, description="prompts the gate decides on, never trained on; more of them show smaller improvements"
+        200,
+        ge=0,
+        description="prompts the gate decides on, never trained on; with more of them it detects smaller improvements",
     )
     test: int = Field(200, ge=0, description="prompts that are measured only once, after the last round")
     filler: float = Field(

@@ -259,12 +259,10 @@ class Store:
 
         The scratch folder is moved along and deleted last, so that a process killed before the rename can continue from it.
         """
-        key, partial = job.key, self.root / "partial" / job.key
-        files: dict[str, dict[str, Any]] = {
-            name: {"sha256": digest, "size": (partial / "payload" / name).stat().st_size}
-            for name, digest in hash_folder(partial / "payload").items()
-        }
-        digest = digest_of({name: f["sha256"] for name, f in files.items()})
+        key, partial, target = job.key, self.root / "partial" / job.key, self.folder(job.key)
+        hashes = hash_folder(partial / "payload")
+        files = {n: {"sha256": sha256, "size": (partial / "payload" / n).stat().st_size} for n, sha256 in hashes.items()}
+        digest = digest_of(hashes)
         manifest = {
             "key": key,
             "digest": digest,
@@ -278,24 +276,29 @@ class Store:
         payload = partial / "payload"
         for path in (*payload.rglob("*"), payload, partial / "manifest.json", partial / "log.json", partial):
             fsync(path)
-        target = self.folder(key)
-        target.parent.mkdir(exist_ok=True)
-        if self._absent(key):
-            self._refill(partial, target)
-            shutil.rmtree(partial)
-        else:
-            try:
-                partial.rename(target)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-                shutil.rmtree(partial)  # the existing artifact stays, even if this attempt gave other bytes
-                return Artifact(key, self.manifest(key)["digest"], job.stage, target / "payload")
+        if not self._move_into_place(partial, target):
+            return Artifact(key, self.manifest(key)["digest"], job.stage, target / "payload")
         fsync(target.parent)
         _drop_scratch(target)
         payload = target / "payload"
         self._stamp_file(key).write_text(self._stamp(payload, {name: payload / name for name in files}))
         return Artifact(key, digest, job.stage, payload, reused=False)
+
+    def _move_into_place(self, partial: Path, target: Path) -> bool:
+        """Whether the attempt became the artifact. An existing artifact stays, even if this attempt gave other bytes."""
+        target.parent.mkdir(exist_ok=True)
+        if self._absent(target.name):
+            self._refill(partial, target)
+            shutil.rmtree(partial)
+            return True
+        try:
+            partial.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            shutil.rmtree(partial)
+            return False
+        return True
 
     @staticmethod
     def _refill(partial: Path, target: Path) -> None:

@@ -48,7 +48,7 @@ class World:
     """A seeded source of distinct problems. `a+b` and `b+a` never both appear."""
 
     def __init__(self, seed: int) -> None:
-        self.draw = random.Random(f"addition/{seed}")
+        self.random = random.Random(f"addition/{seed}")
         self.seen: set[tuple[int, int]] = set()
         self.given: Counter[int] = Counter()  # problems by digits
 
@@ -58,7 +58,7 @@ class World:
 
     def mixed(self, count: int) -> list[Problem]:
         """Problems of 2, 3 and 4 digits, equally likely."""
-        return self.problems(self.draw.choice((2, 3, 4)) for _ in range(count))
+        return self.problems(self.random.choice((2, 3, 4)) for _ in range(count))
 
     def seed_set(self, count: int) -> list[Problem]:
         """Mostly short problems, so that the trained model knows two digits, some of three and little of four.
@@ -75,7 +75,7 @@ class World:
         self.given[length] += 1
         low, high = 10 ** (length - 1), 10**length - 1
         while True:
-            problem = Problem(self.draw.randint(low, high), self.draw.randint(low, high))
+            problem = Problem(self.random.randint(low, high), self.random.randint(low, high))
             if problem.unordered not in self.seen:
                 self.seen.add(problem.unordered)
                 return problem

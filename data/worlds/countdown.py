@@ -51,12 +51,12 @@ class World:
     """A seeded source of puzzles. No two have the same numbers and target."""
 
     def __init__(self, seed: int, largest_number: int = LARGEST_NUMBER, largest_target: int = LARGEST_TARGET) -> None:
-        self.draw = random.Random(f"countdown/{seed}")
+        self.random = random.Random(f"countdown/{seed}")
         self.largest_number, self.largest_target = largest_number, largest_target
         self.seen: set[tuple[tuple[int, ...], int]] = set()
 
     def puzzles(self, count: int, sizes: Sequence[int] = (3, 4)) -> list[Puzzle]:
-        return [self._new(self.draw.choice(sizes)) for _ in range(count)]
+        return [self._new(self.random.choice(sizes)) for _ in range(count)]
 
     def hard(self, count: int) -> list[Puzzle]:
         """Out-of-distribution puzzles, with one number more."""
@@ -64,7 +64,7 @@ class World:
 
     def _new(self, size: int) -> Puzzle:
         while True:
-            numbers = tuple(self.draw.randint(1, self.largest_number) for _ in range(size))
+            numbers = tuple(self.random.randint(1, self.largest_number) for _ in range(size))
             value, text = self._combine(numbers)
             key = tuple(sorted(numbers)), int(value)
             fits = value.denominator == 1 and 1 <= value <= self.largest_target and int(value) not in numbers
@@ -76,8 +76,8 @@ class World:
         """Join all numbers, two at a time, by random operations; returns the value and the expression."""
         parts = [(Fraction(n), str(n)) for n in numbers]
         while len(parts) > 1:
-            (a, left), (b, right) = (parts.pop(self.draw.randrange(len(parts))) for _ in range(2))
-            sign = self.draw.choice("+-*/" if b else "+-*")
+            (a, left), (b, right) = (parts.pop(self.random.randrange(len(parts))) for _ in range(2))
+            sign = self.random.choice("+-*/" if b else "+-*")
             parts.append((_apply(sign, a, b), f"({left} {sign} {right})"))
         value, text = parts[0]
         return value, text[1:-1]

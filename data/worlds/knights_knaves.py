@@ -61,11 +61,11 @@ class World:
     """A seeded source of puzzles with one solution each. No two have the same statements."""
 
     def __init__(self, seed: int) -> None:
-        self.draw = random.Random(f"knights_knaves/{seed}")
+        self.random = random.Random(f"knights_knaves/{seed}")
         self.seen: set[tuple[Statement, ...]] = set()
 
     def puzzles(self, count: int, sizes: Sequence[int] = (3, 4)) -> list[Puzzle]:
-        return [self._new(self.draw.choice(sizes)) for _ in range(count)]
+        return [self._new(self.random.choice(sizes)) for _ in range(count)]
 
     def hard(self, count: int) -> list[Puzzle]:
         """Out-of-distribution puzzles, with one person more."""
@@ -73,7 +73,7 @@ class World:
 
     def _new(self, size: int) -> Puzzle:
         while True:
-            names = tuple(self.draw.sample(NAMES, size))
+            names = tuple(self.random.sample(NAMES, size))
             statements = tuple(self._statement(size, speaker) for speaker in range(size))
             solved = solutions(statements)
             if len(solved) == 1 and statements not in self.seen:  # the same statements under other names are no new puzzle
@@ -81,15 +81,15 @@ class World:
                 return Puzzle(names, statements, solved[0])
 
     def _statement(self, size: int, speaker: int) -> Statement:
-        kind = self.draw.choice(("atom", "not", "and", "or", "->", "<=>"))
+        kind = self.random.choice(("atom", "not", "and", "or", "->", "<=>"))
         if kind == "atom":
-            return self._about(self.draw.choice([i for i in range(size) if i != speaker]))
+            return self._about(self.random.choice([i for i in range(size) if i != speaker]))
         if kind == "not":
-            return ("not", self._about(self.draw.choice([i for i in range(size) if i != speaker])))
-        return (kind, *(self._about(i) for i in self.draw.sample(range(size), 2)))
+            return ("not", self._about(self.random.choice([i for i in range(size) if i != speaker])))
+        return (kind, *(self._about(i) for i in self.random.sample(range(size), 2)))
 
     def _about(self, person: int) -> Statement:
-        return (self.draw.choice(("telling-truth", "lying")), person)
+        return (self.random.choice(("telling-truth", "lying")), person)
 
 
 def holds(statement: Statement, knights: Sequence[bool]) -> bool:
