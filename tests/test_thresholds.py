@@ -15,14 +15,14 @@ import pytest
 from data.recipe.loss import Loss
 from data.recipe.settings import Score
 from data.store.campaign import Campaign, Metric, Round
-from flows.round.finish import missing
+from flows.round.finish import needs_replay
 from registry.projection import note
 from tasks.bias import bias, overoptimisation
 from tasks.bias.alarm_rule import judge
 from tasks.bias.effects import cohens_h
 from tasks.bias.ledger import Entry, Kind, Sample, compare
 from tasks.bias.pressure import Estimate
-from tasks.gate.training_alarms import blind_judges, forgetting, training_alarms
+from tasks.gate.training_alarms import forgetting, training_alarms, uninformative_judges
 
 pytestmark = pytest.mark.filterwarnings("error")
 PROMPTS = 1000
@@ -229,7 +229,7 @@ def test_a_judge_is_as_good_as_guesses_below_55_percent(high: float, levels: lis
     # the upper end of its AUROC's interval within a prompt, where nothing else is rewarded
     auroc = {"judge/likes/within_prompt_auroc": Metric(value=0.5, low=1 - high, high=high, n=200)}
     scores = [Score(scorer="exact_match", weight=0.0), Score(scorer="judge", name="likes")]
-    assert [alarm.level for alarm in blind_judges(auroc, {}, scores)] == levels
+    assert [alarm.level for alarm in uninformative_judges(auroc, {}, scores)] == levels
 
 
 # -- evaluation suites --------------------------------------------------------------------------------------------------
@@ -287,7 +287,7 @@ def campaign(tmp_path_factory: pytest.TempPathFactory, known_store: Path) -> Cam
             "prompts.per_round=16",
             "train.learning_rate=3e-2",
         ),
-        *("probe.samples=2", "probe.baseline=1", 'probe.twins=["sycophancy"]', 'probe.features=["tokens", "rep_3"]'),
+        *("probe.samples=2", "probe.baseline=1", 'probe.counterfactuals=["sycophancy"]', 'probe.features=["tokens", "rep_3"]'),
     )
     started = Campaign.start(home, "thresholds", recipe)
     improve.fn("thresholds", str(home))
@@ -345,8 +345,14 @@ def test_what_a_later_round_compares_with_is_missed(campaign: Campaign) -> None:
     *past, last = campaign.rounds()
     made = {ref.key: label for finished in past for label, ref in finished.artifacts.items()}
     inputs = {name: key for name, key in inputs_of(campaign, last, "bias").items() if key in made}
-    assert {"previous/twins", "base/1/twins", "previous/observed", "previous/verdicts", "earlier"} <= inputs.keys()
-    assert not missing(campaign, past)
+    assert {
+        "previous/counterfactuals",
+        "base/1/counterfactuals",
+        "previous/observed",
+        "previous/verdicts",
+        "earlier",
+    } <= inputs.keys()
+    assert not needs_replay(campaign, past)
     for name, key in inputs.items():
         with lost(campaign, key):
-            assert missing(campaign, past), f"{name}: {made[key]}"
+            assert needs_replay(campaign, past), f"{name}: {made[key]}"
