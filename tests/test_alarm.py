@@ -47,7 +47,7 @@ def test_a_round_keeps_its_alarms_as_they_are() -> None:
 
 
 def test_a_stop_of_training_reaches_everybody(tmp_path: Path) -> None:
-    # Claim: a STOP that the ledger does not know is shown, counted in the table, in MLflow's note and tag, and stops at the gate.
+    # Claim: a STOP that only training knows is shown, is in the table and in MLflow, and the gate rolls back.
     record = finished(STOP, SUITE, WATCH)
     assert [line for line in alarm_lines(record) if "finish rate" in line]
     assert [line for line in alarm_lines(record) if "suite far" in line]
