@@ -61,7 +61,7 @@ def test_the_loss_is_bradley_terry_with_margin_and_centring(finished: Campaign, 
         changed.hardware,
     )
     tokenizer = models.load_tokenizer(work.inputs["checkpoint"])
-    fresh = fit_reward._with_head(work, tokenizer).eval()
+    fresh = fit_reward._with_reward_output(work, tokenizer).eval()
 
     def value(name: str) -> float:
         row = completions[name]
