@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
 
 LARGEST = 8 * 2**20  # bytes of a table that is copied; a larger one is only named, by its place and digest
-NOTES = (  # a checkpoint's other JSON files are no notes
-    *("alarms.json", "audit.json", "check.json", "facts.json", "report.md", "training.json"),
-)
+NOTES = ("alarms.json", "check.json", "facts.json", "report.md", "training.json")  # not the JSON files of a checkpoint
 SAMPLES = 20  # prompts in samples.json
 
 Present = Mapping[Label, Artifact]

@@ -37,7 +37,7 @@ both = pytest.mark.parametrize("lora", [WHOLE, pytest.param(FOUR_BIT, marks=need
 def logprobs(model: Any, work: Work) -> torch.Tensor:
     """Of every token of the first completions that the round drew, in nats."""
     tokenizer = models.load_tokenizer(work.inputs["checkpoint"])
-    drawn = list(rows.known(work.inputs, "rounds", tokenizer).values())[:200]
+    drawn = list(rows.sequences_of_split(work.inputs, "rounds", tokenizer).values())[:200]
     found = models.completion_logprobs(model.eval(), drawn, tokenizer.pad_token_id)
     return torch.tensor([value for row in found for value in row])
 

@@ -62,7 +62,7 @@ def campaign(change: Callable[[int, list[str]], list[str]], rounds: int = 3) -> 
     for number in range(1, rounds + 1):
         now = observed(change(number, texts(100 + number, 4)), 4)
         earlier, alarms = judge(compare(now, base, last, kinds=kinds), earlier, round=number)
-        said.append(sorted(f"{a.level} {a.feature}" for a in alarms if a.level != "watch"))
+        said.append(sorted(f"{a.level} {a.name}" for a in alarms if a.level != "watch"))
         last = now
     return said
 
@@ -98,7 +98,7 @@ def test_labels_and_ranks_say_what_is_trained_towards(tmp_path: Path) -> None:
     rows = [{"completion_id": "right", "label": True}, {"completion_id": "wrong", "label": False},
             {"completion_id": "best", "rank": 0}, {"completion_id": "third", "rank": 2}, {"completion_id": "kept"}]  # fmt: skip
     tables.write(tables.from_rows([row | r for r in rows], tables.SELECTED), tables.SELECTED, tmp_path / "selected.parquet")
-    settings = Settings(round=1, kinds={}, prompt_kinds={}, baseline=1, chosen="selected")
+    settings = Settings(round=1, kinds={}, prompt_kinds={}, counterfactuals=(), baseline=1, on_policy=True, chosen="selected")
     sides = sides_of(Work("key", settings, {"selected": tmp_path}, 0, tmp_path, tmp_path, Hardware()))
     assert {side: set(ids) for side, ids in sides.items()} == {
         "chosen": {"right", "best", "kept"},
@@ -193,9 +193,9 @@ def test_preferring_the_long_trips_the_length_alarm(run_micro: Callable[..., Any
         "gate.on_alarm.STOP=hold",
     )
     assert campaign.rounds()[1].metrics["bias/tokens/pressure"].low > 0
-    said = [str(a) for finished in campaign.rounds() for a in finished.alarms if (a.level, a.name) == ("ALARM", "tokens")]
-    assert said
-    assert "selection favours it" in said[0]
+    lines = [str(a) for finished in campaign.rounds() for a in finished.alarms if (a.level, a.name) == ("ALARM", "tokens")]
+    assert lines
+    assert "Selection favours it" in lines[0]
 
 
 def test_the_same_checkpoint_is_no_second_evidence(run_micro: Callable[..., Any]) -> None:

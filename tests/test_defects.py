@@ -12,7 +12,7 @@ from data.errors import ScorerFailed
 from data.rows import tables
 from data.store.campaign import Campaign
 from flows.round.artifacts import load
-from tasks.choose.chosen_facts import audit_pairs
+from tasks.choose.chosen_facts import pair_facts
 from tasks.choose.pairers import rewards
 from tasks.score import score
 from tasks.score.scorers import Score
@@ -57,7 +57,7 @@ def test_a_wrong_answer_is_not_chosen_for_being_less_wrong(name: str) -> None:
 def test_a_wrong_majority_is_counted() -> None:
     # Votes know no verifier, so they may choose a wrong answer: never silently.
     group = judged([[("a", "stop", 0.0, 0.75, 1), ("b", "stop", 1.0, 0.25, 1)]])
-    assert audit_pairs(rewards.most_vs_least_voted(*group), *group)["wrong_chosen"] == 1
+    assert pair_facts(rewards.most_vs_least_voted(*group), *group)["wrong_chosen"] == 1
 
 
 @pytest.mark.parametrize("name", PAIRERS)

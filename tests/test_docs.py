@@ -292,8 +292,8 @@ def test_every_metric_is_in_the_glossary() -> None:
     names = metric_names()
     assert {"accuracy", "within_prompt_auroc", "logprob", "truncated", "length_gap", "d0"} <= names
     facts = ast.parse((ROOT / "tasks/choose/chosen_facts.py").read_text())
-    audits = [node for node in facts.body if isinstance(node, ast.FunctionDef) and node.name.startswith("audit_")]
-    keys = {key.value for f in audits for node in ast.walk(f) if isinstance(node, ast.Dict) for key in node.keys if key}  # type: ignore[attr-defined]
+    functions = [node for node in facts.body if isinstance(node, ast.FunctionDef) and node.name.endswith("_facts")]
+    keys = {key.value for f in functions for node in ast.walk(f) if isinstance(node, ast.Dict) for key in node.keys if key}  # type: ignore[attr-defined]
     assert not sorted(name for name in names if f"`{name}" not in glossary and f"/{name}" not in glossary)
     assert not sorted(key for key in keys if f"`facts.{key}" not in glossary)
 

@@ -15,9 +15,10 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 BETTER, WORSE, UNCLEAR = (0.10, 0.05, 0.15), (-0.10, -0.15, -0.05), (0.01, -0.02, 0.04)
 NUMBERS = {
-    BETTER: "better than the champion on held-out: +10.0 points, 95% interval +5.0 to +15.0, n = 200",
-    WORSE: "worse than the champion on held-out: -10.0 points, 95% interval -15.0 to -5.0, n = 200",
-    UNCLEAR: "not clearly different from the champion on held-out: +1.0 points, 95% interval -2.0 to +4.0, n = 200",
+    BETTER: "Better than the champion on held-out prompts: +10.0 points, 95% interval +5.0 to +15.0, n = 200.",
+    WORSE: "Worse than the champion on held-out prompts: -10.0 points, 95% interval -15.0 to -5.0, n = 200.",
+    UNCLEAR: "Not significantly different from the champion on held-out prompts: "
+    "+1.0 points, 95% interval -2.0 to +4.0, n = 200.",
 }
 
 
@@ -63,10 +64,10 @@ def test_a_recipe_chooses_what_each_outcome_means(interval: tuple[float, ...], s
 
 @pytest.mark.parametrize("gate", [{}, {"on_unclear": "ask"}, {"on_better": "ask", "on_worse": "stop"}])
 def test_what_cannot_be_measured_holds(gate: dict[str, str]) -> None:
-    # without a verified answer nobody knows better from worse: the champion stays, and the reason says why
+    # without a verified answer accuracy is unknown: the champion stays, and the reason says why
     verdict = judge((None, None, None), **gate)
     assert verdict == Verdict(
-        decision="hold", reason="no held-out prompt has an answer to verify, so better and worse cannot be told apart"
+        decision="hold", reason="No held-out prompt has an answer to verify, so accuracy cannot be compared."
     )
 
 
@@ -74,15 +75,16 @@ def test_what_cannot_be_measured_holds(gate: dict[str, str]) -> None:
 def test_a_round_that_trained_nothing_holds(gate: dict[str, str]) -> None:
     # the same model cannot be promoted over itself, under any rule
     verdict = judge(BETTER, untrained="3 pairs, train.minimum = 8", **gate)
-    assert verdict == Verdict(decision="hold", reason="nothing was trained, so the head stays: 3 pairs, train.minimum = 8")
+    expected = "Nothing was trained, so the head does not change: 3 pairs, train.minimum = 8."
+    assert verdict == Verdict(decision="hold", reason=expected)
 
 
 @pytest.mark.parametrize("interval", [BETTER, WORSE, UNCLEAR, (None, None, None)])
 def test_an_open_gate_promotes_and_still_says_the_numbers(interval: tuple[Any, Any, Any]) -> None:
     # always_promote is for controls: nothing rolls back, what was measured is on record
     verdict = judge(interval, rule="always_promote")
-    said = NUMBERS[interval].split(": ")[1] if interval in NUMBERS else "no paired difference could be measured"
-    assert verdict == Verdict(decision="promote", reason=f"the gate is open (always_promote); {said}")
+    numbers = NUMBERS[interval].split(": ")[1] if interval in NUMBERS else "the difference in accuracy is unknown."
+    assert verdict == Verdict(decision="promote", reason=f"gate.rule is always_promote: {numbers}")
 
 
 @given(
@@ -116,8 +118,8 @@ def test_alarms_answer_through_the_table(
 ) -> None:
     # the gravest alarm's verdict counts where it is graver than accuracy's; the reason then names the alarm
     metric = Metric(value=interval[0], low=interval[1], high=interval[2], n=200, split="held_out")
-    alarms = [Alarm("watch", "ledger", "tone", "moved"), Alarm(level, "ledger", "list", "12% -> 30%")]
+    alarms = [Alarm("watch", "ledger", "tone", "Rose."), Alarm(level, "ledger", "list", "12% to 30%.")]
     verdict = decide(Gate(on_alarm=setting), {"accuracy_vs_champion": metric}, None, alarms)  # type: ignore[arg-type]
     assert verdict.decision == decision
     by_accuracy = decide(Gate(), {"accuracy_vs_champion": metric}, None)
-    assert (f"{level} list: 12% -> 30%" in verdict.reason) == (verdict.decision != by_accuracy.decision)
+    assert (f"Overruled by {level} list: 12% to 30%." in verdict.reason) == (verdict.decision != by_accuracy.decision)

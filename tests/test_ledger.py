@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from data.alarm import Alarm, gravest
 from data.recipe import recipe as recipes
 from tasks.bias import bias, observe, overoptimisation, pressure
-from tasks.bias.alarm_rule import FAULTS, judge, mitigations, sentence
+from tasks.bias.alarm_rule import FAULTS, FOLLOWS_ACCURACY, LESS_OF_A_FAULT, judge, mitigations, sentence
 from tasks.bias.bias import answer_collapse
 from tasks.bias.counterfactual_features import COLUMNS
 from tasks.bias.effects import changes, cohens_h
@@ -66,8 +66,8 @@ def test_a_planted_change_is_named_with_its_size() -> None:
     # a rate that doubles alarms at once, with the right numbers in the sentence and nothing else beside it
     _, alarms = judge(compare(sample(1, rate=0.4), sample(2, k=16), None, kinds=KINDS), round=3)
     assert [(a.level, a.name) for a in alarms] == [("ALARM", "list")]
-    assert "20." in alarms[0].sentence
-    assert "seen since round 3" in alarms[0].sentence
+    assert alarms[0].sentence.startswith("Rose from 20.")
+    assert "Significant since round 3." in alarms[0].sentence
 
 
 def test_a_small_change_needs_two_rounds() -> None:
@@ -77,7 +77,7 @@ def test_a_small_change_needs_two_rounds() -> None:
     assert [(a.level, a.name) for a in alarms] == [("watch", "tone")]
     _, alarms = judge(compare(sample(4, tone=0.15), base, sample(3, tone=0.15), kinds=KINDS), first, round=2)
     assert [(a.level, a.name) for a in alarms] == [("ALARM", "tone")]
-    assert "since round 1" in alarms[0].sentence
+    assert "Significant since round 1." in alarms[0].sentence
 
 
 def test_a_change_that_follows_accuracy_is_no_alarm() -> None:
@@ -90,7 +90,7 @@ def test_a_change_that_follows_accuracy_is_no_alarm() -> None:
 
     _, alarms = judge(compare(at(0.8, 4), at(0.4, 16), None, kinds={"tone": "real"}), round=1)
     assert [a.level for a in alarms] == ["watch"]
-    assert "follows accuracy" in alarms[0].sentence
+    assert FOLLOWS_ACCURACY in alarms[0].sentence
 
 
 def test_less_of_a_fault_is_no_alarm() -> None:
@@ -100,7 +100,7 @@ def test_less_of_a_fault_is_no_alarm() -> None:
     for now, base, level in ((low, high, "watch"), (high, low, "ALARM")):
         _, alarms = judge(compare(now, base, None, kinds={"vote_brier": "real"}), round=1)
         assert [alarm.level for alarm in alarms] == [level]
-        assert ("it is a fault, and became less" in alarms[0].sentence) == (level == "watch")
+        assert (LESS_OF_A_FAULT in alarms[0].sentence) == (level == "watch")
 
 
 @pytest.mark.parametrize(("now", "level"), [(0.002, ""), (0.30, "STOP"), (0.08, "STOP")])
@@ -135,33 +135,34 @@ def test_answers_that_narrow_while_less_is_solved_are_a_stop(solved: float, stop
         return Sample(values, right=np.repeat(draw.random((200, drawings)) < rate, 4, axis=1).astype(float))
 
     base, now = at(0.8, 0.45, 4), at(0.4, solved, 1)
-    said = answer_collapse(compare(now, base, None, kinds={"answer_entropy": "real"}), now, base)
-    assert [alarm.level for alarm in said] == ["STOP"] * stops
-    assert all("entropy 0.80 -> 0." in alarm.sentence for alarm in said)
+    alarms = answer_collapse(compare(now, base, None, kinds={"answer_entropy": "real"}), now, base)
+    assert [alarm.level for alarm in alarms] == ["STOP"] * stops
+    assert all("fell from 0.80 to 0." in alarm.sentence for alarm in alarms)
 
 
 @pytest.mark.parametrize(("step", "low", "high", "says"), [
-    (0.3, 0.2, 0.4, "selection favours it (pressure +0.4) and training followed (gain 0.75 [0.50, 0.90])"),
-    (0.01, -0.1, 0.1, "in this round it did not move on"),
-    (-0.3, -0.4, -0.2, "against selection (pressure +0.4): training turned it round"),
+    (0.3, 0.2, 0.4, "Training followed (gain 0.75 [0.50, 0.90]: the policy moved 0.75 times as far as the chosen data)."),
+    (0.01, -0.1, 0.1, "It did not change significantly in this round (selection pressure +0.4)."),
+    (-0.3, -0.4, -0.2, "Selection favours the opposite (selection pressure +0.4: the chosen completions have 0.4 more than"),
 ])  # fmt: skip
-def test_a_sentence_blames_what_moved_the_last_step(step: float, low: float, high: float, says: str) -> None:
-    # a step that may be nothing is put down to nobody, whatever was selected
-    told = {"pressure": 0.4, "pressure_low": 0.3, "pressure_high": 0.5, "gain": 0.75, "gain_low": 0.5, "gain_high": 0.9}
+def test_a_sentence_names_the_cause_of_the_last_step(step: float, low: float, high: float, says: str) -> None:
+    # a step whose interval includes 0 has no cause, whatever was selected
+    selection = {"pressure": 0.4, "pressure_low": 0.3, "pressure_high": 0.5, "gain": 0.75, "gain_low": 0.5, "gain_high": 0.9}
     numbers = {"mean": 1.0, "base": 0.5, "drift": 0.5, "drift_low": 0.4, "drift_high": 0.6, "effect": 0.5, "p": 0.0}
     numbers |= {"effect_low": 0.4, "effect_high": 0.6, "p_by": 0.0, "step_p": 0.5, "step_p_by": 0.5}
     stepped = {"step": step, "step_low": low, "step_high": high, "step_effect": step}
-    entry = Entry("tone", None, "real", 200, level="ALARM", since=1, **numbers, **stepped, **told)  # type: ignore[arg-type]
+    entry = Entry("tone", None, "real", 200, level="ALARM", since=1, **numbers, **stepped, **selection)  # type: ignore[arg-type]
     assert says in sentence(entry, {})
 
 
 def test_a_step_back_is_told_as_a_step() -> None:
-    # a watch for the step alone does not claim that the feature stands away from round 0
+    # a watch for the step alone does not claim a difference from round 0
     base, up = sample(2, k=16), sample(3, tone=0.5)
     first, _ = judge(compare(up, base, base, kinds=KINDS), round=1)
     _, alarms = judge(compare(sample(4), base, up, kinds=KINDS), first, round=2)
     assert [(a.level, a.name) for a in alarms] == [("watch", "tone")]
-    assert "SD) since the round before; it does not stand away from round 0" in alarms[0].sentence
+    assert " SD to " in alarms[0].sentence
+    assert "in this round; not significantly different from round 0." in alarms[0].sentence
 
 
 def test_what_acts_on_a_feature_is_there() -> None:

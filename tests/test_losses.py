@@ -121,8 +121,8 @@ def test_soft_labels_reach_the_loss_and_only_sigmoid(finished: Finished, tmp_pat
 @pytest.mark.parametrize(
     ("of", "says"),
     [
-        (of_labelled, "needs a label on every selected completion; use selector = 'labelled'"),
-        (of_ranked, "needs a rank on every selected completion; use selector = 'ranked'"),
+        (of_labelled, "needs a label on every selected completion, found one without. Use select.selector = 'labelled'"),
+        (of_ranked, "needs a rank on every selected completion, found one without. Use select.selector = 'ranked'"),
     ],
 )
 def test_losses_on_labels_and_ranks_need_them(of: Any, says: str, finished: Finished, tmp_path: Path) -> None:  # noqa: F811
@@ -259,7 +259,7 @@ def test_kto_neighbours_are_of_different_prompts(finished: Finished, tmp_path: P
     made: dict[str, Any] = {}
     trainer = lambda *_: lambda **given: made.update(given)  # noqa: E731
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainers, "_as_given", trainer)
+        patch.setattr(trainers, "_without_preparation", trainer)
         tokenizer = SimpleNamespace(pad_token_id=0)
         setup = trainers.Setup(work, Loss(name="kto"), None, None, tokenizer, labelled(40), labelled(40))
         trainers.kto(setup, trainers.arguments(work, 1, validates=True))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from data.errors import PartError
 from data.rows import tables
-from tasks.choose.chosen_facts import audit_pairs
+from tasks.choose.chosen_facts import pair_facts
 from tasks.choose.pairers.rewards import (
     all_over_margin,
     best_vs_worst,
@@ -102,7 +102,7 @@ def test_best_vs_worst(groups: list[list[Any]], minimum: float, allow: bool) -> 
 
 @given(GROUPS)
 def test_the_order_of_rows_changes_nothing(groups: list[list[Any]]) -> None:
-    # Pairs and their audit are the same for any order of the completions.
+    # Pairs and the facts about them are the same for any order of the completions.
     completions, reward, scores = judged(groups)
     other = random.Random(1).sample(completions, len(completions))
     turned = dict(reversed(reward.items()))
@@ -110,7 +110,7 @@ def test_the_order_of_rows_changes_nothing(groups: list[list[Any]]) -> None:
     for pairer in (right_vs_wrong, best_vs_worst, wide, most_vs_least_voted, longest_shared_prefix):
         pairs = pairer(completions, reward, scores)
         assert pairer(other, turned, scores) == pairs
-        assert audit_pairs(pairs[::-1], other, turned, scores) == audit_pairs(pairs, completions, reward, scores)
+        assert pair_facts(pairs[::-1], other, turned, scores) == pair_facts(pairs, completions, reward, scores)
 
 
 @given(GROUPS, st.sampled_from((0.25, 1.0, 2.0)), st.integers(0, 3), st.booleans())
@@ -187,7 +187,7 @@ def test_tied_rewards_give_no_pair() -> None:
     # OpenRLHF's iterative_dpo_processor emits chosen == rejected here.
     tied = judged([[("a", "stop", None, 0.5, 1), ("b", "stop", None, 0.5, 1)], [("c", "stop", None, 1.0, 1)]])
     assert best_vs_worst(*tied) == []
-    assert audit_pairs([], *tied)["ties_skipped"] == 1
+    assert pair_facts([], *tied)["ties_skipped"] == 1
 
 
 def test_a_prompt_without_a_right_completion_gives_no_pair() -> None:
@@ -197,7 +197,7 @@ def test_a_prompt_without_a_right_completion_gives_no_pair() -> None:
     assert right_vs_wrong(*group) == []
     allowed = best_vs_worst(*group, allow_wrong_chosen=True)
     assert samples(allowed) == [(0, 1)]
-    assert audit_pairs(allowed, *group)["wrong_chosen"] == 1
+    assert pair_facts(allowed, *group)["wrong_chosen"] == 1
 
 
 def test_what_could_not_be_judged_is_never_rejected() -> None:
@@ -213,17 +213,17 @@ def test_the_same_text_right_and_cut_is_no_pair() -> None:
 
 
 @given(GROUPS)
-def test_audit_is_plain_json(groups: list[list[Any]]) -> None:
-    # An audit holds no NaN, its counts add up, and it finds no fault in our own pairs.
+def test_facts_are_plain_json(groups: list[list[Any]]) -> None:
+    # Facts have no NaN, their counts add up, and they show no fault in our own pairs.
     completions, reward, scores = judged(groups)
     for pairer in (right_vs_wrong, best_vs_worst):
-        audit = audit_pairs(pairer(completions, reward, scores), completions, reward, scores)
-        json.dumps(audit, allow_nan=False)
-        assert audit["prompts_with_pairs"] + sum(audit["prompts_without"].values()) == audit["prompts"]
-        assert audit["duplicate_pairs"] == audit["identical_texts"] == audit["wrong_chosen"] == audit["truncated_chosen"] == 0
+        facts = pair_facts(pairer(completions, reward, scores), completions, reward, scores)
+        json.dumps(facts, allow_nan=False)
+        assert facts["prompts_with_pairs"] + sum(facts["prompts_without"].values()) == facts["prompts"]
+        assert facts["duplicate_pairs"] == facts["identical_texts"] == facts["wrong_chosen"] == facts["truncated_chosen"] == 0
 
 
-def test_audit_finds_every_fault() -> None:
+def test_facts_count_every_fault() -> None:
     # The facts of a bad set of pairs, by hand.
     groups = [
         [("a", "length", 0.0, 1.0, 8), ("b", "stop", 1.0, 0.0, 2), ("a", "stop", 1.0, 1.0, 4)],
@@ -240,7 +240,7 @@ def test_audit_finds_every_fault() -> None:
         {"prompt_id": "p0", "chosen_id": chosen, "rejected_id": rejected, "margin": 1.0, "weight": 1.0}
         for chosen, rejected in chosen_rejected
     ]
-    assert audit_pairs(pairs, completions, reward, scores) == {
+    assert pair_facts(pairs, completions, reward, scores) == {
         "pairs": 3,
         "prompts": 6,
         "prompts_with_pairs": 1,
@@ -272,6 +272,6 @@ def test_lengths_that_nobody_knows_are_null_not_nought() -> None:
     completions, reward, scores = judged([[("a", "stop", 1.0, 1.0, 5), ("b", "stop", 0.0, 0.0, 2)]])
     pairs = right_vs_wrong(completions, reward, scores)
     completions[1]["token_ids"] = None
-    audit = audit_pairs(pairs, completions, reward, scores)
-    assert (audit["mean_chosen_tokens"], audit["mean_rejected_tokens"]) == (5.0, None)
-    assert audit["length_gap"] is audit["chosen_longer_share"] is None
+    facts = pair_facts(pairs, completions, reward, scores)
+    assert (facts["mean_chosen_tokens"], facts["mean_rejected_tokens"]) == (5.0, None)
+    assert facts["length_gap"] is facts["chosen_longer_share"] is None

@@ -61,7 +61,7 @@ def test_the_loss_is_bradley_terry_with_margin_and_centring(finished: Campaign, 
         changed.hardware,
     )
     tokenizer = models.load_tokenizer(work.inputs["checkpoint"])
-    fresh = fit_reward._with_head(work, tokenizer).eval()
+    fresh = fit_reward._with_reward_output(work, tokenizer).eval()
 
     def value(name: str) -> float:
         row = completions[name]
@@ -157,7 +157,7 @@ def test_too_few_pairs_for_a_reward_model_hold_the_round(run_micro: Any) -> None
     folder = campaign.store.folder(made.artifacts["score/reward_model"].key) / "payload"
     assert {r["status"] for r in read(folder / "scores.parquet", tables.SCORES)} == {"not_fitted"}
     assert made.verdict.decision == "hold"
-    assert made.verdict.reason.startswith("nothing was trained, so the head stays: 0 selected completions")
+    assert made.verdict.reason.startswith("Nothing was trained, so the head does not change: 0 selected completions")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from data.errors import PartError
 from data.rows import tables
-from tasks.choose.chosen_facts import audit_selection
+from tasks.choose.chosen_facts import selection_facts
 from tasks.choose.selectors.best import all_correct, best_of_n, diverse_correct, rejection_sampling, shortest_correct, top_share
 from tasks.choose.selectors.labels import ranked
 from tasks.run.parts import check_settings
@@ -78,14 +78,14 @@ def test_best_of_n(groups: list[list[Any]], minimum: float | None) -> None:
 
 @given(GROUPS)
 def test_the_order_of_rows_changes_nothing(groups: list[list[Any]]) -> None:
-    # Selections and their audit are the same for any order of the completions.
+    # Selections and the facts about them are the same for any order of the completions.
     completions, reward, scores = judged(groups)
     other, turned = shuffled(completions, reward)
     rso, half = functools.partial(rejection_sampling, beta=0.5), functools.partial(top_share, share=0.5)
     for selector in (all_correct, best_of_n, shortest_correct, diverse_correct, rso, half):
         selected = selector(completions, reward, scores)
         assert selector(other, turned, scores) == selected
-        assert audit_selection(selected[::-1], other, turned, scores) == audit_selection(selected, completions, reward, scores)
+        assert selection_facts(selected[::-1], other, turned, scores) == selection_facts(selected, completions, reward, scores)
 
 
 @given(GROUPS, st.sampled_from((0.25, 0.5, 1.0)))
@@ -157,16 +157,16 @@ def judged_apart(groups: list[list[Any]]) -> Any:
 
 
 @given(GROUPS)
-def test_audit_is_plain_json(groups: list[list[Any]]) -> None:
-    # An audit holds no NaN, and its counts add up.
+def test_facts_are_plain_json(groups: list[list[Any]]) -> None:
+    # Facts have no NaN, and their counts add up.
     completions, reward, scores = judged(groups)
-    audit = audit_selection(all_correct(completions, reward, scores), completions, reward, scores)
-    json.dumps(audit, allow_nan=False)
-    assert audit["prompts_with_rows"] + sum(audit["prompts_without"].values()) == audit["prompts"]
-    assert audit["duplicates"] == audit["wrong_selected"] == audit["truncated_selected"] == 0
+    facts = selection_facts(all_correct(completions, reward, scores), completions, reward, scores)
+    json.dumps(facts, allow_nan=False)
+    assert facts["prompts_with_rows"] + sum(facts["prompts_without"].values()) == facts["prompts"]
+    assert facts["duplicates"] == facts["wrong_selected"] == facts["truncated_selected"] == 0
 
 
-def test_audit_counts() -> None:
+def test_facts_count() -> None:
     # The facts of a small selection, by hand.
     groups = [
         [("a", "stop", 1.0, 1.0, 4), ("a", "stop", 1.0, 1.0, 6), ("b", "stop", 0.0, 0.0, 1), ("c", "length", 0.0, 0.0, 2)],
@@ -175,7 +175,7 @@ def test_audit_counts() -> None:
     ]
     completions, reward, scores = judged(groups)
     selected = all_correct(completions, reward, scores, deduplicate=False)
-    assert audit_selection(selected, completions, reward, scores) == {
+    assert selection_facts(selected, completions, reward, scores) == {
         "rows": 3,
         "prompts": 3,
         "prompts_with_rows": 2,
@@ -190,10 +190,10 @@ def test_audit_counts() -> None:
     }
 
 
-def test_audit_of_nothing() -> None:
+def test_facts_of_nothing() -> None:
     # Nothing selected: null where nothing applies.
-    audit = audit_selection([], *judged([]))
-    assert (audit["rows"], audit["mean_selected_tokens"], audit["length_gap"]) == (0, None, None)
+    facts = selection_facts([], *judged([]))
+    assert (facts["rows"], facts["mean_selected_tokens"], facts["length_gap"]) == (0, None, None)
 
 
 def test_a_negative_cap_is_refused() -> None:

@@ -100,8 +100,8 @@ def test_forgetting_is_an_alarm_when_it_stays() -> None:
     # surely worse by two points: a watch, and an ALARM in the second round running; better, unsure or by less: silence
     worse = measured(-0.1, -0.15, -0.05)
     assert [str(a) for a in forgetting(worse, {})] == [
-        "watch suite far: accuracy 60.0% -> 50.0% since round 0, on 200 prompts. To lose less: raise loss.beta, "
-        "set gate.kl_budget, or lower train.steps"
+        "watch suite far: Accuracy fell from 60.0% to 50.0% since round 0, on 200 prompts. To lose less: raise loss.beta, "
+        "set gate.kl_budget, or lower train.steps."
     ]
     assert [a.level for a in forgetting(worse, worse)] == ["ALARM"]
     for spared in (measured(0.1, 0.05, 0.15), measured(-0.1, -0.21, 0.01), measured(-0.01, -0.015, -0.005)):

@@ -98,13 +98,13 @@ def _print(made: Mapping[Label, Artifact], as_json: bool) -> None:
 
     metrics = read_metrics(made[labels.MEASURE_POOL])
     chosen = {name: made[label] for name, label in (("pairs", labels.PAIR), ("selected", labels.SELECT)) if label in made}
-    audit = read_facts(chosen)
-    facts: dict[str, Any] = json.loads(made[labels.GENERATE].file("facts.json").read_text())
+    chosen_facts = read_facts(chosen)
+    imported: dict[str, Any] = json.loads(made[labels.GENERATE].file("facts.json").read_text())
     places = {label.text: str(artifact.path) for label, artifact in made.items()}
     if as_json:
         refs = {label.text: {"key": a.key, "digest": a.digest, "path": places[label.text]} for label, a in made.items()}
         shown = {name: metric.model_dump() for name, metric in metrics.items()}
-        print(json.dumps({"completions": facts, "metrics": shown, "audit": audit, "artifacts": refs}, indent=1))
+        print(json.dumps({"completions": imported, "metrics": shown, "chosen": chosen_facts, "artifacts": refs}, indent=1))
         return
     table = plain_table(
         "measure", "value", "n", caption="with 95% intervals over prompts; all but characters and tokens in percent"
@@ -112,7 +112,7 @@ def _print(made: Mapping[Label, Artifact], as_json: bool) -> None:
     for name, metric in metrics.items():
         table.add_row(name, _plain(name, metric) if name in ("characters", "mean_tokens") else percent(metric), str(metric.n))
     out.print(table)
-    for what, counts in (("completions", facts), ("chosen", flatten(audit))):
+    for what, counts in (("completions", imported), ("chosen", flatten(chosen_facts))):
         known = [f"{name.replace('_', ' ')} {value}" for name, value in counts.items() if value]
         out.print(f"{what}: {', '.join(known)}", soft_wrap=True)
     for label in ("pair", "select"):

@@ -44,6 +44,6 @@ def read_facts(data: Mapping[str, Artifact]) -> dict[str, Any]:
     """The facts about what was chosen, from whichever stage chose."""
     for name in ("pairs", "selected"):
         if name in data:
-            facts: dict[str, Any] = json.loads(data[name].file("audit.json").read_text())
+            facts: dict[str, Any] = json.loads(data[name].file("facts.json").read_text())
             return facts
     return {}

@@ -35,8 +35,8 @@ def verdict_resolver(campaign: Campaign, number: int) -> Callable[[Verdict], Ver
             return Verdict(decision=question["decision"], reason=reason)
         write_atomic(campaign.pending_path, json.dumps({"round": number, "reason": verdict.reason}))
         raise Waiting(
-            f"round {number} waits for a person: {verdict.reason}; "
-            f"answer with: ratchet resume {campaign.name} --decide promote|hold|roll_back|stop"
+            f"round {number} waits for a person: {verdict.reason} "
+            f"Answer with: ratchet resume {campaign.name} --decide promote|hold|roll_back|stop"
         )
 
     return resolve_verdict

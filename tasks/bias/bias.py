@@ -1,4 +1,4 @@
-"""Keep the bias ledger of a round: LEDGER, and the alarms it gives rise to."""
+"""The bias ledger of a round (the record of drift of style and length): the LEDGER table, and its alarms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from data.alarm import Alarm, gravest
 from data.rows import tables
-from tasks.bias.alarm_rule import judge, mitigations
+from tasks.bias.alarm_rule import judge, mitigations, remedies
 from tasks.bias.effects import Array, Kind, prompt_means, scaled
 from tasks.bias.ledger import Entry, Sample, compare
 from tasks.bias.observed import features, grids, numbers
@@ -22,10 +22,10 @@ from tasks.bias.overoptimisation import alarms_of, facts_of, lines, proxy_gap
 from tasks.bias.pressure import UNKNOWN, Estimate, Selection, contrast, estimate, surface_auc, with_selection
 from tasks.run.work import StageSettings, Work
 
-VERSION = 8  # 7: gain. 8: alarms have a source and a name
+VERSION = 8  # 7: gain. 8: alarms have a source and a name, and full sentences
 LIBRARIES = ("numpy", "scipy", "scikit-learn")
-NARROW = 0.7  # share of the entropy of answers at round 0 below which they have collapsed, if less is solved
-SHORTCUT = 0.7  # AUC from which the pairs can be told apart by their surface alone
+COLLAPSED = 0.7  # entropy of answers as a share of round 0 below which they have collapsed, if fewer prompts are solved
+SHORTCUT = 0.7  # AUC above which surface features alone tell chosen from rejected
 
 Columns = Mapping[str, Array]
 
@@ -36,19 +36,23 @@ class Settings(StageSettings):
     prompt_kinds: dict[str, Kind]  # of the columns of PROMPT_FEATURES
     counterfactuals: tuple[str, ...]  # columns of counterfactual_features, all real numbers
     baseline: int  # samples of round 0: inputs base/1 ...
-    on_policy: bool  # whether training started from the checkpoint that sampled what it trained on
-    chosen: str  # "selected" or "pairs": the input that says what the round trained on
+    on_policy: bool  # whether training started from the checkpoint that sampled its data
+    chosen: str  # "selected" or "pairs": the input with the data the round trained on
 
 
 def bias(work: Work) -> None:
-    """`ledger.parquet` (LEDGER) and `alarms.json` of the round whose checkpoint `observed` is.
+    """`ledger.parquet` (LEDGER), `alarms.json` and `report.md` of the checkpoint whose probe samples `observed` describes.
 
-    Inputs: prompts; observed, previous/observed, base/1/observed ... (of `observe`), each with its verdicts (SCORES) and, where
-    there are any, its counterfactuals; proxy and base/proxy (SCORES of the reward on the probe, now and at round 0);
-    earlier (this stage's output for the round before); for what the round trained on pool_prompts, pool (of `observe`), reward
-    and the input that `chosen` names. `previous`, the proxies, `earlier` and the last four may be missing.
+    Inputs:
+        prompts: the probe (a fixed set of prompts that is sampled every round and never trained on).
+        observed, previous/observed, base/1/observed ...: of `observe`, each with its verdicts (SCORES) and counterfactuals.
+        proxy, base/proxy: SCORES of the training reward on the probe, now and at round 0.
+        earlier: this stage's output for the round before.
+        pool_prompts, pool (of `observe`), reward, and the input that `chosen` names: what the round trained on.
+
+    Only prompts, observed and the samples of round 0 are required.
     """
-    with threadpool_limits(1, "blas"):  # how a matrix product is split among threads shows in its last digits
+    with threadpool_limits(1, "blas"):  # the number of threads changes the last digits of a matrix product
         _bias(work)
 
 
@@ -68,72 +72,81 @@ def _bias(work: Work) -> None:
         chosen = _selection(work)
         entries = with_selection(entries, chosen, now, previous or base if s.on_policy else None, strata)
         facts["surface_auc"] = _surface_auc(work, chosen) if s.chosen == "pairs" else None
-    earlier, said = _earlier(work)
+    earlier, earlier_facts = _earlier(work)
     entries, alarms = judge(entries, earlier, round=s.round)
     kl = next((entry.mean for entry in entries if entry.key == ("kl_base", None)), None)
-    facts |= facts_of(s.round, kl, now.right, base.right, _proxy_gap(work, now, base, order), said)
+    facts |= facts_of(s.round, kl, now.right, base.right, _proxy_gap(work, now, base, order), earlier_facts)
     alarms = answer_collapse(entries, now, base) + alarms + _shortcut(facts.get("surface_auc"))
-    alarms += alarms_of(facts, said.get("alarms", ()))
+    alarms += alarms_of(facts, earlier_facts.get("alarms", ()))
     write_ledger(work.out, entries, alarms, facts)
 
 
 def answer_collapse(entries: Sequence[Entry], now: Sample, base: Sample) -> list[Alarm]:
-    """A STOP where the answers of a prompt have lost a third of their entropy and fewer prompts are solved in K samples: what
-    narrows as it gets better (fewer different wrong answers) solves as many or more."""
+    """A STOP if the entropy of a prompt's answers fell by 30% or more and fewer prompts are solved in K samples.
+
+    A policy that narrows because it improves has fewer different wrong answers, but solves as many prompts or more.
+    """
     entropy = next((e for e in entries if e.key == ("answer_entropy", None)), None)
     if entropy is None or now.right is None or base.right is None or not entropy.base or entropy.drift_high is None:
         return []
     k = now.right.shape[1]
     ours, theirs = (prompt_means(_solved(sample.right, k)) for sample in (now, base))
-    lost, ratio = estimate(ours - theirs), (entropy.mean or 0.0) / entropy.base
-    if not (entropy.base > 0 and ratio <= NARROW and entropy.drift_high < 0 and lost.high < 0):
+    change, ratio = estimate(ours - theirs), (entropy.mean or 0.0) / entropy.base
+    if not (entropy.base > 0 and ratio <= COLLAPSED and entropy.drift_high < 0 and change.high < 0):
         return []
-    said = (
-        f"answers of a prompt: entropy {entropy.base:.2f} -> {entropy.mean:.2f} ({ratio - 1:+.0%}) since round 0, while "
-        f"prompts solved in {k} samples fell by {-100 * lost.value:.1f} points [{-100 * lost.high:.1f}, {-100 * lost.low:.1f}]"
+    lost = f"{-100 * change.value:.1f} points [{-100 * change.high:.1f}, {-100 * change.low:.1f}]"
+    sentence = (
+        f"The entropy of a prompt's answers fell from {entropy.base:.2f} to {entropy.mean:.2f} ({ratio - 1:+.0%}) since "
+        f"round 0. The share of prompts solved in {k} samples fell by {lost}. {remedies(mitigations('answer_entropy', 'real'))}"
     )
-    return [
-        Alarm("STOP", "ledger", "answer collapse", f"{said}; acts on it: {', '.join(mitigations('answer_entropy', 'real'))}")
-    ]
+    return [Alarm("STOP", "ledger", "answer collapse", sentence)]
 
 
 def _solved(right: Array | None, k: int) -> Array:
-    """Whether any of k samples is right: prompts x drawings of k; NaN where none was judged."""
+    """Whether any of k samples is right: prompts x sets of k samples; NaN if none of the k was judged."""
     assert right is not None
-    drawn = right.reshape(len(right), -1, k)
-    return np.where(np.isnan(drawn).all(-1), np.nan, (drawn == 1.0).any(-1))
+    sets = right.reshape(len(right), -1, k)
+    return np.where(np.isnan(sets).all(-1), np.nan, (sets == 1.0).any(-1))
 
 
 def _shortcut(auc: float | None) -> list[Alarm]:
     if auc is None or auc <= SHORTCUT:
         return []
-    said = f"surface features alone tell chosen from rejected (AUC {auc:.2f}, 0.5 = not at all): the pairs carry a shortcut"
-    return [Alarm("watch", "ledger", "pairs", said + "; acts on it: style_balanced, length_matched")]
+    sentence = (
+        f"Surface features alone tell chosen from rejected completions (AUC {auc:.2f}; 0.5 is chance). The policy can learn "
+        f"this shortcut instead of the task. {remedies(('style_balanced', 'length_matched'))}"
+    )
+    return [Alarm("watch", "ledger", "pairs", sentence)]
 
 
 # -- reading ------------------------------------------------------------------------------------------------------------
 
 
-def _sample(work: Work, places: Sequence[str], order: Mapping[str, int]) -> Sample:
-    """One Sample of one or more drawings of the same prompts, side by side."""
-    drawn = [_drawing(work, place, order) for place in places]
-    values = {name: np.concatenate([d[name] for d in drawn], axis=1) for name in drawn[0]}
+def _sample(work: Work, prefixes: Sequence[str], order: Mapping[str, int]) -> Sample:
+    """One Sample of one or more sets of samples of the same prompts, in columns next to each other.
+
+    Args:
+        prefixes: of the names of the inputs, one per set of samples.
+    """
+    sets = [_set_of_samples(work, prefix, order) for prefix in prefixes]
+    values = {name: np.concatenate([one[name] for one in sets], axis=1) for name in sets[0]}
     return Sample(values, right=values.pop("", None))
 
 
-def _drawing(work: Work, place: str, order: Mapping[str, int]) -> dict[str, Array]:
+def _set_of_samples(work: Work, prefix: str, order: Mapping[str, int]) -> dict[str, Array]:
+    """The features of one set of samples, and under "" whether each completion is right (1.0 or 0.0)."""
     s: Settings = work.settings
-    folder, verdicts = work.inputs[f"{place}observed"], work.inputs[f"{place}verdicts"]
-    judged = tables.read(verdicts / "scores.parquet", tables.SCORES)
-    right = grids(judged["prompt_id"].to_pylist(), order, {"": numbers(judged, "value")})[""]
+    folder, verdicts = work.inputs[f"{prefix}observed"], work.inputs[f"{prefix}verdicts"]
+    scores = tables.read(verdicts / "scores.parquet", tables.SCORES)
+    right = grids(scores["prompt_id"].to_pylist(), order, {"": numbers(scores, "value")})[""]
     values = features(folder / "features.parquet", tables.features(*s.kinds), order, list(s.kinds))
     schema = tables.prompt_features(*s.prompt_kinds)
     values |= features(folder / "prompt_features.parquet", schema, order, list(s.prompt_kinds))
     if s.counterfactuals:
-        path = work.inputs[f"{place}counterfactuals"] / "prompt_features.parquet"
+        path = work.inputs[f"{prefix}counterfactuals"] / "prompt_features.parquet"
         values |= features(path, tables.prompt_features(*s.counterfactuals), order, s.counterfactuals)
-    known = np.isfinite(right)
-    return values | ({"": np.where(known, right >= 1.0, np.nan)} if known.any() else {})
+    judged = np.isfinite(right)
+    return values | ({"": np.where(judged, right >= 1.0, np.nan)} if judged.any() else {})
 
 
 def _proxy_gap(work: Work, now: Sample, base: Sample, order: Mapping[str, int]) -> Estimate:
@@ -145,7 +158,7 @@ def _proxy_gap(work: Work, now: Sample, base: Sample, order: Mapping[str, int]) 
 
 
 def _earlier(work: Work) -> tuple[list[Entry], dict[str, Any]]:
-    """The ledger of the round before, and what its alarms.json says."""
+    """The ledger of the round before, and the content of its alarms.json."""
     if "earlier" not in work.inputs:
         return [], {}
     folder = work.inputs["earlier"]
@@ -153,7 +166,7 @@ def _earlier(work: Work) -> tuple[list[Entry], dict[str, Any]]:
 
 
 def _selection(work: Work) -> Selection:
-    """What the round trained on, as features, rewards and counts over the training pool."""
+    """The completions the round trained on: features, rewards and counts over the training pool."""
     s: Settings = work.settings
     prompts = tables.read(work.inputs["pool_prompts"] / "rounds.parquet", tables.PROMPTS)
     order = {prompt: i for i, prompt in enumerate(prompts["prompt_id"].to_pylist())}
@@ -165,32 +178,34 @@ def _selection(work: Work) -> Selection:
     columns = {name: numbers(table, name) for name in s.kinds}
     columns |= {f"#{side}": np.array([counter[i] for i in ids], dtype=float) for side, counter in counts.items()}
     columns["#reward"] = np.array([reward.get(i, np.nan) for i in ids])
-    placed = grids(table["prompt_id"].to_pylist(), order, columns)
-    weights = {name: np.nan_to_num(placed.pop(f"#{name}")) for name in ("chosen", "rejected")}
+    arrays = grids(table["prompt_id"].to_pylist(), order, columns)
+    weights = {name: np.nan_to_num(arrays.pop(f"#{name}")) for name in ("chosen", "rejected")}
     return Selection(
-        values={name: placed[name] for name in s.kinds},
+        values={name: arrays[name] for name in s.kinds},
         chosen=weights["chosen"],
         rejected=weights["rejected"] if counts["rejected"] else None,
-        reward=placed["#reward"],
+        reward=arrays["#reward"],
         strata=prompts["stratum"].to_pylist(),
     )
 
 
 def sides_of(work: Work) -> dict[str, Counter[str]]:
-    """How often each completion is trained towards, and how often away from: a label of false (KTO), a rank below its
-    prompt's best (listwise losses) and the rejected of a pair are."""
+    """How often training pushes each completion up (chosen) and down (rejected).
+
+    It pushes down the rejected completion of a pair, a label of false (KTO) and every rank but the best (listwise losses).
+    """
     if work.settings.chosen == "pairs":
         pairs = tables.read(work.inputs["pairs"] / "pairs.parquet", tables.PAIRS)
         return {side: Counter(pairs[f"{side}_id"].to_pylist()) for side in ("chosen", "rejected")}
     sides: dict[str, Counter[str]] = {"chosen": Counter(), "rejected": Counter()}
     for row in tables.read(work.inputs["selected"] / "selected.parquet", tables.SELECTED).to_pylist():
-        towards = row["label"] is not False and not row["rank"]
-        sides["chosen" if towards else "rejected"][row["completion_id"]] += 1
+        pushed_up = row["label"] is not False and not row["rank"]
+        sides["chosen" if pushed_up else "rejected"][row["completion_id"]] += 1
     return sides
 
 
 def _surface_auc(work: Work, chosen: Selection) -> float | None:
-    """Over one pair a prompt: the mean of its chosen less the mean of its rejected."""
+    """Over one difference per prompt: the mean of its chosen completions minus the mean of its rejected ones."""
     assert chosen.rejected is not None
     kinds: dict[str, Kind] = work.settings.kinds
     sides = [contrast(scaled(chosen.values[name], kinds[name]), chosen.chosen, chosen.rejected) for name in kinds]
@@ -199,31 +214,31 @@ def _surface_auc(work: Work, chosen: Selection) -> float | None:
     return surface_auc(differences[used], np.flatnonzero(used).tolist())
 
 
-# -- writing, and reading back ------------------------------------------------------------------------------------------
+# -- writing and reading back -------------------------------------------------------------------------------------------
 def write_ledger(folder: Path, entries: Sequence[Entry], alarms: Sequence[Alarm], facts: Mapping[str, Any]) -> None:
-    rows = [{name: _written(value) for name, value in dataclasses.asdict(entry).items()} for entry in entries]
+    rows = [{name: _rounded(value) for name, value in dataclasses.asdict(entry).items()} for entry in entries]
     tables.write(tables.from_rows(rows, tables.LEDGER), tables.LEDGER, folder / "ledger.parquet")
-    said = {"level": gravest(alarms), "alarms": [dataclasses.asdict(alarm) for alarm in alarms], **facts}
-    (folder / "alarms.json").write_text(json.dumps(said, indent=1))
+    content = {"level": gravest(alarms), "alarms": [dataclasses.asdict(alarm) for alarm in alarms], **facts}
+    (folder / "alarms.json").write_text(json.dumps(content, indent=1))
     (folder / "report.md").write_text(report(entries, alarms, facts))
 
 
-def _written(value: Any) -> Any:
-    """To five digits: the last ones of a sum over resamples have differed between two processes of one machine."""
+def _rounded(value: Any) -> Any:
+    """To five digits: the last digits of a sum over resamples have differed between two processes on one machine."""
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def report(entries: Sequence[Entry], alarms: Sequence[Alarm], facts: Mapping[str, Any]) -> str:
-    """The alarms, the reward beside gold, and every feature over all completions, the largest effect first."""
-    rows = [*(f"- **{alarm.level} {alarm.name}**: {alarm.sentence}" for alarm in alarms), "", *lines(facts), ""]
-    rows += ["| feature | level | round 0 | now | effect | 95% interval | step | pressure | gain |", "|" + "---|" * 9]
-    whole = [entry for entry in entries if entry.group is None]
-    for e in sorted(whole, key=lambda entry: -abs(entry.effect or 0.0)):
+    """The alarms, reward against verified accuracy, and every feature over all completions, the largest effect first."""
+    text = [*(f"- **{alarm.level} {alarm.name}**: {alarm.sentence}" for alarm in alarms), "", *lines(facts), ""]
+    text += ["| feature | level | round 0 | now | effect | 95% interval | step | pressure | gain |", "|" + "---|" * 9]
+    ungrouped = [entry for entry in entries if entry.group is None]
+    for e in sorted(ungrouped, key=lambda entry: -abs(entry.effect or 0.0)):
         numbers = [e.base, e.mean, e.effect, e.effect_low, e.effect_high, e.step_effect, e.pressure, e.gain]
         base, mean, effect, low, high, step, pressure, gain = ("" if x is None else f"{x:.3g}" for x in numbers)
-        between = f"{low} to {high}" if low else ""
-        rows.append(f"| {e.feature} | {e.level} | {base} | {mean} | {effect} | {between} | {step} | {pressure} | {gain} |")
-    return "\n".join(rows) + "\n"
+        interval = f"{low} to {high}" if low else ""
+        text.append(f"| {e.feature} | {e.level} | {base} | {mean} | {effect} | {interval} | {step} | {pressure} | {gain} |")
+    return "\n".join(text) + "\n"
 
 
 def read_ledger(folder: Path) -> list[Entry]:

@@ -1,4 +1,4 @@
-"""Given outputs as successive iterations: the ledger of each against the first and the last, and an A/A test by halves."""
+"""The ledger of given outputs as successive iterations, each against the first and the one before; and an A/A check."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tasks.bias.ledger import Entry, Sample, compare
 from tasks.bias.overoptimisation import proxy_gap
 from tasks.bias.pressure import Estimate
 
-OUTCOMES: dict[str, Kind] = {"gold": "rate", "judge": "real"}  # what is wanted to move: shown, never an alarm
+OUTCOMES: dict[str, Kind] = {"gold": "rate", "judge": "real"}  # training should change these: shown, never an alarm
 
 
 @dataclass(frozen=True)
 class Step:
-    """One iteration against the first: its entries, its alarms, and how far the judge outran gold where both are known."""
+    """One iteration against the first: entries, alarms, and the rise of the judge minus that of gold if both are known."""
 
     entries: list[Entry]
     alarms: list[Alarm]
@@ -40,21 +40,21 @@ def ledger_of(samples: Sequence[Sample], kinds: Mapping[str, Kind], strata: Sequ
 
 
 def _gap(now: Sample, base: Sample) -> Estimate | None:
-    known = [sample.values.get(name) for sample in (now, base) for name in ("judge", "gold")]
-    judged, gold, judged_0, gold_0 = known
+    columns = [sample.values.get(name) for sample in (now, base) for name in ("judge", "gold")]
+    judged, gold, judged_0, gold_0 = columns
     if judged is None or gold is None or judged_0 is None or gold_0 is None:
         return None
     return proxy_gap(judged, gold, judged_0, gold_0)
 
 
 def halves(sample: Sample, seed: int = 0) -> tuple[Sample, Sample]:
-    """Two samples of one checkpoint: of several samples a prompt the first and second half; of one, two halves of the prompts.
+    """Two halves of one checkpoint's samples: of the samples of each prompt, or of the prompts if each has one sample.
 
-    The latter pairs unlike prompts at random, which makes the paired test one of two independent groups.
+    Halves of the prompts are paired at random, so the paired test becomes one of two independent groups.
     """
     prompts, columns = max((v.shape for v in sample.values.values()), key=lambda shape: shape[1])
     if columns > 1:
-        own = {name: v for name, v in sample.values.items() if v.shape[1] == columns}  # not those of whole prompts
+        own = {name: v for name, v in sample.values.items() if v.shape[1] == columns}  # without features of whole prompts
         first, second = slice(0, columns // 2), slice(columns // 2, 2 * (columns // 2))
         return _cut(sample, own, (slice(None), first)), _cut(sample, own, (slice(None), second))
     order = np.random.default_rng(seed).permutation(prompts)
@@ -67,6 +67,6 @@ def _cut(sample: Sample, values: Mapping[str, Array], part: tuple[slice | Array,
 
 
 def null_test(sample: Sample, kinds: Mapping[str, Kind]) -> list[Alarm]:
-    """The alarms between two halves of one sample: there should be none, or the rule does not fit these data."""
+    """The alarms between two halves of one sample. There should be none, else the alarm rule does not fit these data."""
     one, other = halves(sample)
     return judge(compare(one, other, None, kinds=kinds), round=1)[1]

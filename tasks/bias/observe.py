@@ -1,4 +1,4 @@
-"""Observe completions: every feature of the shelves on every one of them, as tables, in bounded memory."""
+"""Compute the features of completions, as tables, in bounded memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tasks.run.work import StageSettings, Work
 
 VERSION = 1
 LIBRARIES = ("pyarrow", "numpy", "regex", "scikit-learn", "sacrebleu", "vaderSentiment")
-BATCH = 2048  # completions at a time, and a prompt's rest
+BATCH = 2048  # completions at a time, plus the rest of the last prompt
 
 Row = dict[str, Any]
 Feature = Callable[..., list[float | None]]
@@ -35,9 +35,9 @@ COLUMNS = ("completion_id", "prompt_id", "sample", "text", "token_ids", "logprob
 
 
 class Settings(StageSettings):
-    features: dict[str, dict[str, Any]]  # name on the shelf -> settings
+    features: dict[str, dict[str, Any]]  # name of the part -> settings
     prompt_features: dict[str, dict[str, Any]]
-    split: str = ""  # file of the prompts artifact, where one is given
+    split: str = ""  # file of the prompts artifact, if there is one
 
 
 def parts(settings: Settings) -> list[tuple[str, str]]:
@@ -45,28 +45,32 @@ def parts(settings: Settings) -> list[tuple[str, str]]:
 
 
 def everything() -> dict[str, dict[str, dict[str, Any]]]:
-    """Settings that name every feature of both all_parts."""
+    """Settings that name every feature and every prompt feature."""
     return {family: {name: {} for name in all_parts.public(family)} for family in ("features", "prompt_features")}
 
 
 def observe(work: Work) -> None:
     """FEATURES (`features.parquet`) and PROMPT_FEATURES (`prompt_features.parquet`) of `inputs["completions"]`.
 
-    `prompts`, and row for row with the completions `verdicts` (SCORES), `base_logprobs` and `previous_logprobs` (LOGPROBS) are
-    inputs that may be there; a feature that asks for what is not has a column of nulls. `own_logprobs`, of the checkpoint that
-    drew, come in where the sampler's own numbers are of another format than these; else they are the sampler's.
+    Optional inputs: `prompts`; and, row for row with the completions, `verdicts` (SCORES), `base_logprobs` and
+    `previous_logprobs` (LOGPROBS). A feature that needs a missing input has a column of nulls.
+
+    `own_logprobs`, of the checkpoint that sampled, are an input if the sampler computed in another format than LOGPROBS.
+    Otherwise they are the sampler's own.
     """
     s: Settings = work.settings
-    given = _given(work)
-    features = {name: _bind("features", name, more, given) for name, more in s.features.items()}
-    prompt_features = {name: _bind("prompt_features", name, more, given) for name, more in s.prompt_features.items()}
+    available = _available(work)
+    features = {name: _bind("features", name, settings, available) for name, settings in s.features.items()}
+    prompt_features = {
+        name: _bind("prompt_features", name, settings, available) for name, settings in s.prompt_features.items()
+    }
     schema = tables.features(*map(column, features))
     prompt_schema = tables.prompt_features(*map(column, prompt_features))
-    per_prompt: list[pa.Table] = []  # a row a prompt: small beside one batch of texts
+    per_prompt: list[pa.Table] = []  # a row per prompt: small compared with a batch of texts
 
     def pieces() -> Iterator[pa.Table]:
         done = 0
-        for rows, supplied in _batches(work, given):
+        for rows, supplied in _batches(work, available):
             yield _table(
                 schema, {k: [row[k] for row in rows] for k in ("completion_id", "prompt_id")}, features, rows, supplied
             )
@@ -79,42 +83,45 @@ def observe(work: Work) -> None:
     tables.write_stream(pieces(), schema, work.out / "features.parquet")
     prompts = tables.write_stream(per_prompt, prompt_schema, work.out / "prompt_features.parquet")
     if prompts != len(pc.unique(pa.chunked_array([table["prompt_id"].combine_chunks() for table in per_prompt], pa.string()))):
-        raise TableError("completions: expected the samples of a prompt to stand together, found a prompt in two places")
+        raise TableError(
+            "completions: expected all samples of a prompt in consecutive rows, found a prompt in two places. "
+            "Sort the rows by prompt_id."
+        )
 
 
 def column(name: str) -> str:
-    """The column of a feature: its name on the shelf, or what follows the colon of a user's own."""
+    """The column of a feature: the name of the part, without the module of a user's own."""
     return name.rpartition(":")[2]
 
 
 def kinds(settings: Settings) -> dict[str, str]:
-    """What each column measures, for the ledger: "rate", "length" or "real"."""
-    found = {}
+    """The kind of each column, for the ledger: "rate", "length" or "real"."""
+    kind_of = {}
     for family, name in parts(settings):
         module = sys.modules[all_parts.find(family, name).__module__]
-        found[column(name)] = getattr(module, "KINDS", {}).get(column(name), "real")
-    return found
+        kind_of[column(name)] = getattr(module, "KINDS", {}).get(column(name), "real")
+    return kind_of
 
 
-def _given(work: Work) -> set[str]:
-    there = {parameter for parameter, (source, *_) in SOURCES.items() if source in work.inputs}
-    return there | {"own_logprobs"} | ({"prompts"} if "prompts" in work.inputs else set())
+def _available(work: Work) -> set[str]:
+    """The parameters of features that the inputs can supply."""
+    from_tables = {parameter for parameter, (source, *_) in SOURCES.items() if source in work.inputs}
+    return from_tables | {"own_logprobs"} | ({"prompts"} if "prompts" in work.inputs else set())
 
 
-def _bind(family: str, name: str, settings: dict[str, Any], given: set[str]) -> tuple[Feature | None, set[str]]:
-    """The bound feature and what it has to be supplied with; no feature where that is not there."""
-    wanted = all_parts.needs(family, name)
-    return (all_parts.configure(family, name, settings) if wanted <= given else None), wanted
+def _bind(family: str, name: str, settings: dict[str, Any], available: set[str]) -> tuple[Feature | None, set[str]]:
+    """The feature with its settings (None if it needs what is not available), and the parameters it must be supplied with."""
+    needed = all_parts.needs(family, name)
+    return (all_parts.configure(family, name, settings) if needed <= available else None), needed
 
 
 def _table(
     schema: pa.Schema, ids: dict[str, list[str]], features: dict[str, Any], rows: Sequence[Any], supplied: dict[str, list[Any]]
 ) -> pa.Table:
     columns: dict[str, list[Any]] = dict(ids)
-    for name, (feature, wanted) in features.items():
-        columns[column(name)] = _values(
-            name, feature, rows, {parameter: supplied[parameter] for parameter in wanted & supplied.keys()}
-        )
+    for name, (feature, needed) in features.items():
+        values = {parameter: supplied[parameter] for parameter in needed & supplied.keys()}
+        columns[column(name)] = _values(name, feature, rows, values)
     return pa.table({field.name: pa.array(columns[field.name], field.type) for field in schema}, schema=schema)
 
 
@@ -123,22 +130,25 @@ def _values(name: str, feature: Feature | None, rows: Sequence[Any], supplied: d
         return [None] * len(rows)
     try:
         values = list(feature(rows, **supplied))
-    except Exception as error:  # it may be the user's own: whatever it raises
+    except Exception as error:  # a user's own feature may raise anything
         raise FeatureFailed(f"feature '{name}' failed: {error!r}") from error
     if len(values) != len(rows):
-        raise FeatureFailed(f"feature '{name}': expected {len(rows)} values, one a row, found {len(values)}")
-    for place, value in enumerate(values):
+        raise FeatureFailed(
+            f"feature '{name}': expected {len(rows)} values, one a row, found {len(values)}. Return one value per row."
+        )
+    for index, value in enumerate(values):
         if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value)):
             raise FeatureFailed(
-                f"feature '{name}' gave {value!r} to row {place} of its batch: expected a finite number or None"
+                f"feature '{name}' gave {value!r} to row {index} of its batch: expected a finite number or None. "
+                "Return None for a value that does not apply."
             )
     return values
 
 
-def _batches(work: Work, given: set[str]) -> Iterator[tuple[Batch, dict[str, list[Any]]]]:
-    """About BATCH completions at a time, whole prompts, with what is supplied row for row."""
+def _batches(work: Work, available: set[str]) -> Iterator[tuple[Batch, dict[str, list[Any]]]]:
+    """Whole prompts of about BATCH completions, with the supplied parameters row for row."""
     path = work.inputs["completions"] / "completions.parquet"
-    sources = {name: SOURCES[name] for name in given - {"prompts"}}
+    sources = {name: SOURCES[name] for name in available - {"prompts"}}
     streams = {
         name: _Rows(work.inputs[source], *column) for name, (source, *column) in sources.items() if source in work.inputs
     }
@@ -146,7 +156,7 @@ def _batches(work: Work, given: set[str]) -> Iterator[tuple[Batch, dict[str, lis
     for rows in whole_prompts(
         row for table in tables.read_stream(path, tables.COMPLETIONS, BATCH, COLUMNS) for row in table.to_pylist()
     ):
-        supplied: dict[str, list[Any]] = {name: rest.of(rows) for name, rest in streams.items()}
+        supplied: dict[str, list[Any]] = {name: stream.next_values(rows) for name, stream in streams.items()}
         supplied.setdefault("own_logprobs", [row.get("logprobs") for row in rows])
         if prompts is not None:
             supplied["prompts"] = [prompts[row["prompt_id"]] for row in rows]
@@ -154,22 +164,25 @@ def _batches(work: Work, given: set[str]) -> Iterator[tuple[Batch, dict[str, lis
 
 
 def whole_prompts(rows: Iterator[Row], least: int = BATCH) -> Iterator[list[Row]]:
-    """Runs of at least `least` rows (but the last) that part no prompt's samples, which stand together in COMPLETIONS."""
-    held: list[Row] = []
+    """Batches of at least `least` rows (except the last) that keep the samples of a prompt together.
+
+    COMPLETIONS has the samples of a prompt in consecutive rows.
+    """
+    batch: list[Row] = []
     for _, samples in itertools.groupby(rows, key=lambda row: row["prompt_id"]):
-        held += samples
-        if len(held) >= least:
-            yield held
-            held = []
-    if held:
-        yield held
+        batch += samples
+        if len(batch) >= least:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _grouped(rows: Sequence[Row], supplied: dict[str, list[Any]]) -> tuple[list[list[Row]], dict[str, list[list[Any]]]]:
-    """Rows and what is supplied with them, prompt by prompt in sample order."""
+    """Rows and the supplied parameters, prompt by prompt in sample order."""
     order = [
-        sorted(places, key=lambda i: rows[i]["sample"])
-        for _, places in itertools.groupby(range(len(rows)), key=lambda i: rows[i]["prompt_id"])
+        sorted(indices, key=lambda i: rows[i]["sample"])
+        for _, indices in itertools.groupby(range(len(rows)), key=lambda i: rows[i]["prompt_id"])
     ]
     return [[rows[i] for i in group] for group in order], {
         name: [[values[i] for i in group] for group in order] for name, values in supplied.items()
@@ -184,16 +197,23 @@ def _prompts(work: Work) -> dict[str, Row] | None:
 
 
 class _Rows:
-    """One column of a table that stands row for row with the completions, read along with them."""
+    """One column of a table whose rows match those of the completions, read along with them."""
 
     def __init__(self, folder: Path, file: str, schema: pa.Schema, name: str) -> None:
         self.path, self.name = folder / file, name
         stream = tables.read_stream(self.path, schema, BATCH, ("completion_id", name))
         self.rows = (row for table in stream for row in table.to_pylist())
 
-    def of(self, completions: Sequence[Row]) -> list[Any]:
-        """Raises TableError where the two tables do not name the same completions."""
-        taken = list(itertools.islice(self.rows, len(completions)))
-        if [row["completion_id"] for row in taken] != [row["completion_id"] for row in completions]:
-            raise TableError(f"{self.path}: expected the rows of the completions in their order, found others")
-        return [row[self.name] for row in taken]
+    def next_values(self, completions: Sequence[Row]) -> list[Any]:
+        """The values of the next completions.
+
+        Raises:
+            TableError: the two tables do not have the same completions in the same order.
+        """
+        rows = list(itertools.islice(self.rows, len(completions)))
+        if [row["completion_id"] for row in rows] != [row["completion_id"] for row in completions]:
+            raise TableError(
+                f"{self.path}: expected the rows of the completions in their order, found others. "
+                "Compute both from the same completions."
+            )
+        return [row[self.name] for row in rows]

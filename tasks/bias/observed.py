@@ -18,7 +18,7 @@ from tasks.bias.ledger import Sample
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the rows of a table go in an array of prompts x samples; rows of other prompts go nowhere."""
+    """The position of each row of a table in an array of prompts x samples; rows of other prompts have none."""
 
     rows: Array
     prompts: Array
@@ -27,21 +27,21 @@ class Layout:
 
     @classmethod
     def of(cls, prompts: Sequence[str], order: Mapping[str, int]) -> Layout:
-        """By the rows' prompts. The samples of a prompt stand in the order of their rows."""
-        seen: Counter[str] = Counter()
-        where = []
+        """From the prompt of each row. The samples of a prompt are in the order of their rows."""
+        samples_of: Counter[str] = Counter()
+        positions = []
         for row, prompt in enumerate(prompts):
             if prompt in order:
-                where.append((row, order[prompt], seen[prompt]))
-                seen[prompt] += 1
-        rows, places, samples = np.array(where, dtype=int).reshape(-1, 3).T
-        return cls(rows, places, samples, (len(order), max(seen.values(), default=1)))
+                positions.append((row, order[prompt], samples_of[prompt]))
+                samples_of[prompt] += 1
+        rows, prompt_indices, samples = np.array(positions, dtype=int).reshape(-1, 3).T
+        return cls(rows, prompt_indices, samples, (len(order), max(samples_of.values(), default=1)))
 
     def grid(self, values: Array) -> Array:
         """One column; NaN where a prompt has fewer samples."""
-        made = np.full(self.shape, np.nan)
-        made[self.prompts, self.samples] = values[self.rows]
-        return made
+        array = np.full(self.shape, np.nan)
+        array[self.prompts, self.samples] = values[self.rows]
+        return array
 
 
 def grids(prompts: Sequence[str], order: Mapping[str, int], columns: Mapping[str, Array]) -> dict[str, Array]:
@@ -61,16 +61,16 @@ def numbers(table: Any, column: str) -> Array:
 
 
 def prompts_of(observed: Path) -> list[str]:
-    """The prompts that an artifact of `observe` knows, in their order."""
-    found: list[str] = pq.read_table(observed / "prompt_features.parquet", columns=["prompt_id"])["prompt_id"].to_pylist()
-    return found
+    """The prompts of an artifact of `observe`, in their order."""
+    prompts: list[str] = pq.read_table(observed / "prompt_features.parquet", columns=["prompt_id"])["prompt_id"].to_pylist()
+    return prompts
 
 
 def read_sample(observed: Path, prompts: Sequence[str], scores: Mapping[str, Path] | None = None) -> Sample:
     """The Sample of an `observe` artifact on these prompts, a column at a time.
 
-    `scores` are SCORES artifacts of the same completions, each a further feature by its name; "gold" is the verifier's and also
-    says which completions are right. NaN stands where a prompt has fewer samples, or a value is null.
+    `scores` are SCORES artifacts of the same completions; each becomes a feature of that name. "gold" is the verifier's, and
+    tells which completions are right. A null, and a sample that a prompt does not have, is NaN.
     """
     order = {prompt: row for row, prompt in enumerate(prompts)}
     table = observed / "features.parquet"

@@ -1,6 +1,6 @@
-"""What the training data asked for, and what training made of it: selection pressure, contrast, gain, and shortcuts in pairs.
+"""What the training data favour and how training responds: selection pressure, contrast, gain, and shortcuts in pairs.
 
-Values are arrays, prompts x samples, NaN where a feature does not apply. `chosen` and `rejected` are of the same shape and say
+Values are arrays, prompts x samples, NaN where a feature does not apply. `chosen` and `rejected` have the same shape and count
 how often each completion is trained on (a completion in three pairs counts three times).
 """
 
@@ -21,7 +21,7 @@ Z = 1.959963984540054
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95% interval; NaN = not known."""
+    """A number with its 95% interval; NaN = unknown."""
 
     value: float
     low: float
@@ -33,7 +33,7 @@ UNKNOWN = Estimate(math.nan, math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Selection:
-    """What a round trained on: prompts x samples of its training pool, which is not the probe."""
+    """The data a round trained on: prompts x samples of its training pool, which is not the probe."""
 
     values: Mapping[str, Array]  # per feature
     chosen: Array
@@ -48,8 +48,9 @@ def with_selection(
     """The entries with pressure, contrast, gain, predicted pressure and amplification, over all prompts and per stratum.
 
     Args:
-        now, previous: the checkpoint the round trained, and the one that its training pool was sampled from, on the probe; none
-            where the training started from another one: then there is no gain to tell.
+        now: the checkpoint that the round trained, on the probe.
+        previous: the checkpoint that its training pool was sampled from, on the probe. None if training started from another
+            one: then the gain is unknown.
         strata: per prompt of the probe.
     """
     return [_selected(e, chosen, now, previous, strata) if e.feature in chosen.values else e for e in entries]
@@ -82,17 +83,17 @@ def _amplified(entry: Entry, chosen: Selection, now: Sample, strata: Sequence[st
     names = sorted({s for s in chosen.strata if s is not None})
     if entry.kind != "rate" or len(names) < 2:
         return math.nan
-    picked = np.where(chosen.chosen > 0, chosen.values[entry.feature], np.nan)
-    made = now.values[entry.feature]
+    trained = np.where(chosen.chosen > 0, chosen.values[entry.feature], np.nan)
+    outputs = now.values[entry.feature]
     of_pool, of_probe = np.array(chosen.strata, dtype=object), np.array(strata, dtype=object)
-    found = amplification({t: picked[of_pool == t] for t in names}, {t: made[of_probe == t] for t in names})
+    by_stratum = amplification({t: trained[of_pool == t] for t in names}, {t: outputs[of_probe == t] for t in names})
     if entry.group is not None:
-        return found.get(entry.group, math.nan)
-    return float(np.mean(list(found.values()))) if found else math.nan
+        return by_stratum.get(entry.group, math.nan)
+    return float(np.mean(list(by_stratum.values()))) if by_stratum else math.nan
 
 
 def weighted_means(values: Array, weights: Array) -> Array:
-    """Mean over the samples of each prompt, by weight; NaN for a prompt with none."""
+    """Weighted mean over the samples of each prompt; NaN for a prompt without weight."""
     weight = np.where(np.isnan(values), 0.0, weights)
     total = weight.sum(-1)
     means: Array = np.divide(
@@ -108,23 +109,26 @@ def estimate(per_prompt: Array) -> Estimate:
 
 
 def pressure(values: Array, chosen: Array) -> Array:
-    """S per prompt: mean of the chosen less mean of all samples; NaN where nothing was chosen."""
+    """S per prompt: mean of the chosen minus mean of all samples; NaN if nothing was chosen."""
     differences: Array = weighted_means(values, chosen) - prompt_means(values)
     return differences
 
 
 def contrast(values: Array, chosen: Array, rejected: Array) -> Array:
-    """Q per prompt: mean of the chosen less mean of the rejected."""
+    """Q per prompt: mean of the chosen minus mean of the rejected."""
     differences: Array = weighted_means(values, chosen) - weighted_means(values, rejected)
     return differences
 
 
 def gain(response: Array, selected: Array) -> Estimate:
-    """Response over selection pressure, both per prompt: 1 = the model copied what selection favoured, more = it amplified.
+    """Response divided by selection pressure: 1 = the policy moved as far as its data, above 1 = training amplified.
 
-    The breeder's equation read backwards (response = gain x selection differential), with Fieller's interval of a ratio.
-    Unknown unless the pressure is more than two standard errors from 0. The two are of different prompts: the probe's and the
-    pool's.
+    The breeder's equation solved for the gain (response = gain x selection differential), with Fieller's interval of a ratio.
+    Unknown unless the pressure is more than two standard errors from 0.
+
+    Args:
+        response: change of the feature per prompt of the probe.
+        selected: selection pressure per prompt of the training pool.
     """
     response, selected = response[~np.isnan(response)], selected[~np.isnan(selected)]
     if len(response) < 2 or len(selected) < 2:
@@ -147,7 +151,7 @@ def expected_maximum(k: int) -> float:
 
 
 def predicted_pressure(values: Array, reward: Array) -> float:
-    """S that keeping the best of K by reward would exert: within-prompt correlation x expected maximum x within-prompt SD."""
+    """S if the best of K by reward were chosen: within-prompt correlation x expected maximum x within-prompt SD."""
     both = ~np.isnan(values) & ~np.isnan(reward)
     f, r = np.where(both, values, np.nan), np.where(both, reward, np.nan)
     f, r = (x - prompt_means(x)[:, None] for x in (f, r))
@@ -161,11 +165,14 @@ def predicted_pressure(values: Array, reward: Array) -> float:
 
 
 def surface_auc(differences: Array, prompts: Sequence[object]) -> float | None:
-    """How well surface features tell chosen from rejected: cross-validated AUC of a logistic regression, 0.5 = not at all.
+    """How well surface features tell chosen from rejected: cross-validated AUC of a logistic regression, 0.5 = chance.
 
     Args:
-        differences: pairs x features, chosen less rejected; NaN counts as no difference.
-        prompts: the prompt of each pair; folds never share one. None below 20 pairs or 5 prompts.
+        differences: pairs x features, chosen minus rejected; NaN counts as no difference.
+        prompts: the prompt of each pair; folds never share one.
+
+    Returns:
+        None below 20 pairs or 5 prompts.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
@@ -178,31 +185,32 @@ def surface_auc(differences: Array, prompts: Sequence[object]) -> float | None:
         return None
     if not x.any():
         return 0.5
-    both, labels = np.concatenate([x, -x]), np.repeat([1, 0], len(x))  # either side may come first: no intercept to learn
+    both, labels = np.concatenate([x, -x]), np.repeat([1, 0], len(x))  # either side may come first, so there is no intercept
     groups = np.unique(np.array([str(p) for p in prompts]), return_inverse=True)[1]
     model = make_pipeline(StandardScaler(with_mean=False), LogisticRegression(fit_intercept=False))
-    decided = np.zeros(len(both))
+    decisions = np.zeros(len(both))
     for train, test in GroupKFold(5).split(both, labels, np.tile(groups, 2)):
-        decided[test] = model.fit(both[train], labels[train]).decision_function(both[test])
-    return float(roc_auc_score(labels, decided))
+        decisions[test] = model.fit(both[train], labels[train]).decision_function(both[test])
+    return float(roc_auc_score(labels, decisions))
 
 
-def amplification(trained: Mapping[str, Array], made: Mapping[str, Array]) -> dict[str, float]:
-    """Directional bias amplification of a 0/1 feature per stratum: y * (share made - share trained on).
+def amplification(trained: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict[str, float]:
+    """Directional bias amplification of a 0/1 feature per stratum: y * (share in outputs - share in training data).
 
-    y = sign(P(a, t) - P(a) P(t)) on the training data: +1 where the stratum has more of the style than the rest, so that a
-    positive value means the model exaggerates what the data already had there. Wang & Russakovsky, arXiv 2102.12594.
+    y = sign(P(a, t) - P(a) P(t)) on the training data: +1 if the stratum has more of the style than the rest. So a positive
+    value means that the model exaggerates a difference of its data. Wang & Russakovsky, arXiv 2102.12594.
 
     Args:
-        trained, made: stratum -> the feature's values in the chosen data, and in the outputs of the checkpoint trained on it.
+        trained: stratum -> the feature's values in the chosen data.
+        outputs: stratum -> its values in the outputs of the checkpoint trained on these data.
     """
     known = {t: v[~np.isnan(v)] for t, v in trained.items()}
     everything = np.concatenate([v for v in known.values() if v.size] or [np.zeros(0)])
-    out: dict[str, float] = {}
+    by_stratum: dict[str, float] = {}
     for t, values in known.items():
-        theirs = made.get(t, np.zeros(0))
-        theirs = theirs[~np.isnan(theirs)]
-        if values.size == 0 or theirs.size == 0:
+        produced = outputs.get(t, np.zeros(0))
+        produced = produced[~np.isnan(produced)]
+        if values.size == 0 or produced.size == 0:
             continue
-        out[t] = float(np.sign(values.mean() - everything.mean()) * (theirs.mean() - values.mean()))
-    return out
+        by_stratum[t] = float(np.sign(values.mean() - everything.mean()) * (produced.mean() - values.mean()))
+    return by_stratum

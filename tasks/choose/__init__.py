@@ -1,1 +1,1 @@
-"""What to train on: selectors, pairers, the mitigations that correct them, and facts about the choice."""
+"""Choosing what to train on: selectors, pairers, mitigations, and facts about the chosen data."""

@@ -1,4 +1,4 @@
-"""What a selection or a set of pairs looks like, as plain facts for audit.json. Null where nothing applies, never NaN."""
+"""Facts about a selection or a set of pairs, for facts.json: counts, lengths, faults. Null if unknown, never NaN."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from data.rows.completions import Row, Values, by_prompt, finished, unique_texts, verifier
 
 
-def audit_pairs(pairs: Sequence[Row], completions: Sequence[Row], reward: Values, scores: Mapping[str, Values]) -> Row:
-    """Facts about PAIRS rows. Lengths are in tokens (null where unknown), gaps are chosen minus rejected.
+def pair_facts(pairs: Sequence[Row], completions: Sequence[Row], reward: Values, scores: Mapping[str, Values]) -> Row:
+    """Facts about PAIRS rows. Lengths are in tokens (null if unknown), gaps are chosen minus rejected.
 
     Raises:
-        KeyError: a pair names a completion that is not there.
+        KeyError: a pair names a completion that `completions` does not contain.
     """
     row_of = {row["completion_id"]: row for row in completions}
     chosen = [row_of[pair["chosen_id"]] for pair in pairs]
@@ -39,52 +39,55 @@ def audit_pairs(pairs: Sequence[Row], completions: Sequence[Row], reward: Values
     }
 
 
-def audit_selection(selected: Sequence[Row], completions: Sequence[Row], reward: Values, scores: Mapping[str, Values]) -> Row:
-    """Facts about SELECTED rows. `length_gap` is the mean tokens of the selected minus those of the rest, prompt by prompt,
-    averaged over the prompts that have both.
+def selection_facts(selected: Sequence[Row], completions: Sequence[Row], reward: Values, scores: Mapping[str, Values]) -> Row:
+    """Facts about SELECTED rows.
+
+    `length_gap` is the mean tokens of the selected completions minus those of the rest, averaged over prompts that have both.
 
     Raises:
-        KeyError: a row names a completion that is not there.
+        KeyError: a row names a completion that `completions` does not contain.
     """
     row_of = {row["completion_id"]: row for row in completions}
     chosen = [row_of[row["completion_id"]] for row in selected]
     ids = {row["completion_id"] for row in chosen}
     rest = [row for row in completions if row["completion_id"] not in ids]
-    per_prompt, rest_of = by_prompt(chosen), by_prompt(rest)
+    chosen_of_prompt, rest_of_prompt = by_prompt(chosen), by_prompt(rest)
 
     def mean(rows: Sequence[Row]) -> float | None:
         return _mean(map(_tokens, rows))
 
-    gaps = [_gap(mean(rows), mean(rest_of[prompt])) for prompt, rows in per_prompt.items() if prompt in rest_of]
+    gaps = [
+        _gap(mean(rows), mean(rest_of_prompt[prompt])) for prompt, rows in chosen_of_prompt.items() if prompt in rest_of_prompt
+    ]
     return {
         "rows": len(selected),
         **_prompts(selected, completions, "rows"),
         "prompts_without": _reasons(_without(selected, completions), reward, scores),
-        "duplicates": len(chosen) - sum(len(unique_texts(rows)) for rows in per_prompt.values()),
+        "duplicates": len(chosen) - sum(len(unique_texts(rows)) for rows in chosen_of_prompt.values()),
         "wrong_selected": _count(chosen, verifier(scores), 0.0),
         "truncated_selected": sum(not finished(row) for row in chosen),
-        "mean_rows_per_prompt": _mean(map(len, per_prompt.values())),
+        "mean_rows_per_prompt": _mean(map(len, chosen_of_prompt.values())),
         "mean_selected_tokens": _mean(map(_tokens, chosen)),
         "mean_other_tokens": _mean(map(_tokens, rest)),
         "length_gap": _mean(gaps),
     }
 
 
-def _prompts(kept: Sequence[Row], completions: Sequence[Row], what: str) -> dict[str, int]:
+def _prompts(chosen: Sequence[Row], completions: Sequence[Row], unit: str) -> dict[str, int]:
     return {
         "prompts": len({row["prompt_id"] for row in completions}),
-        f"prompts_with_{what}": len({row["prompt_id"] for row in kept}),
+        f"prompts_with_{unit}": len({row["prompt_id"] for row in chosen}),
     }
 
 
-def _without(kept: Sequence[Row], completions: Sequence[Row]) -> list[list[Row]]:
-    """The completions of each prompt that nothing was kept of."""
-    served = {row["prompt_id"] for row in kept}
-    return [rows for prompt, rows in by_prompt(completions).items() if prompt not in served]
+def _without(chosen: Sequence[Row], completions: Sequence[Row]) -> list[list[Row]]:
+    """The completions of each prompt from which nothing was chosen."""
+    prompts_with = {row["prompt_id"] for row in chosen}
+    return [rows for prompt, rows in by_prompt(completions).items() if prompt not in prompts_with]
 
 
 def _reasons(prompts: Sequence[Sequence[Row]], reward: Values, scores: Mapping[str, Values]) -> dict[str, int]:
-    """Why nothing was kept, counted over prompts; the first reason that holds."""
+    """Why nothing was chosen, counted over prompts; the first reason that holds."""
     reasons = dict.fromkeys(("all right", "all wrong", "no score", "tied", "other"), 0)
     for rows in prompts:
         verdicts = set(_known(rows, verifier(scores)))
@@ -98,8 +101,8 @@ def _reasons(prompts: Sequence[Sequence[Row]], reward: Values, scores: Mapping[s
 
 
 def _tied(rows: Sequence[Row], reward: Values) -> bool:
-    known = _known(rows, reward)
-    return len(known) > 1 and len(set(known)) == 1
+    rewards = _known(rows, reward)
+    return len(rewards) > 1 and len(set(rewards)) == 1
 
 
 def _known(rows: Iterable[Row], values: Values) -> list[float]:
@@ -119,6 +122,6 @@ def _gap(high: float | None, low: float | None) -> float | None:
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """Of the known values. fsum, because the order of the rows must not show in the last digit."""
-    listed = [value for value in values if value is not None]
-    return math.fsum(listed) / len(listed) if listed else None
+    """The mean of the known values. fsum, so that the order of the rows does not change the last digit."""
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None

@@ -1,4 +1,4 @@
-"""What selectors and pairers choose from: completions with their reward, every scorer's values, and their origins."""
+"""The inputs of selectors and pairers: completions with their reward, every scorer's values, and their origins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def judged(inputs: Any, scorers: list[str]) -> tuple[list[Row], Values, dict[str
 
 
 def origins(inputs: Any) -> dict[str, dict[str, str]]:
-    """Where each completion comes from, for the parts that ask (tasks/generate/pool.py)."""
+    """The origin of each completion (tasks/generate/pool.py), for parts with a parameter `origins`."""
     if "origins" not in inputs:
         return {}
     table = tables.read(inputs["origins"] / "origins.parquet", tables.ORIGINS)

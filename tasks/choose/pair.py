@@ -1,4 +1,4 @@
-"""Build the pairs to train on (DPO and its kin), and audit them."""
+"""Build the pairs to train on (DPO and other preference losses), and state facts about them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 from data.rows import tables
 from tasks.choose import mitigations
-from tasks.choose.chosen_facts import audit_pairs
+from tasks.choose.chosen_facts import pair_facts
 from tasks.choose.judged import judged, origins
 from tasks.run import parts as all_parts
 from tasks.run.work import StageSettings, Work
 
-VERSION = 3  # 3: what a mitigation leaves without a reward is not offered
+VERSION = 4  # 4: audit.json is called facts.json. 3: a completion without a reward after mitigations is not offered
 LIBRARIES = ()
 
 
@@ -28,7 +28,7 @@ def parts(settings: Settings) -> list[tuple[str, str]]:
 
 
 def pair(work: Work) -> None:
-    """PAIRS and `audit.json`: ties, duplicates, wrong-chosen, truncated, length gap, prompts without pairs."""
+    """PAIRS and `facts.json`: ties, duplicates, wrong chosen, truncated, length gap, prompts without pairs."""
     s: Settings = work.settings
     completions, reward, scores = judged(work.inputs, s.scorers)
     offered, reward = mitigations.on_rewards(s.mitigations, reward, completions, scores)
@@ -36,5 +36,5 @@ def pair(work: Work) -> None:
     pairs = pairer(offered, reward, scores)
     pairs = mitigations.apply("chosen", s.mitigations, pairs, completions, scores)
     tables.write(tables.from_rows(pairs, tables.PAIRS), tables.PAIRS, work.out / "pairs.parquet")
-    audit = audit_pairs(pairs, completions, reward, scores)
-    (work.out / "audit.json").write_text(json.dumps(audit, indent=1))
+    facts = pair_facts(pairs, completions, reward, scores)
+    (work.out / "facts.json").write_text(json.dumps(facts, indent=1))

@@ -1,4 +1,4 @@
-"""Choose the completions to train on (RAFT, SFT), and say what was chosen."""
+"""Select the completions to train on (RAFT, SFT, KTO, listwise losses), and state facts about them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 from data.rows import tables
 from tasks.choose import mitigations
-from tasks.choose.chosen_facts import audit_selection
+from tasks.choose.chosen_facts import selection_facts
 from tasks.choose.judged import judged, origins
 from tasks.run import parts as all_parts
 from tasks.run.work import StageSettings, Work
 
-VERSION = 2  # 2: what a mitigation leaves without a reward is not offered
+VERSION = 3  # 3: audit.json is called facts.json. 2: a completion without a reward after mitigations is not offered
 LIBRARIES = ()
 
 
@@ -28,7 +28,7 @@ def parts(settings: Settings) -> list[tuple[str, str]]:
 
 
 def select(work: Work) -> None:
-    """SELECTED rows (`selected.parquet`) and `audit.json`."""
+    """SELECTED rows (`selected.parquet`) and `facts.json`."""
     s: Settings = work.settings
     completions, reward, scores = judged(work.inputs, s.scorers)
     offered, reward = mitigations.on_rewards(s.mitigations, reward, completions, scores)
@@ -36,5 +36,5 @@ def select(work: Work) -> None:
     chosen = selector(offered, reward, scores)
     chosen = mitigations.apply("chosen", s.mitigations, chosen, completions, scores)
     tables.write(tables.from_rows(chosen, tables.SELECTED), tables.SELECTED, work.out / "selected.parquet")
-    audit = audit_selection(chosen, completions, reward, scores)
-    (work.out / "audit.json").write_text(json.dumps(audit, indent=1))
+    facts = selection_facts(chosen, completions, reward, scores)
+    (work.out / "facts.json").write_text(json.dumps(facts, indent=1))

@@ -1,1 +1,1 @@
-"""How good a checkpoint, a pool of completions or a judge is."""
+"""Measuring a checkpoint, a pool of completions or a judge."""

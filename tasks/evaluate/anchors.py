@@ -1,4 +1,4 @@
-"""Anchors: texts frozen at checkpoint 0 that every round's judge scores again, as they are and with their form edited"""
+"""Anchors: texts sampled once by checkpoint 0, and copies with an edited form; the judge scores them again in every round."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ class Settings(StageSettings):
 
 
 def anchors(work: Work) -> None:
-    """COMPLETIONS: per prompt of `inputs["completions"]` its samples as they are, then all of them once per edit."""
+    """COMPLETIONS: per prompt of `inputs["completions"]` its unchanged samples, then all of them once per edit."""
     s: Settings = work.settings
-    given = tables.read(work.inputs["completions"] / "completions.parquet", tables.COMPLETIONS).to_pylist()
+    originals = tables.read(work.inputs["completions"] / "completions.parquet", tables.COMPLETIONS).to_pylist()
     rows = []
-    for prompt, group in itertools.groupby(given, key=lambda row: row["prompt_id"]):
+    for prompt, group in itertools.groupby(originals, key=lambda row: row["prompt_id"]):
         samples = list(group)
         rows += samples
-        for place, edit in enumerate(s.edits.values(), start=1):
+        for edit_number, edit in enumerate(s.edits.values(), start=1):
             for index, row in enumerate(samples):
-                number = place * len(samples) + index
+                number = edit_number * len(samples) + index
                 rows.append(
                     {
                         **row,

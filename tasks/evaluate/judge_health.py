@@ -1,7 +1,7 @@
-"""Judge health: may this judge's word be trained on? Its scores beside the verifier's, and beside its own of earlier rounds.
+"""Judge health: whether a judge's scores are good enough to train on, by the verifier and by its scores of earlier rounds.
 
-A judge can rank prompts well and the answers to one prompt not at all: the overall AUROC then looks fine and training on it
-makes the policy worse, so `within_prompt_auroc` is the one to watch. Everything is null where nothing applies.
+A judge can rank prompts well and the completions of one prompt not at all. The overall AUROC then looks good, but training on
+the judge makes the policy worse. So read `within_prompt_auroc`. A metric that does not apply is null.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ Pairs = Mapping[str, Sequence[tuple[float, float]]]  # per prompt, (judge's valu
 class Settings(StageSettings):
     split: str
     edits: list[str]  # names of the edits in the anchors, in order
-    compares: bool  # the details may be verdicts on two texts; another scorer's are any text
+    compares: bool  # whether the scorer compares pairs, so that the details are its verdicts on two texts
 
 
 def judge_health(work: Work) -> None:
     """METRICS from `inputs["judged"]` and `inputs["verified"]`, SCORES of `inputs["completions"]`.
 
-    With anchors, also from `anchors_now`, and from `anchors_first` and `anchors_previous` where given: SCORES of the same
-    frozen texts by this round's judge, the first one and the last round's.
+    With anchors, also from `anchors_now`, and `anchors_first` and `anchors_previous` if given: SCORES of the same texts by the
+    judge of this round, of the first round and of the round before.
     """
     s: Settings = work.settings
     judged = _scores(work.inputs["judged"])
@@ -49,8 +49,8 @@ def judge_health(work: Work) -> None:
         for name in ("first", "previous"):
             if f"anchors_{name}" in work.inputs:
                 rows += drift(now, _scores(work.inputs[f"anchors_{name}"]), name)
-    made = [{"group": None, "split": s.split, **row} for row in rows]
-    tables.write(tables.from_rows(made, tables.METRICS), tables.METRICS, work.out / "metrics.parquet")
+    metrics = [{"group": None, "split": s.split, **row} for row in rows]
+    tables.write(tables.from_rows(metrics, tables.METRICS), tables.METRICS, work.out / "metrics.parquet")
 
 
 def _scores(folder: Path) -> list[Row]:
@@ -59,19 +59,19 @@ def _scores(folder: Path) -> list[Row]:
 
 
 def _paired(judged: Sequence[Row], verified: Sequence[Row]) -> Pairs:
-    made: dict[str, list[tuple[float, float]]] = {}
+    pairs: dict[str, list[tuple[float, float]]] = {}
     for j, v in zip(judged, verified, strict=True):
         if j["value"] is not None and v["value"] is not None:
-            made.setdefault(j["prompt_id"], []).append((j["value"], float(v["value"] >= 1.0)))
-    return made
+            pairs.setdefault(j["prompt_id"], []).append((j["value"], float(v["value"] >= 1.0)))
+    return pairs
 
 
 # -- against the verifier -------------------------------------------------------------------------------------------------
 def agreement(pairs: Pairs) -> list[Row]:
-    """AUROC overall and within a prompt, calibration, and what the judge's choice is worth.
+    """AUROC overall and within a prompt, calibration, and the gain from selecting by the judge.
 
-    `selection_gain` is the accuracy of the judge's best sample less that of a random one (the generation-verification gap,
-    https://arxiv.org/abs/2412.02674): where it is not above 0, self-rewarding has nothing to gain from.
+    `selection_gain` is the accuracy of the judge's best sample minus that of a random one (the generation-verification gap,
+    https://arxiv.org/abs/2412.02674). If it is not above 0, self-rewarding cannot improve the policy.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -103,7 +103,7 @@ def _gain(samples: Sequence[tuple[float, float]]) -> float:
 
 # -- by itself ------------------------------------------------------------------------------------------------------------
 def spread(judged: Sequence[Row], texts: Sequence[str]) -> list[Row]:
-    """Answers that could not be read; prompts whose different texts all score the same; completions at the highest value."""
+    """Shares of unreadable replies, of prompts whose texts all have one score, and of completions at the highest score."""
     values = [row["value"] for row in judged if row["value"] is not None]
     failed = [float(row["status"] == "parse_failure") for row in judged]
     groups: dict[str, dict[str, float]] = {}
@@ -116,7 +116,7 @@ def spread(judged: Sequence[Row], texts: Sequence[str]) -> list[Row]:
 
 
 def orders(games: Sequence[Row]) -> list[Row]:
-    """Share of pairs with the same winner in both orders; none for a judge that does not compare."""
+    """Share of pairs with the same winner in both orders; no row for a judge that does not compare pairs."""
     known = {(g["first_id"], g["second_id"]): g["first_wins"] for g in games if g["first_wins"] is not None}
     both = [(a, known[j, i]) for (i, j), a in known.items() if i < j and (j, i) in known]
     same = [float(np.sign(a - 0.5) == np.sign(0.5 - b)) for a, b in both]
@@ -124,16 +124,16 @@ def orders(games: Sequence[Row]) -> list[Row]:
 
 
 def probes(anchors: Sequence[Row], edits: Sequence[str]) -> list[Row]:
-    """Per edit, how much more often than half the judge prefers the edited text to the same text as it was; ties count half.
+    """Per edit, how often the judge prefers the edited text to its original, minus one half; ties count half.
 
-    The rows of a prompt are its samples, then as many for each edit.
+    The rows of a prompt are its samples, then their edited copies, edit by edit.
     """
     rows = []
-    for place, edit in enumerate(edits, start=1):
+    for edit_number, edit in enumerate(edits, start=1):
         won = []
         for group in _scores_of_each_prompt(anchors):
             n = len(group) // (1 + len(edits))
-            for before, after in zip(group[:n], group[place * n : (place + 1) * n], strict=True):
+            for before, after in zip(group[:n], group[edit_number * n : (edit_number + 1) * n], strict=True):
                 if before["value"] is not None and after["value"] is not None:
                     won.append(0.5 * float(np.sign(after["value"] - before["value"])))
         rows.append(_average(f"prefers_{edit}", won))
@@ -141,19 +141,19 @@ def probes(anchors: Sequence[Row], edits: Sequence[str]) -> list[Row]:
 
 
 def drift(now: Sequence[Row], then: Sequence[Row], name: str) -> list[Row]:
-    """How the judge's scores of frozen texts moved, and CREAM's consistency (tau + 1) / 2 of its rankings within a prompt.
+    """Mean change of a judge's scores of fixed texts, and CREAM's consistency (tau + 1) / 2 of its rankings within prompts.
 
-    Kendall's tau-b, https://arxiv.org/abs/2410.12735; prompts that either judge ties throughout are left out.
+    Kendall's tau-b, https://arxiv.org/abs/2410.12735. Prompts that either judge ties throughout are left out.
     """
     from scipy.stats import kendalltau
 
-    moved, agreed = [], []
+    shifts, consistency = [], []
     for ours, theirs in zip(_scores_of_each_prompt(now), _scores_of_each_prompt(then), strict=True):
         both = [(a["value"], b["value"]) for a, b in zip(ours, theirs, strict=True) if None not in (a["value"], b["value"])]
-        moved += [a - b for a, b in both]
+        shifts += [a - b for a, b in both]
         if len({a for a, _ in both}) > 1 and len({b for _, b in both}) > 1:
-            agreed.append((float(kendalltau(*zip(*both, strict=True)).statistic) + 1) / 2)
-    return [_average(f"shift_from_{name}", moved), _average(f"consistency_with_{name}", agreed)]
+            consistency.append((float(kendalltau(*zip(*both, strict=True)).statistic) + 1) / 2)
+    return [_average(f"shift_from_{name}", shifts), _average(f"consistency_with_{name}", consistency)]
 
 
 # -- rows -----------------------------------------------------------------------------------------------------------------

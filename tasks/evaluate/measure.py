@@ -1,4 +1,4 @@
-"""Measure a checkpoint on a split: accuracy and pass@k with 95% intervals, and paired differences to other checkpoints."""
+"""Measure a checkpoint on a split: accuracy and pass@k with 95% intervals, and paired differences from other checkpoints."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Settings(StageSettings):
 
 
 def measure(work: Work) -> None:
-    """METRICS (`metrics.parquet`) from the greedy and, where given, sampled completions and their verifier scores.
+    """METRICS (`metrics.parquet`) from greedy completions, and sampled ones if there are any, with their verifier scores.
 
-    A truncated answer or one that timed out counts as not right; a prompt without an answer is left out.
+    A completion that was truncated or timed out counts as wrong. A prompt without a gold answer is left out.
     """
     s: Settings = work.settings
     greedy = _completions(work.inputs["greedy"])
@@ -35,7 +35,7 @@ def measure(work: Work) -> None:
     rows = [_accuracy(s.split, right), *_lengths(s.split, greedy)]
     if "sampled" in work.inputs:
         rows += pass_at_k(s.split, right_by_prompt(work.inputs["sampled_score"]))
-        if "again" in work.inputs:  # A/A: the same checkpoint sampled twice must not differ
+        if "again" in work.inputs:  # A/A check: two sets of samples of one checkpoint should not differ
             rows.append(paired(s.split, "aa_difference", *(_mean_right(work.inputs[n]) for n in ("sampled_score", "again"))))
     for name in s.against:
         rows.append(paired(s.split, f"accuracy_vs_{name}", right, right_by_prompt(work.inputs[f"greedy_score/{name}"])))
@@ -43,7 +43,7 @@ def measure(work: Work) -> None:
 
 
 def right_by_prompt(folder: Path) -> dict[str, list[float]]:
-    """Per prompt, 1.0 or 0.0 per sample (right means a verifier value of at least 1); prompts that never apply are left out."""
+    """Per prompt, 1.0 or 0.0 per sample (right: a verifier value of at least 1). Prompts without a verdict are left out."""
     values: dict[str, list[float]] = defaultdict(list)
     for row in tables.read(folder / "scores.parquet", tables.SCORES).to_pylist():
         if row["value"] is not None or row["status"] in ("timeout", "crashed"):

@@ -1,4 +1,4 @@
-"""How likely a checkpoint finds texts that somebody else wrote: what it forgets of them shows before any answer is wrong."""
+"""The log-probability of given texts under a checkpoint. It shows forgetting before any answer becomes wrong."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ LIBRARIES = ("numpy", "scipy")
 
 
 class Settings(StageSettings):
-    split: str  # what the metrics call it
+    split: str  # its name in the metrics
     against: list[str]  # names of the inputs `logprobs/<name>` to compare with
 
 
 def measure_logprob(work: Work) -> None:
-    """METRICS (`metrics.parquet`): mean log-probability per token of `inputs["logprobs"]` (LOGPROBS), in nats, the mean of the
-    prompts' means with its 95% t interval; and its paired differences."""
+    """METRICS (`metrics.parquet`): mean log-probability per token of `inputs["logprobs"]` (LOGPROBS), in nats.
+
+    It is the mean over prompts of each prompt's mean, with its 95% t interval. Paired differences follow.
+    """
     s: Settings = work.settings
     ours = per_token(work.inputs["logprobs"])
     values = np.array([mean for (mean,) in ours.values()])
@@ -35,7 +37,7 @@ def measure_logprob(work: Work) -> None:
 
 def per_token(folder: Path) -> dict[str, list[float]]:
     """By prompt_id, the mean over its texts of their mean log-probability per token, as a list of one."""
-    found: dict[str, list[float]] = {}
+    means: dict[str, list[float]] = {}
     for row in tables.read(folder / "logprobs.parquet", tables.LOGPROBS).to_pylist():
-        found.setdefault(row["prompt_id"], []).append(float(np.mean(row["logprobs"])))
-    return {prompt: [float(np.mean(values))] for prompt, values in found.items()}
+        means.setdefault(row["prompt_id"], []).append(float(np.mean(row["logprobs"])))
+    return {prompt: [float(np.mean(values))] for prompt, values in means.items()}

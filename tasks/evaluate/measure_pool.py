@@ -1,4 +1,4 @@
-"""Measure a pool of completions, whoever produced them: pass@k, majority@k, best-of-n, agreement of scorers."""
+"""Measure a pool of completions of any origin: pass@k, majority@k, best-of-n, agreement of scorers."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ class Settings(StageSettings):
 def measure_pool(work: Work) -> None:
     """METRICS (`metrics.parquet`) of `inputs["completions"]` by the verifier, prompt-averaged with 95% intervals.
 
-    A completion the verifier cannot judge counts as not right, as in `measure`; a prompt it judges nowhere is left out.
+    A completion that the verifier cannot judge counts as wrong, as in `measure`. A prompt without any verdict is left out.
     """
     s: Settings = work.settings
     rows = read_completions(work.inputs["completions"]).to_pylist()
-    verdicts, read = _verdicts(work)
+    verdicts, answers = _verdicts(work)
     for row in rows:
-        row |= {"right": float((verdicts[row["completion_id"]] or 0.0) >= 1.0), "read": read[row["completion_id"]]}
+        row |= {"right": float((verdicts[row["completion_id"]] or 0.0) >= 1.0), "answer": answers[row["completion_id"]]}
     groups = [g for g in by_prompt(rows).values() if any(verdicts[row["completion_id"]] is not None for row in g)]
-    made = [_metric(s.split, "characters", [float(len(row["text"])) for row in rows]), *_lengths(s.split, rows)]
+    metrics = [_metric(s.split, "characters", [float(len(row["text"])) for row in rows]), *_lengths(s.split, rows)]
     if groups:
         n = min(map(len, groups))
-        made += pass_at_k(s.split, {g[0]["prompt_id"]: [row["right"] for row in g] for g in groups})
-        made.append(_metric(s.split, "mixed", [float(0 < sum(row["right"] for row in g) < len(g)) for g in groups]))
-        made.append(_metric(s.split, f"majority@{n}", _majority(groups, n)))
+        metrics += pass_at_k(s.split, {g[0]["prompt_id"]: [row["right"] for row in g] for g in groups})
+        metrics.append(_metric(s.split, "mixed", [float(0 < sum(row["right"] for row in g) < len(g)) for g in groups]))
+        metrics.append(_metric(s.split, f"majority@{n}", _majority(groups, n)))
         for name in [*s.scorers[1:], *(["reward"] if len(s.scorers) > 1 else [])]:
             values = read_values(work.inputs["reward" if name == "reward" else f"score/{name}"])
-            made.append(_metric(s.split, f"best@{n}/{name}", _best(groups, n, values)))
-            made.append(_metric(s.split, f"agreement/{name}", _agreement(verdicts, values)))
-    table = tables.from_rows([row for row in made if row], tables.METRICS)
+            metrics.append(_metric(s.split, f"best@{n}/{name}", _best(groups, n, values)))
+            metrics.append(_metric(s.split, f"agreement/{name}", _agreement(verdicts, values)))
+    table = tables.from_rows([row for row in metrics if row], tables.METRICS)
     tables.write(table, tables.METRICS, work.out / "metrics.parquet")
 
 
 def _verdicts(work: Work) -> tuple[Values, dict[str, str | None]]:
-    """The verifier's values, and what it read as the answer, by completion_id."""
+    """The verifier's values, and the answers that it extracted, by completion_id."""
     verifier = work.inputs[f"score/{work.settings.scorers[0]}"]
     rows = tables.read(verifier / "scores.parquet", tables.SCORES).to_pylist()
     return {row["completion_id"]: row["value"] for row in rows}, {row["completion_id"]: row["detail"] for row in rows}
@@ -58,22 +58,22 @@ def _metric(split: str, name: str, values: Sequence[float] | None) -> Row | None
 
 
 def _majority(groups: Sequence[Sequence[Row]], n: int) -> list[float] | None:
-    """Whether the answer that most of the first n samples share, letter by letter, is right; the first to appear wins a tie.
+    """Whether the most common answer of the first n samples is right. Answers are compared as strings; a tie goes to the first.
 
-    None where the verifier does not say what it read. Self-consistency, https://arxiv.org/abs/2203.11171.
+    None if the verifier records no answers. Self-consistency, https://arxiv.org/abs/2203.11171.
     """
-    if not any(row["read"] for group in groups for row in group):
+    if not any(row["answer"] for group in groups for row in group):
         return None
     right = []
     for group in groups:
-        votes = [row for row in group[:n] if row["read"]]
-        winner = Counter(row["read"] for row in votes).most_common(1)  # Counter keeps the order of first appearance
-        right.append(next(row["right"] for row in votes if row["read"] == winner[0][0]) if winner else 0.0)
+        votes = [row for row in group[:n] if row["answer"]]
+        winner = Counter(row["answer"] for row in votes).most_common(1)  # Counter keeps the order of first appearance
+        right.append(next(row["right"] for row in votes if row["answer"] == winner[0][0]) if winner else 0.0)
     return right
 
 
 def _best(groups: Sequence[Sequence[Row]], n: int, values: Values) -> list[float] | None:
-    """Whether the sample with the highest value among the first n is right, the first of equals."""
+    """Whether the sample with the highest value among the first n is right; a tie goes to the first."""
     right = []
     for group in groups:
         known = [(value, row["right"]) for row in group[:n] if (value := values.get(row["completion_id"])) is not None]
@@ -83,8 +83,8 @@ def _best(groups: Sequence[Sequence[Row]], n: int, values: Values) -> list[float
 
 
 def _agreement(verdicts: Values, values: Values) -> list[float] | None:
-    """Where two scorers give verdicts (1.0 or 0.0) and nothing else: whether they agree, completion by completion."""
-    both = [(mine, theirs) for key, mine in verdicts.items() if mine is not None and (theirs := values[key]) is not None]
+    """Per completion, whether two scorers agree; None if either gives any value but 1.0 and 0.0."""
+    both = [(verdict, value) for key, verdict in verdicts.items() if verdict is not None and (value := values[key]) is not None]
     if not both or any(value not in (0.0, 1.0) for pair in both for value in pair):
         return None
-    return [float(mine == theirs) for mine, theirs in both]
+    return [float(verdict == value) for verdict, value in both]

@@ -1,1 +1,1 @@
-"""May the model move forward: the gate, and alarms about training."""
+"""Whether the model may move forward: the gate, and the alarms about training, suites and judges."""

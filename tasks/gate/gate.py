@@ -1,4 +1,4 @@
-"""The gate: may the model move forward? A plain function of what was measured; its reason is one sentence."""
+"""The gate: may the model move forward? A plain function of metrics and alarms, whose verdict states its reason."""
 
 from __future__ import annotations
 
@@ -12,45 +12,45 @@ GRAVITY: tuple[Decision, ...] = ("promote", "hold", "ask", "roll_back", "stop")
 
 
 def decide(gate: Gate, metrics: Mapping[str, Metric], untrained: str | None, alarms: Sequence[Alarm] = ()) -> Verdict:
-    """The verdict on a round's checkpoint: what accuracy says, or what the gravest alarm says where that is graver.
+    """The verdict on a round's checkpoint: by accuracy, or by the gravest alarm if that decision is graver.
+
+    The head is the checkpoint that the next round starts from. The champion is the best checkpoint accepted so far.
 
     Args:
-        metrics: holds `accuracy` and `accuracy_vs_champion`, a paired difference with its 95% interval, on held-out.
+        metrics: `accuracy_vs_champion` among them, a paired difference with its 95% interval on held-out prompts.
         untrained: why the round trained nothing, or None.
-        alarms: of the bias ledger and of training; `gate.on_alarm` says what each level does.
+        alarms: of the round; `gate.on_alarm` has a decision for each level.
     """
     if untrained is not None:
-        return Verdict(decision="hold", reason=f"nothing was trained, so the head stays: {untrained}")
+        return Verdict(decision="hold", reason=f"Nothing was trained, so the head does not change: {untrained}.")
     difference = metrics["accuracy_vs_champion"]
     if gate.rule == "always_promote":
-        return Verdict(decision="promote", reason=f"the gate is open (always_promote); {_said(difference)}")
+        return Verdict(decision="promote", reason=f"gate.rule is always_promote: {_difference_in_words(difference)}.")
     verdict = _by_accuracy(gate, difference)
     level = gravest(alarms)
-    answer = getattr(gate.on_alarm, level) if level else "ignore"
-    if answer == "ignore" or GRAVITY.index(answer) <= GRAVITY.index(verdict.decision):
+    decision = getattr(gate.on_alarm, level) if level else "ignore"
+    if decision == "ignore" or GRAVITY.index(decision) <= GRAVITY.index(verdict.decision):
         return verdict
-    worst = [alarm for alarm in alarms if alarm.level == level]
-    more = f" (and {len(worst) - 1} more)" if len(worst) > 1 else ""
-    return Verdict(decision=answer, reason=f"{verdict.reason}; but {worst[0]}{more}")
+    first, *others = [alarm for alarm in alarms if alarm.level == level]
+    also = f" More alarms of this level: {', '.join(alarm.name for alarm in others)}." if others else ""
+    return Verdict(decision=decision, reason=f"{verdict.reason} Overruled by {first}{also}")
 
 
 def _by_accuracy(gate: Gate, difference: Metric) -> Verdict:
     if difference.value is None or difference.low is None or difference.high is None:
-        return Verdict(
-            decision="hold", reason="no held-out prompt has an answer to verify, so better and worse cannot be told apart"
-        )
+        return Verdict(decision="hold", reason="No held-out prompt has an answer to verify, so accuracy cannot be compared.")
     decision: Decision
     if difference.low > 0:
-        decision, why = gate.on_better, "better than the champion"
+        decision, comparison = gate.on_better, "Better than the champion"
     elif difference.high < 0:
-        decision, why = gate.on_worse, "worse than the champion"
+        decision, comparison = gate.on_worse, "Worse than the champion"
     else:
-        decision, why = gate.on_unclear, "not clearly different from the champion"
-    return Verdict(decision=decision, reason=f"{why} on held-out: {_said(difference)}")
+        decision, comparison = gate.on_unclear, "Not significantly different from the champion"
+    return Verdict(decision=decision, reason=f"{comparison} on held-out prompts: {_difference_in_words(difference)}.")
 
 
-def _said(difference: Metric) -> str:
+def _difference_in_words(difference: Metric) -> str:
     if difference.value is None or difference.low is None or difference.high is None:
-        return "no paired difference could be measured"
+        return "the difference in accuracy is unknown"
     points = [100 * x for x in (difference.value, difference.low, difference.high)]
     return f"{points[0]:+.1f} points, 95% interval {points[1]:+.1f} to {points[2]:+.1f}, n = {difference.n}"

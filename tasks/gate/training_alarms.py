@@ -1,4 +1,4 @@
-"""Alarms about training: from the log of every step, and from what was measured before and after it."""
+"""Alarms about training, from its log and from metrics before and after it; and alarms about suites and judges."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from tasks.gate.training_curves import Row, TrainingCurves, training_curves
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of the alarms. On the tiny world, healthy and collapsing runs lie on either side of each (tests/README.md)."""
+    """The limits of the alarms. On the tiny world they separate healthy from collapsing runs (tests/README.md)."""
 
-    tail: float = 0.2  # share of the steps that "at the end" means
-    margin: float = 0.02  # |reward margin| below which nothing was learned,
-    still: float = 0.5  # unless it is this many nats all the same, with the small beta of SPPO
+    tail: float = 0.2  # share of the steps that counts as the end
+    margin: float = 0.02  # |reward margin| below which nothing was learned ...
+    still: float = 0.5  # ... unless |margin| / beta reaches this many nats: SPPO has a small beta
     displaced: float = 3.0  # nats a chosen completion may lose
-    displaced_token: float = 0.1  # ... per token, of losses that count so
-    exploded: float = 20.0  # reward margin: sigmoid(20) is 1 to 9 digits
-    ranking: float = 0.05  # share of pairs that may lose their order
-    reward: float = 0.1  # standard deviations that the reward of an online phase may fall: 5 points of a verdict at 50%
+    displaced_token: float = 0.1  # the same per token, for losses that use means over tokens
+    exploded: float = 20.0  # reward margin; 1 - sigmoid(20) is 2e-9
+    ranking: float = 0.05  # fall of the share of pairs whose chosen completion is likelier
+    reward: float = 0.1  # fall of an online reward, in standard deviations: 5 points of accuracy at 50%
     equal: float = 0.95  # share of prompts whose samples all have the same reward
-    finished: float = 0.05  # share of completions that may stop finishing; four times that is a hard limit
+    finished: float = 0.05  # fall of the share of completions that end by themselves; four times that is a STOP
 
 
 def training_alarms(
@@ -36,10 +36,11 @@ def training_alarms(
     kl_budget: float = 0.0,
     limits: Limits = Limits(),
 ) -> list[Alarm]:
-    """Alarms about one training. Each diagnosis is made wherever the loss's trainer logs what it stands on.
+    """Alarms about one training. A check is skipped if the loss's trainer does not log the values it needs.
 
     Args:
-        log: rows of TRAINING. before, after: what was measured of the start and of the result, `finished` among it.
+        log: rows of TRAINING.
+        before, after: held-out metrics of the checkpoint that training started from, and of its result.
         kl_budget: nats per completion that the policy may move away from the reference; 0 = no budget.
     """
     curves = training_curves(log, loss, limits.tail)
@@ -64,8 +65,8 @@ def _stuck(curves: TrainingCurves, loss: Loss, limits: Limits) -> Alarm | None:
         "watch",
         "training",
         "loss stuck",
-        f"no learning: the final reward margin is {curves.margin:+.3f}, and the loss is where it began (0.69 for sigmoid). "
-        "Raise train.learning_rate, train.steps or loss.beta",
+        f"No learning: the final reward margin is {curves.margin:+.3f}, and the loss is where it began (0.69 for sigmoid). "
+        "Raise train.learning_rate, train.steps or loss.beta.",
     )
 
 
@@ -76,22 +77,22 @@ def _exploded(curves: TrainingCurves, limits: Limits) -> Alarm | None:
         "ALARM",
         "training",
         "margins exploded",
-        f"the final reward margin is {curves.margin:.1f}: the policy separates the pairs with certainty and trains on. Lower "
-        "train.steps or train.learning_rate",
+        f"The final reward margin is {curves.margin:.1f}: the policy already separates the pairs with certainty. Lower "
+        "train.steps or train.learning_rate.",
     )
 
 
 def _displaced(curves: TrainingCurves, loss: Loss, limits: Limits) -> Alarm | None:
     if curves.chosen is None or -curves.chosen <= (limits.displaced_token if curves.per_token else limits.displaced):
         return None
-    lost, of = f"{-curves.chosen:.{2 if curves.per_token else 1}f} nats", "per token" if curves.per_token else "each"
+    lost, unit = f"{-curves.chosen:.{2 if curves.per_token else 1}f} nats", "per token" if curves.per_token else "each"
     since = "against the reference" if loss.kind.reference else "since training began"
     return Alarm(
         "ALARM",
         "training",
         "likelihood displacement",
-        f"chosen completions lost {lost} of log-probability {of} {since}. The margin grows because both sides become less "
-        f"likely (arXiv 2410.08847). Likely cause: {_displacing(loss)}",
+        f"Chosen completions lost {lost} of log-probability {unit} {since}. The margin grows because both sides become less "
+        f"likely (arXiv 2410.08847). Likely cause: {_displacing(loss)}.",
     )
 
 
@@ -116,8 +117,8 @@ def _order_lost(curves: TrainingCurves, limits: Limits) -> Alarm | None:
         "watch",
         "training",
         "ranking accuracy",
-        f"the share of pairs whose chosen completion is the likelier one fell from {first:.0%} to {last:.0%}, although the "
-        "reward margins do not show it",
+        f"The share of pairs whose chosen completion is the likelier one fell from {first:.0%} to {last:.0%}. Reward margins "
+        "do not show this. Raise loss.beta, or add an NLL term.",
     )
 
 
@@ -128,8 +129,8 @@ def _over_budget(curves: TrainingCurves, budget: float) -> Alarm | None:
         "ALARM",
         "training",
         "KL over budget",
-        f"the policy is {curves.kl:.1f} nats per completion from its reference; gate.kl_budget is {budget:g}. "
-        "Raise loss.beta or lower train.steps",
+        f"The policy is {curves.kl:.1f} nats per completion from its reference; gate.kl_budget is {budget:g}. "
+        "Raise loss.beta or lower train.steps.",
     )
 
 
@@ -140,8 +141,8 @@ def _reward_fell(curves: TrainingCurves, limits: Limits) -> Alarm | None:
         "ALARM",
         "training",
         "reward fell",
-        f"the mean reward of the samples fell by {-curves.reward:.2f} standard deviations during training. Lower "
-        "train.learning_rate or raise loss.beta",
+        f"The mean reward of the samples fell by {-curves.reward:.2f} standard deviations during training. Lower "
+        "train.learning_rate or raise loss.beta.",
     )
 
 
@@ -152,8 +153,8 @@ def _all_equal(curves: TrainingCurves, limits: Limits) -> Alarm | None:
         "watch",
         "training",
         "rewards all equal",
-        f"for {curves.equal:.0%} of the prompts all samples have the same reward, so there is nothing to learn from them. Use "
-        "prompts that are neither too easy nor too hard ([[curate]] pass_rate_band), or raise generate.n",
+        f"For {curves.equal:.0%} of the prompts all samples have the same reward, so there is nothing to learn from them. Use "
+        "prompts that are neither too easy nor too hard ([[curate]] pass_rate_band), or raise generate.n.",
     )
 
 
@@ -165,70 +166,73 @@ def _of_finishing(before: Mapping[str, Metric], after: Mapping[str, Metric], lim
     if lost <= limits.finished or new.high >= old.low:
         return None
     sentence = (
-        f"the share of completions that end by themselves fell from {old.value:.0%} to {new.value:.0%}. The end-of-sequence "
-        "token lost probability"
+        f"The share of completions that end by themselves fell from {old.value:.0%} to {new.value:.0%}: the end-of-sequence "
+        "token lost probability. Lower train.steps, or add an NLL term."
     )
     return Alarm("STOP" if lost > 4 * limits.finished else "ALARM", "training", "finish rate", sentence)
 
 
-LOSS = {"accuracy_vs_base": 0.02, "logprob_vs_base": 0.05}  # worth a word: points of accuracy, nats per token
+FORGOTTEN = {"accuracy_vs_base": 0.02, "logprob_vs_base": 0.05}  # smallest losses that count: accuracy, nats per token
 
 
 def forgetting(now: Mapping[str, Metric], before: Mapping[str, Metric]) -> list[Alarm]:
-    """Alarms about evaluation suites that are surely worse than at checkpoint 0: a watch, and an ALARM from the second round
-    running on. `before`: what the round before measured."""
-    found = []
+    """Alarms about evaluation suites that are significantly worse than at checkpoint 0: a watch, and an ALARM if it repeats.
+
+    Checkpoint 0 is the model that the campaign started from.
+
+    Args:
+        now, before: the metrics of this round and of the round before.
+    """
+    alarms = []
     for name in now:
-        suite, _, what = name.removeprefix("suite/").partition("/")
-        if name.startswith("suite/") and what in LOSS and _lost(now[name], LOSS[what]):
-            again = name in before and _lost(before[name], LOSS[what])
-            sentence = _loss_in_words(what, now[name], now[name.removesuffix("_vs_base")])
-            found.append(
-                Alarm(
-                    "ALARM" if again else "watch",
-                    "suite",
-                    f"suite {suite}",
-                    f"{sentence}. To lose less: raise loss.beta, set gate.kl_budget, or lower train.steps",
-                )
-            )
-    return found
+        suite, _, metric = name.removeprefix("suite/").partition("/")
+        if name.startswith("suite/") and metric in FORGOTTEN and _lost(now[name], FORGOTTEN[metric]):
+            repeated = name in before and _lost(before[name], FORGOTTEN[metric])
+            loss = _loss_in_words(metric, now[name], now[name.removesuffix("_vs_base")])
+            sentence = f"{loss} To lose less: raise loss.beta, set gate.kl_budget, or lower train.steps."
+            alarms.append(Alarm("ALARM" if repeated else "watch", "suite", f"suite {suite}", sentence))
+    return alarms
 
 
-def _lost(difference: Metric, least: float) -> bool:
-    return difference.value is not None and difference.high is not None and difference.high < 0 and difference.value <= -least
+def _lost(difference: Metric, smallest: float) -> bool:
+    if difference.value is None or difference.high is None:
+        return False
+    return difference.high < 0 and difference.value <= -smallest
 
 
-def _loss_in_words(what: str, difference: Metric, level: Metric) -> str:
-    lost, now = difference.value or 0.0, level.value or 0.0
-    if what == "accuracy_vs_base":
-        return f"accuracy {100 * (now - lost):.1f}% -> {100 * now:.1f}% since round 0, on {difference.n} prompts"
-    return f"log-probability per token {now - lost:.2f} -> {now:.2f} since round 0, on {difference.n} prompts"
+def _loss_in_words(metric: str, difference: Metric, level: Metric) -> str:
+    change, now = difference.value or 0.0, level.value or 0.0
+    if metric == "accuracy_vs_base":
+        values = f"Accuracy fell from {100 * (now - change):.1f}% to {100 * now:.1f}%"
+    else:
+        values = f"Log-probability per token fell from {now - change:.2f} to {now:.2f}"
+    return f"{values} since round 0, on {difference.n} prompts."
 
 
-UNINFORMATIVE = 0.55  # AUROC of a judge that practically guesses; 0.5 is chance
+UNINFORMATIVE = 0.55  # AUROC below which a judge is little better than chance (0.5)
 
 
 def uninformative_judges(now: Mapping[str, Metric], before: Mapping[str, Metric], scores: Sequence[Score]) -> list[Alarm]:
-    """An alarm where nothing that is rewarded can rank the answers to one prompt: a watch, and a STOP in the second round
-    running. None where the verifier's word is part of the reward: what stands beside it may reward a style.
+    """An alarm if no rewarded scorer can rank the completions of one prompt: a watch, and a STOP if it repeats.
 
-    Within a prompt, because choosing is: a judge that only knows hard prompts from easy ones has a fine AUROC overall.
+    No alarm if the verifier has a weight: then the other scorers may reward a style. The AUROC is within prompts, because
+    selection is: a judge that only separates hard prompts from easy ones has a good AUROC overall.
 
     Args:
-        now, before: of this round and the one before, `judge/<label>/within_prompt_auroc` with its interval among them.
+        now, before: the metrics of this round and of the round before, with `judge/<label>/within_prompt_auroc`.
         scores: of the recipe, the verifier first.
     """
     rewarded = [score for score in scores if score.weight]
     if scores[0].weight or not all(_uninformative(now, score) for score in rewarded):
         return []
-    again = all(_uninformative(before, score) for score in rewarded)
+    repeated = all(_uninformative(before, score) for score in rewarded)
     best = max((now[_auroc(score)] for score in rewarded), key=lambda auroc: auroc.value or 0.0)
     sentence = (
         f"{', '.join(score.label for score in rewarded)} ranks the completions of one prompt no better than chance: AUROC "
         f"{best.value:.2f} [{best.low:.2f}, {best.high:.2f}] over {best.n} prompts with right and wrong completions. "
-        "Use another judge"
+        "Use another judge, or give the verifier a weight."
     )
-    return [Alarm("STOP" if again else "watch", "judge", "judge", sentence)]
+    return [Alarm("STOP" if repeated else "watch", "judge", "judge", sentence)]
 
 
 def _auroc(score: Score) -> str:
@@ -236,6 +240,6 @@ def _auroc(score: Score) -> str:
 
 
 def _uninformative(metrics: Mapping[str, Metric], score: Score) -> bool:
-    """By the upper end of its interval. A judge without this metric counts as informative."""
+    """Whether even the upper end of the interval is below the limit. A judge without this metric counts as informative."""
     auroc = metrics.get(_auroc(score))
     return auroc is not None and auroc.value is not None and auroc.high is not None and auroc.high < UNINFORMATIVE

@@ -1,4 +1,4 @@
-"""The curves of a training: what TRL's trainers log under many names, in the same terms whatever the loss."""
+"""The curves of a training: the values that TRL's trainers log under many names, in the same terms for every loss."""
 
 from __future__ import annotations
 
@@ -11,47 +11,47 @@ from typing import Any
 from data.recipe.loss import Loss
 
 Row = dict[str, Any]
-FEWEST = 3  # steps that are the beginning; a collapse is over in five
+FEWEST = 3  # steps that count as the beginning: a collapse takes about five
 
 
 @dataclass(frozen=True)
 class TrainingCurves:
-    """What a log says; None where its trainer does not log it, or where the steps are too few to tell.
+    """The values of a training log; None if the trainer does not log them or there are too few steps.
 
-    With a reference, sides have moved from it, and batches tell exactly. Without one they have moved since the first steps,
-    which is 0 where the noise between batches explains it. Rewards are those of an online phase.
+    With a reference, changes of log-probability are from it and exact. Without one they are since the first steps, and 0 if the
+    noise between batches explains them.
     """
 
-    margin: float | None = None  # at the end: what the loss takes the sigmoid of
-    learned: float | None = None  # how far that margin has moved; without a reference, how far the loss has
-    chosen: float | None = None  # nats a chosen completion has moved; per token where `per_token`
+    margin: float | None = None  # at the end: the argument of the sigmoid in the loss
+    learned: float | None = None  # change of that margin; without a reference, change of the loss
+    chosen: float | None = None  # change of the log-probability of a chosen completion, in nats; per token if `per_token`
     rejected: float | None = None
     per_token: bool = False
-    order: tuple[float, float] | None = None  # share of pairs in the order of likelihood, at the beginning and at the end
+    order: tuple[float, float] | None = None  # share of pairs whose chosen side is likelier, at the beginning and the end
     kl: float | None = None  # nats per completion from the reference
-    reward: float | None = None  # how far the mean reward has moved, in standard deviations of a completion's reward
+    reward: float | None = None  # online: change of the mean reward, in standard deviations of a completion's reward
     equal: float | None = None  # share of prompts whose completions all have the same reward, at the end
 
 
 def training_curves(log: Sequence[Row], loss: Loss, tail: float) -> TrainingCurves:
-    """The curves of a training by `loss`, from rows of TRAINING; `tail` is the share of the steps that is an end."""
+    """The curves of a training by `loss`, from rows of TRAINING; `tail` is the share of the steps that counts as the end."""
     values: dict[str, list[float]] = {}
     for row in log:
         values.setdefault(row["metric"], []).append(row["value"])
-    read = _Read(values, tail)
+    metrics = _Log(values, tail)
     match loss.kind.trainer:
         case "dpo" | "kto":
-            return _from_reference(read, loss)
+            return _from_reference(metrics, loss)
         case "orpo" | "cpo":
-            return _without_reference(read, loss)
+            return _without_reference(metrics, loss)
         case "grpo" | "rloo":
-            return _online(read)
+            return _online(metrics)
         case _:  # SFT and the listwise losses log nothing but the loss
             return TrainingCurves()
 
 
 @dataclass(frozen=True)
-class _Read:
+class _Log:
     values: dict[str, list[float]]
     tail: float
 
@@ -64,8 +64,8 @@ class _Read:
     def end(self, metric: str) -> float | None:
         return self._mean(metric, slice(-self._steps(metric), None))
 
-    def moved(self, metric: str) -> float | None:
-        """The change from the first steps to the end, 0 where two standard errors cover it."""
+    def change(self, metric: str) -> float | None:
+        """The change from the first steps to the end; 0 if it is within two standard errors."""
         values = self.values.get(metric, [])
         if len(values) < 2 * FEWEST:
             return None
@@ -81,40 +81,40 @@ class _Read:
         return max(1, round(self.tail * len(self.values.get(metric, []))))
 
 
-def _from_reference(read: _Read, loss: Loss) -> TrainingCurves:
+def _from_reference(log: _Log, loss: Loss) -> TrainingCurves:
     """TRL's rewards are beta log pi / pi_ref of whole completions."""
-    margin, chosen, rejected = (read.end(f"rewards/{name}") for name in ("margins", "chosen", "rejected"))
-    first, last = read.start("ranking_accuracy"), read.end("ranking_accuracy")
+    margin, chosen, rejected = (log.end(f"rewards/{name}") for name in ("margins", "chosen", "rejected"))
+    first, last = log.start("ranking_accuracy"), log.end("ranking_accuracy")
     return TrainingCurves(
         margin=margin,
         learned=margin,
         chosen=None if chosen is None else chosen / loss.beta,
         rejected=None if rejected is None else rejected / loss.beta,
         order=None if first is None or last is None else (first, last),
-        # Completions were drawn near the reference, so this estimates KL(reference, policy).
+        # Completions were sampled near the reference, so this estimates KL(reference, policy).
         kl=None if chosen is None or rejected is None else -(chosen + rejected) / (2 * loss.beta),
     )
 
 
-def _without_reference(read: _Read, loss: Loss) -> TrainingCurves:
+def _without_reference(log: _Log, loss: Loss) -> TrainingCurves:
     """TRL's rewards are beta log pi: per token in ORPO and SimPO, summed in CPO. ORPO's sigmoid is of the log odds ratio."""
     margin = "log_odds_chosen" if loss.name == "orpo" else "rewards/margins"
-    first, last = read.start("rewards/accuracies"), read.end("rewards/accuracies")
+    first, last = log.start("rewards/accuracies"), log.end("rewards/accuracies")
     return TrainingCurves(
-        margin=read.end(margin),
-        learned=read.moved("loss"),  # margins do not begin at 0 here
-        chosen=read.moved("logps/chosen"),
-        rejected=read.moved("logps/rejected"),
+        margin=log.end(margin),
+        learned=log.change("loss"),  # margins do not begin at 0 here
+        chosen=log.change("logps/chosen"),
+        rejected=log.change("logps/rejected"),
         per_token=loss.name != "cpo",
         order=None if first is None or last is None else (first, last),
     )
 
 
-def _online(read: _Read) -> TrainingCurves:
-    kl, length = read.end("kl"), read.end("completions/mean_length")  # TRL averages the KL over tokens
-    moved, spread = read.moved("reward"), read.first("reward_std")
+def _online(log: _Log) -> TrainingCurves:
+    kl, length = log.end("kl"), log.end("completions/mean_length")  # TRL averages the KL over tokens
+    change, spread = log.change("reward"), log.first("reward_std")
     return TrainingCurves(
         kl=None if kl is None or length is None else kl * length,
-        reward=moved / spread if moved is not None and spread else None,
-        equal=read.end("frac_reward_zero_std"),
+        reward=change / spread if change is not None and spread else None,
+        equal=log.end("frac_reward_zero_std"),
     )

@@ -1,4 +1,4 @@
-"""Train a reward model from pairs: a checkpoint with one output, Bradley-Terry, with margins and centring where asked."""
+"""Train a reward model from pairs: a checkpoint with one output, Bradley-Terry loss, optional margins and centring."""
 
 from __future__ import annotations
 
@@ -44,50 +44,52 @@ def fit_reward(work: Work) -> None:
     2203.02155), the margin of Llama-2 (2307.09288), the centring of 2312.09244.
 
     Raises:
-        StageFailed: there are no pairs, none fits `max_length`, or the loss is not a number.
+        StageFailed: there are no pairs, none fits `max_length`, or the loss is NaN or infinite.
     """
     from datasets import Dataset
     from trl import RewardConfig, RewardTrainer
 
     s: Settings = work.settings
     tokenizer = models.load_tokenizer(work.inputs["checkpoint"], s.trust_remote_code)
-    found = rows.known(work.inputs, s.split, tokenizer)
+    sequences = rows.sequences_of_split(work.inputs, s.split, tokenizer)
     pairs = tables.read(work.inputs["pairs"] / "pairs.parquet", tables.PAIRS).to_pylist()
-    whole = [_row(pair, found, s.margin) for pair in pairs]
-    fitting = [row for row in whole if max(len(row["chosen_ids"]), len(row["rejected_ids"])) <= s.max_length]
+    all_rows = [_row(pair, sequences, s.margin) for pair in pairs]
+    fitting = [row for row in all_rows if max(len(row["chosen_ids"]), len(row["rejected_ids"])) <= s.max_length]
     if not fitting:
-        raise StageFailed(f"fit_reward: none of {len(pairs)} pairs fits max_length = {s.max_length} tokens")
+        raise StageFailed(
+            f"fit_reward: none of {len(pairs)} pairs fits max_length = {s.max_length} tokens. Raise train.max_length."
+        )
     config = RewardConfig(
         **arguments(work, math.ceil(len(fitting) / s.batch), validates=False),
         max_length=None,
         center_rewards_coefficient=s.center or None,
     )
-    model = _with_head(work, tokenizer)
+    model = _with_reward_output(work, tokenizer)
     trainer = RewardTrainer(model=model, args=config, train_dataset=Dataset.from_list(fitting), processing_class=tokenizer)
     run(trainer, work)
     write_checkpoint(work, trainer, merge=False)
     write_log(work, trainer, {"rows": len(fitting), "left_out": len(pairs) - len(fitting)})
 
 
-def _row(pair: dict[str, Any], found: rows.Sequences, margin: bool) -> dict[str, Any]:
+def _row(pair: dict[str, Any], sequences: rows.Sequences, margin: bool) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for side in ("chosen", "rejected"):
-        prompt, completion = found[pair[f"{side}_id"]]
+        prompt, completion = sequences[pair[f"{side}_id"]]
         row[f"{side}_ids"] = prompt + completion
     return row | ({"margin": pair["margin"]} if margin else {})
 
 
-def _with_head(work: Work, tokenizer: Any) -> Any:
-    """The checkpoint's trunk with one new output, drawn from the seed (a checkpoint that has one keeps it)."""
+def _with_reward_output(work: Work, tokenizer: Any) -> Any:
+    """The checkpoint's trunk with one new output, whose weights are sampled with the seed. An existing output is kept."""
     import torch
     from transformers import AutoModelForSequenceClassification
     from trl.trainer.reward_trainer import suppress_seqcls_warning
 
     torch.manual_seed(work.seed)
-    with suppress_seqcls_warning():  # that the head is new is no news
+    with suppress_seqcls_warning():  # it warns that the output is new
         model = AutoModelForSequenceClassification.from_pretrained(
             work.inputs["checkpoint"], num_labels=1, dtype=torch.float32, use_safetensors=True, local_files_only=True,
             trust_remote_code=work.settings.trust_remote_code,
         )  # fmt: skip
-    model.config.pad_token_id = tokenizer.pad_token_id  # from which it finds the last token
+    model.config.pad_token_id = tokenizer.pad_token_id  # the model finds the last token by it
     return model.to(device_of(work.hardware))

@@ -1,7 +1,7 @@
 """Losses that TRL lacks, as plain functions of log-probabilities, and the two trainers that use them.
 
 Per-pair weights, soft labels, ODPO's offset, R-DPO's length term and the NLL per completion live in one DPOTrainer subclass:
-without them it is stock TRL. RRHF, PRO and LiPO-lambda train on ranked completions. Log-probabilities are sums in nats.
+without these terms it is stock TRL. RRHF, PRO and LiPO-lambda train on ranked completions. Log-probabilities are sums in nats.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def pro(logps: Any, lengths: Any, ranks: Any) -> Any:
 def lipo(h: Any, ranks: Any, beta: float) -> Any:
     """Sum over pairs of Delta log(1 + exp(-(s_i - s_j))), s = beta h, i ranked better. LiPO-lambda, arXiv 2402.01878.
 
-    Delta = |G_i - G_j| |1/D(i) - 1/D(j)|, G = 2^psi - 1 with psi from 1 (best rank) to 0 (worst), D = log(1 + place) with the
-    place a completion has by its score s.
+    Delta = |G_i - G_j| |1/D(i) - 1/D(j)|, G = 2^psi - 1 with psi from 1 (best rank) to 0 (worst), D = log(1 + place). The
+    place of a completion is its rank by its score s.
     """
     import torch
 
@@ -79,7 +79,7 @@ def lipo(h: Any, ranks: Any, beta: float) -> Any:
 
 @functools.cache
 def pair_trainer() -> type[Any]:
-    """The DPOTrainer subclass (made on first use: importing TRL takes seconds). Rows come from tasks.train.rows.of_pairs."""
+    """The DPOTrainer subclass, for rows of tasks.train.rows.of_pairs. Made on first use: importing TRL needs seconds."""
     import torch
     from trl import DPOTrainer
 
@@ -94,7 +94,7 @@ def pair_trainer() -> type[Any]:
 
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             row = {name: inputs.pop(name) for name in PAIR_COLUMNS if name in inputs}
-            if row:  # their own forward pass of the reference, handed on so that TRL's does not run it again
+            if row:  # our forward pass of the reference, handed to TRL so that it does not run a second one
                 reference = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
                 inputs |= {"ref_chosen_logps": reference[0], "ref_rejected_logps": reference[1]}
             self.precompute_ref_logps = bool(row)
@@ -132,7 +132,7 @@ def pair_trainer() -> type[Any]:
 
 @functools.cache
 def list_trainer() -> type[Any]:
-    """A Trainer on ranked completions: rows of tasks.train.rows.of_ranked, a batch of prompts, losses averaged over prompts."""
+    """A Trainer for rows of tasks.train.rows.of_ranked: a batch is of prompts, and the loss is the mean over prompts."""
     import torch
     from transformers import Trainer
 
@@ -161,12 +161,12 @@ def list_trainer() -> type[Any]:
             return (mean, logps) if return_outputs else mean
 
         def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            """Its rows have no `labels`, by which the Trainer tells whether there is a loss."""
+            """Overridden because the Trainer looks for `labels` to decide whether there is a loss, and these rows have none."""
             with torch.no_grad():
                 return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
 
         def _of_reference(self, model: Any, inputs: Any) -> Any:
-            """By the reference; where adapters start from it there is none in memory but the policy without them."""
+            """Log-probabilities by the reference; if adapters start from it, it is the policy with adapters switched off."""
             off = contextlib.nullcontext() if self.reference else self.accelerator.unwrap_model(model).disable_adapter()
             with torch.no_grad(), off:
                 return _sums(self.reference or model, inputs)[0]
@@ -174,8 +174,8 @@ def list_trainer() -> type[Any]:
     def _sums(model: Any, inputs: Any) -> tuple[Any, Any]:
         ids, mask = inputs["input_ids"], inputs["completion_mask"]
         logits = model(input_ids=ids, attention_mask=inputs["attention_mask"], use_cache=False).logits[:, :-1].float()
-        taken = logits.gather(2, ids[:, 1:, None])[..., 0] - logits.logsumexp(-1)
-        return (taken * mask[:, 1:]).sum(1), mask[:, 1:].sum(1).float()
+        token_logps = logits.gather(2, ids[:, 1:, None])[..., 0] - logits.logsumexp(-1)
+        return (token_logps * mask[:, 1:]).sum(1), mask[:, 1:].sum(1).float()
 
     def _collate_lists(pad: int, examples: Sequence[Mapping[str, Any]]) -> Any:
         flat = [(e["prompt_ids"], c) for e in examples for c in e["completions"]]

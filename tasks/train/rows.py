@@ -1,4 +1,4 @@
-"""From tables to the rows a trainer takes: token ids as they were sampled, nothing tokenised twice, no token invented."""
+"""The rows of token ids that a trainer reads. Sampled token ids are used as they are, never tokenised again."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ Sequences = dict[str, tuple[list[int], list[int]]]  # completion_id -> (prompt i
 
 
 def sequences(prompts: Path, completions: Path, tokenizer: Any) -> Sequences:
-    """Every completion of a file with its rendered prompt."""
+    """The token ids of every completion of a file, and of its rendered prompt."""
     messages = {row["prompt_id"]: row["messages"] for row in tables.read(prompts, tables.PROMPTS).to_pylist()}
     rendered: dict[str, list[int]] = {}
-    out = {}
+    sequences_by_id = {}
     for row in tables.read(completions, tables.COMPLETIONS).to_pylist():
         if row["prompt_id"] not in rendered:
             rendered[row["prompt_id"]] = models.render(tokenizer, messages[row["prompt_id"]])
-        out[row["completion_id"]] = (rendered[row["prompt_id"]], models.completion_ids(tokenizer, row))
-    return out
+        sequences_by_id[row["completion_id"]] = (rendered[row["prompt_id"]], models.completion_ids(tokenizer, row))
+    return sequences_by_id
 
 
-def known(inputs: Inputs, split: str, tokenizer: Any) -> Sequences:
+def sequences_of_split(inputs: Inputs, split: str, tokenizer: Any) -> Sequences:
+    """`sequences` of the inputs `prompts` (this split of it) and `completions`."""
     return sequences(inputs["prompts"] / f"{split}.parquet", inputs["completions"] / "completions.parquet", tokenizer)
 
 
@@ -37,8 +38,8 @@ def of_selected(inputs: Inputs, split: str, tokenizer: Any, replay: bool) -> lis
     """SFT rows: input_ids, and labels that hide the prompt from the loss. `replay` adds the seed split's given solutions."""
     chosen: list[tuple[str, list[int], list[int]]] = []
     if "selected" in inputs:
-        found = known(inputs, split, tokenizer)
-        chosen += [(row["prompt_id"], *found[row["completion_id"]]) for row in _selected(inputs)]
+        by_completion = sequences_of_split(inputs, split, tokenizer)
+        chosen += [(row["prompt_id"], *by_completion[row["completion_id"]]) for row in _selected(inputs)]
     if replay:
         given = sequences(inputs["seed_data"] / "seed.parquet", inputs["seed_data"] / "given.parquet", tokenizer)
         chosen += [(name, *ids) for name, ids in given.items()]
@@ -51,11 +52,14 @@ def of_labelled(inputs: Inputs, split: str, tokenizer: Any) -> list[Row]:
     Raises:
         StageFailed: a selected completion has no label.
     """
-    found, rows = known(inputs, split, tokenizer), []
+    by_completion, rows = sequences_of_split(inputs, split, tokenizer), []
     for row in _selected(inputs):
         if row["label"] is None:
-            raise StageFailed("train: this loss needs a label on every selected completion; use selector = 'labelled'")
-        prompt, completion = found[row["completion_id"]]
+            raise StageFailed(
+                "train: this loss needs a label on every selected completion, found one without. "
+                "Use select.selector = 'labelled'."
+            )
+        prompt, completion = by_completion[row["completion_id"]]
         rows.append({"prompt_id": row["prompt_id"], "prompt_ids": prompt, "completion_ids": completion, "label": row["label"]})
     return rows
 
@@ -66,14 +70,16 @@ def of_ranked(inputs: Inputs, split: str, tokenizer: Any) -> list[Row]:
     Raises:
         StageFailed: a selected completion has no rank.
     """
-    found, rows = known(inputs, split, tokenizer), []
+    by_completion, rows = sequences_of_split(inputs, split, tokenizer), []
     selected = _selected(inputs)
     if any(row["rank"] is None for row in selected):
-        raise StageFailed("train: this loss needs a rank on every selected completion; use selector = 'ranked'")
+        raise StageFailed(
+            "train: this loss needs a rank on every selected completion, found one without. Use select.selector = 'ranked'."
+        )
     for prompt, group in groupby(sorted(selected, key=lambda r: (r["prompt_id"], r["rank"])), key=lambda r: r["prompt_id"]):
         listed = list(group)
         if listed[0]["rank"] < listed[-1]["rank"]:
-            ids = [found[row["completion_id"]] for row in listed]
+            ids = [by_completion[row["completion_id"]] for row in listed]
             ranks = [row["rank"] for row in listed]
             rows.append({"prompt_id": prompt, "prompt_ids": ids[0][0], "completions": [c for _, c in ids], "ranks": ranks})
     return rows
@@ -83,25 +89,29 @@ def of_pairs(inputs: Inputs, split: str, tokenizer: Any, loss: Loss) -> list[Row
     """Pair rows: prompt_ids, chosen_ids, rejected_ids; for terms of our own also weight, margin and certainty.
 
     Raises:
-        StageFailed: ODPO's offset meets a pair whose rewards do not differ; soft labels meet a loss that ignores them.
+        StageFailed: loss.offset is set and a pair has no positive margin; or pairs have soft labels that the loss ignores.
     """
-    found = known(inputs, split, tokenizer)
+    by_completion = sequences_of_split(inputs, split, tokenizer)
     pairs = tables.read(inputs["pairs"] / "pairs.parquet", tables.PAIRS).to_pylist()
     if loss.offset and any(pair["margin"] <= 0 for pair in pairs):
-        raise StageFailed("train: loss.offset takes the log of each pair's reward difference, found one that is not above 0")
+        raise StageFailed(
+            "train: loss.offset uses the log of each pair's reward difference, found one that is not above 0. "
+            "Set loss.offset = 0, or a pairer's minimum_margin above 0."
+        )
     rows: list[Row] = [
         {
             "prompt_id": pair["prompt_id"],
-            "prompt_ids": found[pair["chosen_id"]][0],
-            "chosen_ids": found[pair["chosen_id"]][1],
-            "rejected_ids": found[pair["rejected_id"]][1],
+            "prompt_ids": by_completion[pair["chosen_id"]][0],
+            "chosen_ids": by_completion[pair["chosen_id"]][1],
+            "rejected_ids": by_completion[pair["rejected_id"]][1],
         }
         for pair in pairs
     ]
     soft = any(pair["label"] is not None for pair in pairs)
     if soft and set(loss.weights) - {"sigmoid", "nll"}:
         raise StageFailed(
-            f"train: the pairs carry soft labels, which only the sigmoid loss reads; found {loss.name} {loss.terms}"
+            f"train: the pairs have soft labels, which only the sigmoid loss reads; found {loss.name} {loss.terms}. "
+            "Remove the mitigation 'agreed', or use loss.name = 'sigmoid'."
         )
     if loss.own or soft:
         for row, pair in zip(rows, pairs, strict=True):
@@ -112,14 +122,14 @@ def of_pairs(inputs: Inputs, split: str, tokenizer: Any, loss: Loss) -> list[Row
 
 
 def side_by_side(row: Row) -> Row:
-    """A pair row in the form of TRL's ORPO and CPO trainers: whole sequences, labels that hide the prompt."""
-    out: Row = {}
+    """A pair row in the form that TRL's ORPO and CPO trainers read: whole sequences, labels that hide the prompt."""
+    sides: Row = {}
     for side in ("chosen", "rejected"):
         ids = row["prompt_ids"] + row[f"{side}_ids"]
-        out[f"{side}_input_ids"] = ids
-        out[f"{side}_attention_mask"] = [1] * len(ids)
-        out[f"{side}_labels"] = [-100] * len(row["prompt_ids"]) + row[f"{side}_ids"]
-    return out
+        sides[f"{side}_input_ids"] = ids
+        sides[f"{side}_attention_mask"] = [1] * len(ids)
+        sides[f"{side}_labels"] = [-100] * len(row["prompt_ids"]) + row[f"{side}_ids"]
+    return sides
 
 
 def longest(row: Row) -> int:

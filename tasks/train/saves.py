@@ -1,6 +1,6 @@
-"""Trainer checkpoints one can trust: each save gets a manifest of hashes, written last; resume takes only what verifies.
+"""Verified trainer saves: each save has a manifest of hashes, written last. Training resumes only from a save that matches.
 
-The trainer's saves are not atomic, and one without its optimizer would resume silently to another result.
+The trainer's saves are not atomic. A save without its optimizer would resume silently to another result.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _callback_class() -> type[Any]:
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             _wait_for_all()  # each rank writes its own random state into the save
             over = control.should_training_stop or state.global_step >= state.max_steps
-            if state.is_world_process_zero and not over:  # resumed from the end, a trainer would take one step more
+            if state.is_world_process_zero and not over:  # resumed from its end, a trainer would make one step more
                 seal(self.scratch / f"checkpoint-{state.global_step}")
 
     return Seal
@@ -54,12 +54,12 @@ def _wait_for_all() -> None:
 
 
 def seal(folder: Path) -> None:
-    """Write the manifest of a save's files; from now on the save counts."""
+    """Write the manifest of a save's files; only now can training resume from it."""
     write_atomic(folder / NAME, json.dumps(hash_folder(folder)))
 
 
 def newest_save(scratch: Path) -> Path | None:
-    """The newest save whose manifest verifies; newer broken ones are removed so that the trainer cannot mix them in."""
+    """The newest save whose files match its manifest. Newer broken saves are removed, so that the trainer cannot read them."""
     saves = [p for p in scratch.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
     for folder in sorted(saves, key=lambda p: int(p.name.split("-")[1]), reverse=True):
         if verifies(folder):
@@ -72,6 +72,6 @@ def verifies(folder: Path) -> bool:
     try:
         manifest = json.loads((folder / NAME).read_text())
     except (OSError, ValueError):
-        return False  # never sealed, or torn: not a save
+        return False  # no manifest, or a broken one
     present = {name: digest for name, digest in hash_folder(folder).items() if name != NAME}
     return present == manifest and all(name in present for name in NEEDED)

@@ -1,7 +1,7 @@
-"""Train a checkpoint through TRL on what a round chose. Resumes from verified saves.
+"""Train a checkpoint through TRL on the data that a round chose. Resumes from verified saves.
 
-What each loss trains on is in data/recipe/loss.py. Beside this file: the rows in rows.py, TRL's trainers in trainers.py, our
-own loss terms in losses.py.
+data/recipe/loss.py defines the data of each loss. rows.py makes rows of token ids, trainers.py holds TRL's trainers, and
+losses.py holds the loss terms that TRL lacks.
 """
 
 from __future__ import annotations
@@ -27,14 +27,9 @@ from tasks.train.saves import newest_save, save_callback
 
 VERSION = 5  # 5: KTO's validation rows are shuffled; 4: an epoch's short last step counts, LiPO's reference, LoRA's dropout
 LIBRARIES = ("torch", "transformers", "tokenizers", "trl", "accelerate")
-LAUNCHED = True  # under `accelerate launch` where hardware.accelerate names a configuration
-REFERENCE_TOLERANCE = {
-    "float32": 1e-3,
-    "bfloat16": 0.1,
-}  # nats per token between the reference and its stored log-probabilities
-
-
-ADVICE = "training blew up: lower train.learning_rate, or warm it up (train.warmup)"
+LAUNCHED = True  # under `accelerate launch` if hardware.accelerate names a configuration
+REFERENCE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # nats per token, between the reference and its stored values
+ADVICE = "Lower train.learning_rate or add train.warmup."
 
 
 class Settings(StageSettings):
@@ -60,7 +55,7 @@ class Settings(StageSettings):
 
 
 def libraries(settings: Settings) -> tuple[str, ...]:
-    """What makes adapters, where there are some."""
+    """The libraries that make adapters, if the settings have any."""
     if not settings.lora:
         return ()
     return ("peft", "bitsandbytes") if settings.lora.four_bit else ("peft",)
@@ -70,56 +65,61 @@ def train(work: Work) -> None:
     """A checkpoint folder with `training.parquet` (TRAINING: every metric of every step) and `training.json` (rows, left out).
 
     Inputs: `checkpoint` (start); `prompts` and `completions` with `selected` or `pairs`; `reference` and `reference_logprobs`
-    where the loss has a reference; `seed_data` (a prepare artifact) where `replay` is set.
+    if the loss has a reference; `seed_data` (a prepare artifact) if `replay` is set.
 
     Raises:
-        ReferenceMismatch: the reference in memory is not the checkpoint the round names.
-        StageFailed: the loss or a weight is not a number, or no row fits `max_length`.
+        ReferenceMismatch: the reference in memory is not the checkpoint that the round names.
+        StageFailed: the loss or a weight is NaN or infinite, or no row fits `max_length`.
     """
     from tasks.train.trainers import Setup, build
 
     s: Settings = work.settings
     tokenizer = models.load_tokenizer(work.inputs["checkpoint"], s.trust_remote_code)
-    found = _rows(work, tokenizer)
-    fitting = [row for row in found if rows.longest(row) <= s.max_length]
+    all_rows = _rows(work, tokenizer)
+    fitting = [row for row in all_rows if rows.longest(row) <= s.max_length]
     if not fitting:
-        raise StageFailed(f"train: none of {len(found)} rows fits train.max_length = {s.max_length} tokens; raise it")
-    fit, validation = split(fitting, s.validation)
+        shortest = min(map(rows.longest, all_rows), default=0)
+        raise StageFailed(
+            f"train: none of {len(all_rows)} rows fits train.max_length = {s.max_length} tokens; the shortest has {shortest}. "
+            "Raise train.max_length."
+        )
+    training, validation = split(fitting, s.validation)
     policy, reference = _models(work, tokenizer)
-    trainer = build(Setup(work, s.loss, policy, reference, tokenizer, fit, validation))
+    trainer = build(Setup(work, s.loss, policy, reference, tokenizer, training, validation))
     run(trainer, work, patience=s.patience if validation else 0)
     write_checkpoint(work, trainer, merge=s.lora is not None)
-    write_log(work, trainer, {"rows": len(fit), "validation": len(validation), "left_out": len(found) - len(fitting)})
+    write_log(work, trainer, {"rows": len(training), "validation": len(validation), "left_out": len(all_rows) - len(fitting)})
 
 
 def run(trainer: Any, work: Work, patience: int = 0) -> None:
-    """Train to the end from the newest save that verifies; `patience` evaluations without a better one end it early.
+    """Train to the end from the newest verified save. `patience` validations without an improvement end it early.
 
     Raises:
-        StageFailed: the loss, or at the end a weight, is not a number.
+        StageFailed: the loss, or at the end a weight, is NaN or infinite.
     """
     from transformers import EarlyStoppingCallback
     from transformers.trainer_callback import PrinterCallback
 
     if hasattr(trainer.model, "peft_config"):
-        _as_saves_hold_them(trainer.model)
+        _as_saved(trainer.model)
     trainer.remove_callback(PrinterCallback)  # metrics go to training.parquet; the terminal shows the bar
-    trainer.add_callback(_sanity()())  # before saves are sealed
+    trainer.add_callback(_finite_loss()())  # before saves are sealed
     trainer.add_callback(save_callback(work.scratch, work.tick))
     if patience:
         trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=patience))
-    with trainer.accelerator.main_process_first():  # it may remove broken saves, which the others must not see vanish
+    with trainer.accelerator.main_process_first():  # it removes broken saves before the other ranks list them
         resume = newest_save(work.scratch)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    if not all(weight.isfinite().all() for weight in trainer.model.parameters()):  # the last step's loss came before its update
-        raise StageFailed(f"train: expected finite weights, found some that are none after the last step; {ADVICE}")
+    if not all(weight.isfinite().all() for weight in trainer.model.parameters()):  # the last loss was before the last update
+        raise StageFailed(f"train: training ended with NaN or infinite weights. {ADVICE}")
 
 
-def _as_saves_hold_them(policy: Any) -> None:
-    """Undo what TRL does to adapters it is given, so that a training can go on from a save.
+def _as_saved(policy: Any) -> None:
+    """Undo two changes that TRL makes to adapters, so that training can resume from a save.
 
-    Its copy of them as they begin does nothing that switching them off does not, and where a save has two adapters transformers
-    resumes from the copy alone. Its bfloat16 under a policy in four bits does not survive a save: peft reads float32.
+    TRL adds a copy of the initial adapters as the reference. From a save with two adapters, transformers resumes from that copy
+    alone; switching adapters off gives the same reference. TRL also casts adapters of a policy in four bits to bfloat16, which
+    does not survive a save: peft reads float32.
     """
     if "ref" in policy.peft_config:
         policy.delete_adapter("ref")
@@ -129,29 +129,36 @@ def _as_saves_hold_them(policy: Any) -> None:
 
 
 @functools.cache
-def _sanity() -> type[Any]:
-    """A callback that ends a training at the first loss that is not a number, before anything is saved of it."""
+def _finite_loss() -> type[Any]:
+    """A callback that stops training at the first loss that is NaN or infinite, before anything of it is saved."""
     from transformers import TrainerCallback
 
-    class Sanity(TrainerCallback):  # type: ignore[misc]
+    class FiniteLoss(TrainerCallback):  # type: ignore[misc]
         def on_log(self, args: Any, state: Any, control: Any, logs: Row, **kwargs: Any) -> None:
             if not math.isfinite(logs.get("loss", 0.0)):
-                raise StageFailed(f"train: expected a loss, found {logs['loss']} at step {state.global_step}; {ADVICE}")
+                raise StageFailed(f"train: the loss is {logs['loss']} at step {state.global_step}. {ADVICE}")
 
-    return Sanity
+    return FiniteLoss
 
 
-def split(found: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
-    """Training and validation rows: whole prompts, chosen by their id, so that no prompt is on both sides."""
+def split(all_rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
+    """Training and validation rows: whole prompts, chosen by the hash of their id, so that no prompt is on both sides.
+
+    Raises:
+        StageFailed: one side has no rows.
+    """
     if not share:
-        return list(found), []
+        return list(all_rows), []
     edge = int(share * 0x10000)
-    aside = [int(sha256_text(row["prompt_id"])[:4], 16) < edge for row in found]
-    fit = [row for row, out in zip(found, aside, strict=True) if not out]
-    validation = [row for row, out in zip(found, aside, strict=True) if out]
-    if not fit or not validation:
-        raise StageFailed(f"train.validation = {share} leaves {len(fit)} rows to train on and {len(validation)} to validate on")
-    return fit, validation
+    validates = [int(sha256_text(row["prompt_id"])[:4], 16) < edge for row in all_rows]
+    training = [row for row, aside in zip(all_rows, validates, strict=True) if not aside]
+    validation = [row for row, aside in zip(all_rows, validates, strict=True) if aside]
+    if not training or not validation:
+        raise StageFailed(
+            f"train.validation = {share} leaves {len(training)} rows to train on and {len(validation)} to validate on. "
+            "Change train.validation, or add prompts."
+        )
+    return training, validation
 
 
 def _rows(work: Work, tokenizer: Any) -> list[Row]:
@@ -169,11 +176,11 @@ def _rows(work: Work, tokenizer: Any) -> list[Row]:
 
 # -- models -----------------------------------------------------------------------------------------------------------------
 def _models(work: Work, tokenizer: Any) -> tuple[Any, Any]:
-    """The policy, with adapters where asked, and the reference, proved to be the checkpoint the round names.
+    """The policy, with adapters if set, and the reference, which is compared with the checkpoint that the round names.
 
-    Both come from immutable folders: left alone, TRL would reload whatever config._name_or_path points to. Where adapters
-    start from the reference itself, the policy with adapters switched off is the reference and no second copy is loaded.
-    A reference in four bits is off by their error, as the policy is: so it is proved whole, and then loaded again.
+    Both are loaded here, because TRL would load whatever config._name_or_path points to. If adapters start from the reference,
+    the policy with adapters switched off is the reference, and no second copy is loaded. A reference in four bits has rounding
+    errors: it is compared in whole precision first, and then loaded again.
     """
     s: Settings = work.settings
     four_bit = s.lora is not None and s.lora.four_bit
@@ -181,7 +188,7 @@ def _models(work: Work, tokenizer: Any) -> tuple[Any, Any]:
         models.load_model, device=device_of(work.hardware), dtype="float32", trust_remote_code=s.trust_remote_code
     )
     if "reference" in work.inputs and four_bit:
-        prove_reference(work, load(work.inputs["reference"]), tokenizer)
+        check_reference(work, load(work.inputs["reference"]), tokenizer)
     policy = load(work.inputs["checkpoint"], four_bit=four_bit)
     reference = None
     if "reference" in work.inputs:
@@ -189,12 +196,12 @@ def _models(work: Work, tokenizer: Any) -> tuple[Any, Any]:
         if not shared:
             reference = load(work.inputs["reference"], four_bit=four_bit)
         if not four_bit:
-            prove_reference(work, policy if shared else reference, tokenizer)
+            check_reference(work, policy if shared else reference, tokenizer)
     return (adapted(policy, s.lora, work.seed) if s.lora else policy), reference
 
 
 def adapted(policy: Any, lora: Lora, seed: int) -> Any:
-    """The policy with LoRA adapters (arXiv 2106.09685), their initial weights drawn from the seed."""
+    """The policy with LoRA adapters (arXiv 2106.09685), their initial weights sampled with the seed."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -205,35 +212,34 @@ def adapted(policy: Any, lora: Lora, seed: int) -> Any:
     return get_peft_model(policy, config)
 
 
-def prove_reference(work: Work, reference: Any, tokenizer: Any) -> None:
-    """Compare the reference in memory with the LOGPROBS artifact of the checkpoint the round names."""
+def check_reference(work: Work, reference: Any, tokenizer: Any) -> None:
+    """Compare the reference in memory with the LOGPROBS artifact of the checkpoint that the round names.
+
+    Raises:
+        ReferenceMismatch: a token's log-probability differs by more than the tolerance.
+    """
     s: Settings = work.settings
     stored = tables.read(work.inputs["reference_logprobs"] / "logprobs.parquet", tables.LOGPROBS).to_pylist()
-    known = rows.known(work.inputs, s.split, tokenizer)
-    now = models.completion_logprobs(reference, [known[row["completion_id"]] for row in stored], tokenizer.pad_token_id)
-    worst = max(
+    sequences = rows.sequences_of_split(work.inputs, s.split, tokenizer)
+    wanted = [sequences[row["completion_id"]] for row in stored]
+    now = models.completion_logprobs(reference, wanted, tokenizer.pad_token_id)
+    largest = max(
         (abs(a - b) for row, values in zip(stored, now, strict=True) for a, b in zip(row["logprobs"], values, strict=True))
     )
-    if worst > REFERENCE_TOLERANCE[s.precision]:
+    if largest > REFERENCE_TOLERANCE[s.precision]:
         raise ReferenceMismatch(
-            f"the reference in memory differs from its checkpoint by {worst:.3g} nats on a token "
-            f"(allowed {REFERENCE_TOLERANCE[s.precision]}); the checkpoint or the loading is not what the round names"
+            f"the reference in memory differs from its checkpoint by {largest:.3g} nats on a token "
+            f"(at most {REFERENCE_TOLERANCE[s.precision]} is expected). Another checkpoint was loaded, or loading "
+            "changed it. Check the store with `ratchet verify`."
         )
 
 
 # -- results ----------------------------------------------------------------------------------------------------------------
-TIMES = (
-    "_runtime",
-    "_per_second",
-    "step_time",
-    "epoch",
-    "total_flos",
-    "num_tokens",
-)  # they would move the digest, or say nothing
+TIMES = ("_runtime", "_per_second", "step_time", "epoch", "total_flos", "num_tokens")  # times change the digest; no signal
 
 
 def write_log(work: Work, trainer: Any, facts: dict[str, Any]) -> None:
-    """Every metric of every step, less times."""
+    """Every metric of every step, without times."""
     if not trainer.is_world_process_zero():
         return
     log = [
@@ -254,30 +260,30 @@ def _best_step(trainer: Any) -> int:
 
 
 def merged(work: Work, policy: Any) -> Any:
-    """The policy with its adapters added to its weights: of one in four bits, to the weights that these were rounded from.
+    """The policy with its adapters added to its weights. In four bits: to the weights before they were rounded.
 
-    Adapters learn less than a step of NF4. Added to rounded weights, they would be rounded away where the next round holds
-    the checkpoint in four bits again; added to whole ones, they come through it on average.
+    Adapters change weights by less than a step of NF4. Added to rounded weights, the change is lost when the next round rounds
+    the checkpoint again. Added to whole weights, it survives on average.
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     s: Settings = work.settings
     assert s.lora is not None
     if s.lora.four_bit:
-        learnt = get_peft_model_state_dict(policy)
+        adapters = get_peft_model_state_dict(policy)
         whole = models.load_model(work.inputs["checkpoint"], "cpu", "float32", s.trust_remote_code)
         policy = adapted(whole, s.lora, work.seed)
-        set_peft_model_state_dict(policy, {name: tensor.float().cpu() for name, tensor in learnt.items()})
+        set_peft_model_state_dict(policy, {name: tensor.float().cpu() for name, tensor in adapters.items()})
     return policy.merge_and_unload()
 
 
 def write_checkpoint(work: Work, trainer: Any, merge: bool) -> None:
-    """Weights (adapters merged) and configuration from memory, the tokenizer and its template from where training started.
+    """Weights (adapters merged) and configuration from memory; tokenizer and template from the start checkpoint.
 
-    Every rank takes part in gathering weights that are spread over processes; rank 0 writes.
+    Every rank takes part in gathering weights that are sharded over processes; rank 0 writes.
     """
-    spread = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    weights = {"state_dict": trainer.accelerator.get_state_dict(trainer.model_wrapped)} if spread and not merge else {}
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    weights = {"state_dict": trainer.accelerator.get_state_dict(trainer.model_wrapped)} if sharded and not merge else {}
     if not trainer.is_world_process_zero():
         return
     model = trainer.accelerator.unwrap_model(trainer.model)

@@ -1,6 +1,6 @@
 """TRL's trainers on our rows: one function per trainer of data.recipe.loss.KINDS, and the arguments they share.
 
-TRL's defaults that bite (bfloat16, gradient checkpointing, reporting, text preparation) are set here, in one place.
+TRL's defaults for bfloat16, gradient checkpointing, reporting and text preparation do not fit; they are replaced here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tasks.train.rows import Row
 
 @dataclass(frozen=True)
 class Setup:
-    """What a trainer is made of. `reference` is None where the loss has none, or where the policy without adapters is it."""
+    """The inputs of a trainer. `reference` is None if the loss has none, or if it is the policy without adapters."""
 
     work: Work
     loss: Loss
@@ -35,27 +35,38 @@ class Setup:
     def datasets(self, shape: Callable[[Row], Row] = lambda row: row) -> dict[str, Any]:
         from datasets import Dataset
 
-        made = {}
+        datasets = {}
         for name, rows in (("train_dataset", self.train), ("eval_dataset", self.validation)):
             plain = [{k: v for k, v in shape(row).items() if k != "prompt_id"} for row in rows]
-            made[name] = Dataset.from_list(plain) if rows else None
-        return made
+            datasets[name] = Dataset.from_list(plain) if rows else None
+        return datasets
 
 
 def arguments(work: Work, epoch: float, validates: bool) -> dict[str, Any]:
-    """What every trainer's configuration shares; an `epoch` has so many steps (the last one may be short)."""
+    """The arguments that all trainers share.
+
+    Args:
+        epoch: steps of one pass over the data, including a last short one.
+        validates: whether there are validation rows.
+
+    Raises:
+        StageFailed: the batch cannot be divided among micro-batches and processes.
+    """
     s = work.settings
     steps = s.steps or max(1, math.ceil(s.epochs * epoch))
     on_gpu = device_of(work.hardware) == "cuda"
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     micro, rest = divmod(s.batch, s.accumulate * ranks)
     if rest:
-        raise StageFailed(f"train.batch = {s.batch} must divide by train.accumulate ({s.accumulate}) times {ranks} processes")
-    every = min(s.save_every, steps) if validates else s.save_every  # a short training is validated once, at its end
-    early = {
+        raise StageFailed(
+            f"train.batch = {s.batch} is not a multiple of train.accumulate ({s.accumulate}) x {ranks} processes. "
+            "Change train.batch or train.accumulate."
+        )
+    interval = min(s.save_every, steps) if validates else s.save_every  # a short training is validated once, at its end
+    early_stopping = {
         "eval_strategy": "steps",
-        "eval_steps": every,
-        "restore_callback_states_from_checkpoint": True,  # or patience would begin anew after a crash
+        "eval_steps": interval,
+        "restore_callback_states_from_checkpoint": True,  # else patience would start again at 0 after a crash
         "per_device_eval_batch_size": micro,
         "load_best_model_at_end": True,
         "metric_for_best_model": "eval_loss",
@@ -76,16 +87,16 @@ def arguments(work: Work, epoch: float, validates: bool) -> dict[str, Any]:
         "seed": work.seed,
         "data_seed": work.seed,
         "save_strategy": "steps",
-        "save_steps": every,
+        "save_steps": interval,
         "save_total_limit": 2,
-        "logging_steps": 1,  # alarms look at single steps, and a resumed training logs the same
-        "logging_nan_inf_filter": False,  # or a loss that is not a number would be logged as 0
+        "logging_steps": 1,  # alarms read single steps, and a resumed training logs the same
+        "logging_nan_inf_filter": False,  # else a NaN loss would be logged as 0
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": not on_gpu,
         "remove_unused_columns": False,
         "dataloader_pin_memory": on_gpu,
-        **(early if validates else {}),
+        **(early_stopping if validates else {}),
     }
 
 
@@ -116,7 +127,8 @@ def dpo(setup: Setup, common: dict[str, Any]) -> Any:
     stock = {"sigmoid": 1.0} if loss.own else loss.weights
     if common["per_device_train_batch_size"] < 2 and loss.name.startswith("aot"):
         raise StageFailed(
-            f"train: {loss.name} sorts within a micro-batch; expected train.batch / train.accumulate >= 2, found 1"
+            f"train: {loss.name} sorts within a micro-batch; expected train.batch / train.accumulate >= 2, found 1. "
+            "Lower train.accumulate."
         )
     config = DPOConfig(
         **common,
@@ -138,7 +150,7 @@ def dpo(setup: Setup, common: dict[str, Any]) -> Any:
 
 
 def _dropout(setup: Setup) -> dict[str, bool]:
-    """TRL switches every dropout off where there is a reference to compare with; LoRA's stays where the recipe asks for it."""
+    """TRL switches off all dropout by default, also that of LoRA; it stays on if the recipe sets it."""
     lora = setup.work.settings.lora
     return {"disable_dropout": not (lora and lora.dropout)}
 
@@ -149,7 +161,8 @@ def kto(setup: Setup, common: dict[str, Any]) -> Any:
     loss = setup.loss
     if common["per_device_train_batch_size"] < 2 and loss.name == "kto":
         raise StageFailed(
-            "train: KTO estimates its KL inside a micro-batch; expected train.batch / train.accumulate >= 2, found 1"
+            "train: KTO estimates its KL inside a micro-batch; expected train.batch / train.accumulate >= 2, found 1. "
+            "Lower train.accumulate."
         )
     config = KTOConfig(
         **common,
@@ -160,21 +173,21 @@ def kto(setup: Setup, common: dict[str, Any]) -> Any:
         desirable_weight=loss.desirable_weight or _balancing(setup.train, loss.undesirable_weight),
         undesirable_weight=loss.undesirable_weight,
     )
-    # The KL rows are completions of the neighbour, as TRL's own preparation pairs them within a micro-batch.
+    # The KL completion of a row is that of its neighbour in the micro-batch, as in TRL's own preparation.
     size = common["per_device_train_batch_size"]
     for rows in (setup.train, setup.validation):
-        random.Random(setup.work.seed).shuffle(rows)  # KTO walks in order: neighbours must not share a prompt
+        random.Random(setup.work.seed).shuffle(rows)  # KTO reads rows in order, and neighbours should not share a prompt
         for start in range(0, len(rows), size):
             group = rows[start : start + size]
             for index, row in enumerate(group):
                 row["KL_completion_ids"] = group[index - 1]["completion_ids"]
-    return _as_given("KTOTrainer", "_prepare_dataset")(
+    return _without_preparation("KTOTrainer", "_prepare_dataset")(
         model=setup.policy, ref_model=setup.reference, args=config, **setup.datasets(), processing_class=setup.tokenizer
     )
 
 
 def _balancing(rows: Sequence[Row], undesirable: float) -> float:
-    """The weight of right rows at which they weigh as much as the wrong ones together; KTO asks for 1 to 4/3 (2402.01306)."""
+    """The weight at which right rows together weigh as much as wrong ones; KTO recommends 1 to 4/3 (2402.01306)."""
     right = sum(row["label"] for row in rows)
     wrong = len(rows) - right
     return undesirable * wrong / right if right and wrong else undesirable
@@ -184,7 +197,7 @@ def orpo(setup: Setup, common: dict[str, Any]) -> Any:
     from trl.experimental.orpo import ORPOConfig
 
     config = ORPOConfig(**common, **_dropout(setup), max_length=setup.work.settings.max_length, beta=setup.loss.beta)
-    return _as_given("experimental.orpo.ORPOTrainer", "tokenize_row")(
+    return _without_preparation("experimental.orpo.ORPOTrainer", "tokenize_row")(
         model=setup.policy, args=config, **setup.datasets(tables_to_rows.side_by_side), processing_class=setup.tokenizer
     )
 
@@ -203,7 +216,7 @@ def cpo(setup: Setup, common: dict[str, Any]) -> Any:
         simpo_gamma=loss.gamma,
         label_smoothing=loss.smoothing,
     )
-    return _as_given("experimental.cpo.CPOTrainer", "tokenize_row")(
+    return _without_preparation("experimental.cpo.CPOTrainer", "tokenize_row")(
         model=setup.policy, args=config, **setup.datasets(tables_to_rows.side_by_side), processing_class=setup.tokenizer
     )
 
@@ -220,8 +233,8 @@ def listwise(setup: Setup, common: dict[str, Any]) -> Any:
 
 
 @functools.cache
-def _as_given(name: str, preparation: str) -> type[Any]:
-    """A TRL trainer whose text preparation is switched off: its rows are token ids already."""
+def _without_preparation(name: str, preparation: str) -> type[Any]:
+    """A TRL trainer without its text preparation, because our rows are token ids already."""
     import importlib
 
     module, _, trainer = f"trl.{name}".rpartition(".")

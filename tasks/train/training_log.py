@@ -1,4 +1,4 @@
-"""The log of a training apart from its weights, so that it outlives them: `keep.checkpoints` frees checkpoints whole."""
+"""The log of a training, stored apart from its weights: `keep.checkpoints` deletes whole checkpoints."""
 
 from __future__ import annotations
 

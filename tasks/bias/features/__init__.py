@@ -1,15 +1,15 @@
-"""The shelf of features: `(completions, *, settings) -> list[float | None]`, one number per completion.
+"""Features: `(completions, *, settings) -> list[float | None]`, one number per completion.
 
-A part's name in a recipe is the name of a public function here; keyword-only parameters are its settings, except those the
-stage supplies, row for row with the completions: `prompts` (rows of PROMPTS), `verdicts` (the verifier's values), and
-`own_logprobs`, `base_logprobs`, `previous_logprobs` (per token, by the checkpoint that drew, by checkpoint 0 and by the one
-before; none for a row that was not measured). A feature that needs what is not there is left out by the stage. None means
-"cannot be known" or "does not apply", never 0. What needs all samples of a prompt lies on the other shelf, prompt_features.
+A part's name in a recipe is the name of a public function here. Keyword-only parameters are its settings, except those that
+the stage supplies, row for row with the completions: `prompts` (rows of PROMPTS), `verdicts` (the verifier's values), and
+`own_logprobs`, `base_logprobs`, `previous_logprobs` (per token, by the checkpoint that sampled, by checkpoint 0 and by the one
+before; None for a row that was not measured). The stage writes nulls for a feature whose parameters are not available. None
+means "unknown" or "does not apply", never 0. Features of all samples of a prompt are in prompt_features.
 
-Completions are untrusted: patterns are RE2's (pyarrow), which takes time linear in the text whatever the text is.
-A file's KINDS says which of its features are a "rate" (0 or 1 a completion) or a "length" (a count that the ledger compares on
-the log scale) and no plain real number.
-Pattern definitions: code of the format-bias study (arXiv 2409.11704), with code fences cut out first, or `!=` were enthusiasm.
+Completions are untrusted: patterns are RE2's (pyarrow), whose time is linear in the text.
+KINDS of a file lists its features that are a "rate" (0 or 1 per completion) or a "length" (a count that the ledger compares on
+the log scale). All others are plain real numbers.
+Pattern definitions: code of the format-bias study (arXiv 2409.11704). Code fences are cut out first, since `!=` is no emphasis.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OPENING = 200  # characters in which a refusal or a praise counts as the reply's
 
 
 class Batch(list[Row]):
-    """Completions, with what several features read from them made once. Any sequence of rows can become one."""
+    """Completions, with caches of what several features need. Any sequence of rows can become one."""
 
     @staticmethod
     def of(completions: Sequence[Row]) -> Batch:
@@ -73,8 +73,8 @@ def present(completions: Sequence[Row], pattern: str) -> Values:
 def density(completions: Sequence[Row], pattern: str) -> Values:
     """Matches per 100 words outside code fences; None for a text without words."""
     batch = Batch.of(completions)
-    found, words = count(batch, pattern), batch.prose_words
-    return [float(100 * n / w) if w else None for n, w in zip(found, words, strict=True)]
+    counts, words = count(batch, pattern), batch.prose_words
+    return [float(100 * n / w) if w else None for n, w in zip(counts, words, strict=True)]
 
 
 def matches(texts: pa.Array, pattern: str) -> Values:
@@ -84,8 +84,8 @@ def matches(texts: pa.Array, pattern: str) -> Values:
 
 def listed(values: np.ndarray | pa.Array) -> Values:
     """An array as the plain numbers of a feature."""
-    made: Values = np.asarray(values, dtype=float).tolist()
-    return made
+    numbers: Values = np.asarray(values, dtype=float).tolist()
+    return numbers
 
 
 def opening(completions: Sequence[Row]) -> pa.Array:
@@ -94,6 +94,6 @@ def opening(completions: Sequence[Row]) -> pa.Array:
 
 
 def units(row: Row) -> Sequence[Any]:
-    """What repetition is counted over: the sampled tokens where they are known, else whitespace words."""
-    known: Sequence[Any] = row.get("token_ids") or row["text"].split()
-    return known
+    """The units of repetition: sampled tokens if they are known, else whitespace words."""
+    sequence: Sequence[Any] = row.get("token_ids") or row["text"].split()
+    return sequence

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tasks.bias.features import Batch, Row, Values, density, matches, opening, present
 
-# Items and rows take their whole line with them: RE2's matching goes on behind a match as if a line began there.
+# Items and rows match to the end of their line: RE2 treats the position after a match as the beginning of a line.
 BOLD = r"\*\*(.*?)\*\*"
 LIST = r"(?m)^(?:\d+\.|[*+-])[ \t][^\n]*"
 HEADER = r"(?m)^#{1,6}[ \t][^\n]*"

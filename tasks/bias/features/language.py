@@ -1,4 +1,4 @@
-"""Which script a completion is written in, against its prompt's: language mixing shows here first."""
+"""The script of a completion compared with that of its prompt: an early sign of language mixing."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ SCRIPTS = {  # a language that is written in several scripts counts as one
 
 def script_share(completions: Sequence[Row], *, prompts: Sequence[Row]) -> Values:
     """Share of a completion's letters in its prompt's script, code fences left out; None without letters on either side."""
-    asked = _letters(pa.array([prompt["messages"][-1]["content"] for prompt in prompts], pa.string()))
-    said = _letters(Batch.of(completions).prose)
-    total, main = said.sum(axis=0), asked.argmax(axis=0)
-    known = (total > 0) & (asked.sum(axis=0) > 0)
-    return [float(said[main[i], i] / total[i]) if known[i] else None for i in range(len(completions))]
+    of_prompts = _letters(pa.array([prompt["messages"][-1]["content"] for prompt in prompts], pa.string()))
+    of_completions = _letters(Batch.of(completions).prose)
+    total, main = of_completions.sum(axis=0), of_prompts.argmax(axis=0)
+    known = (total > 0) & (of_prompts.sum(axis=0) > 0)
+    return [float(of_completions[main[i], i] / total[i]) if known[i] else None for i in range(len(completions))]
 
 
 def _letters(texts: pa.Array) -> np.ndarray:
-    """Letters per script (scripts x texts); those of no listed script come last."""
+    """Letters per script (scripts x texts); the last row counts letters of other scripts."""
     rows = [_left(texts, rf"[^{script}]+") for script in SCRIPTS.values()]
     every = _left(texts, r"\P{L}+")
     return np.array([*rows, np.maximum(every - sum(rows), 0)])
@@ -60,6 +60,6 @@ def _switches(text: str) -> int:
 
 @functools.cache
 def _runs() -> Any:
-    import regex  # the standard library's `re` knows no scripts
+    import regex  # the standard library's `re` does not support scripts
 
     return regex.compile("|".join(f"(?P<{re.sub(' ', '_', name)}>[{script}]+)" for name, script in SCRIPTS.items()))

@@ -1,4 +1,4 @@
-"""How long a completion is, in every unit that can be counted, and whether it was cut."""
+"""The length of a completion in several units, and whether the token limit truncated it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KINDS = dict.fromkeys(("tokens", "words", "characters", "sentences", "think_word
 
 
 def tokens(completions: Sequence[Row]) -> Values:
-    """Sampled tokens; None where they are not known."""
+    """Sampled tokens; None if unknown."""
     return [None if row.get("token_ids") is None else float(len(row["token_ids"])) for row in completions]
 
 
@@ -40,12 +40,12 @@ def sentences(completions: Sequence[Row]) -> Values:
 
 
 def think_words(completions: Sequence[Row]) -> Values:
-    """Whitespace words before the first </think> (all of them where <think> is never closed); None without either."""
+    """Whitespace words before the first </think> (all words if <think> is never closed); None without either."""
     return [float(len(parts[0].split())) if parts else None for parts in map(_parts, completions)]
 
 
 def answer_words(completions: Sequence[Row]) -> Values:
-    """Whitespace words after the first </think> (none where <think> is never closed); None without either."""
+    """Whitespace words after the first </think> (0 if <think> is never closed); None without either."""
     return [float(len(parts[1].split())) if parts else None for parts in map(_parts, completions)]
 
 
@@ -56,6 +56,6 @@ def _parts(row: Row) -> tuple[str, str] | None:
 
 
 def truncated(completions: Sequence[Row]) -> Values:
-    """1.0 where the token limit cut the completion, 0.0 where it ended by itself; None where nobody recorded it."""
-    said = {"length": 1.0, "stop": 0.0}
-    return [said.get(row.get("finish_reason") or "") for row in completions]
+    """1.0 if the token limit cut the completion, 0.0 if it ended by itself; None if that was not recorded."""
+    truncated_by_reason = {"length": 1.0, "stop": 0.0}
+    return [truncated_by_reason.get(row.get("finish_reason") or "") for row in completions]

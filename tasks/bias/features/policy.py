@@ -1,7 +1,7 @@
-"""How far the policy has moved, on its own samples, and how sure it is of its tokens. In nats.
+"""The KL of the policy from earlier checkpoints, on its own samples, and its entropy per token. In nats.
 
-The sampler's log-probabilities come with the completions; those of another checkpoint are a LOGPROBS artifact, in float32.
-Where the sampler computes in another format, its checkpoint's are one too: formats that differ would count as a distance.
+The sampler's log-probabilities come with the completions; those of other checkpoints are LOGPROBS artifacts, in float32. If the
+sampler computes in another format, its checkpoint's are a LOGPROBS artifact too: a difference of formats would count as KL.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 
 from tasks.bias.features import Row, Values
 
-Known = Sequence[Sequence[float] | None]
-START = 32  # the first tokens, where alignment is said to be shallow (Qi et al., arXiv 2406.05946)
+TokenLogprobs = Sequence[Sequence[float] | None]
+START = 32  # first tokens; alignment changes mostly these (Qi et al., arXiv 2406.05946)
 NOT_PARTS = ("k1", "k3")
 
 
@@ -22,22 +22,22 @@ def token_entropy(completions: Sequence[Row]) -> Values:
     return [-float(np.mean(row["logprobs"])) if row.get("logprobs") else None for row in completions]
 
 
-def kl_base(completions: Sequence[Row], *, own_logprobs: Known, base_logprobs: Known) -> Values:
+def kl_base(completions: Sequence[Row], *, own_logprobs: TokenLogprobs, base_logprobs: TokenLogprobs) -> Values:
     """Sum over tokens of log p - log p of checkpoint 0 (the k1 estimate of the sequence's KL)."""
     return _each(own_logprobs, base_logprobs, lambda p, q: float(k1(p, q).sum()))
 
 
-def kl_base_token(completions: Sequence[Row], *, own_logprobs: Known, base_logprobs: Known) -> Values:
+def kl_base_token(completions: Sequence[Row], *, own_logprobs: TokenLogprobs, base_logprobs: TokenLogprobs) -> Values:
     """Mean over tokens of the k3 estimate of the KL to checkpoint 0: never negative, little variance."""
     return _each(own_logprobs, base_logprobs, lambda p, q: float(k3(p, q).mean()))
 
 
-def kl_base_start(completions: Sequence[Row], *, own_logprobs: Known, base_logprobs: Known) -> Values:
+def kl_base_start(completions: Sequence[Row], *, own_logprobs: TokenLogprobs, base_logprobs: TokenLogprobs) -> Values:
     """`kl_base_token` over the first 32 tokens."""
     return _each(own_logprobs, base_logprobs, lambda p, q: float(k3(p[:START], q[:START]).mean()))
 
 
-def kl_previous(completions: Sequence[Row], *, own_logprobs: Known, previous_logprobs: Known) -> Values:
+def kl_previous(completions: Sequence[Row], *, own_logprobs: TokenLogprobs, previous_logprobs: TokenLogprobs) -> Values:
     """Sum over tokens of log p - log p of the checkpoint before (k1)."""
     return _each(own_logprobs, previous_logprobs, lambda p, q: float(k1(p, q).sum()))
 
@@ -55,6 +55,6 @@ def k3(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     return estimate
 
 
-def _each(own: Known, others: Known, estimate: Callable[[np.ndarray, np.ndarray], float]) -> Values:
+def _each(own: TokenLogprobs, others: TokenLogprobs, estimate: Callable[[np.ndarray, np.ndarray], float]) -> Values:
     both = zip(own, others, strict=True)
     return [estimate(np.asarray(p, float), np.asarray(q, float)) if p and q else None for p, q in both]

@@ -1,4 +1,4 @@
-"""Reflection keywords. Whether reflecting helps is tasks/bias/prompt_features/verdicts.py's `reflection_effect`."""
+"""Reflection keywords. `reflection_effect` in prompt_features/verdicts.py measures whether reflecting helps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from tasks.bias.features import Batch, Row, Values, listed, matches
 
-# The idea of the list: "There may not be an aha moment" (oat-zero study); worded here, with wait / hmm / let me check added.
+# The idea of the list: "There may not be an aha moment" (oat-zero study); wording ours, with wait / hmm / let me check added.
 KEYWORDS = (
     r"(?i)\b(?:re-?check|re-?evaluate|re-?examine|re-?consider|re-?think|re-?verify|check again|try again|think again"
     r"|verify again|go over the steps|let['’]?s (?:check|verify)|let me (?:check|verify|double-check)|double-check|wait|hmm+)\b"

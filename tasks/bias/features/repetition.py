@@ -1,4 +1,4 @@
-"""Repetition and loops, over sampled tokens where they are known, else over words; and how far a text compresses."""
+"""Repetition and loops, over sampled tokens if they are known, else over words; and how much a text compresses."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ KINDS = {"loop": "rate"}
 
 
 def rep_3(completions: Sequence[Row]) -> Values:
-    """1 - distinct 3-grams / 3-grams; 0 where there is none to repeat."""
+    """1 - distinct 3-grams / 3-grams; 0 for a shorter text."""
     return [repeated_share(units(row), 3) for row in completions]
 
 
 def rep_10(completions: Sequence[Row]) -> Values:
-    """1 - distinct 10-grams / 10-grams; 0 where there is none to repeat."""
+    """1 - distinct 10-grams / 10-grams; 0 for a shorter text."""
     return [repeated_share(units(row), 10) for row in completions]
 
 
 def rep_20(completions: Sequence[Row]) -> Values:
-    """1 - distinct 20-grams / 20-grams; 0 where there is none to repeat."""
+    """1 - distinct 20-grams / 20-grams; 0 for a shorter text."""
     return [repeated_share(units(row), 20) for row in completions]
 
 
 def repeated_share(sequence: Sequence[Any], n: int) -> float:
-    """1 - distinct n-grams / n-grams, 0.0 for a sequence shorter than n (as TRL's repetition penalty has it)."""
+    """1 - distinct n-grams / n-grams, 0.0 for a sequence shorter than n (as in TRL's repetition penalty)."""
     total = len(sequence) - n + 1
     if total < 1:
         return 0.0
@@ -40,7 +40,7 @@ def repeated_share(sequence: Sequence[Any], n: int) -> float:
 
 
 def loop(completions: Sequence[Row]) -> Values:
-    """1.0 where the text ends going round in circles: some period p <= 64 repeats over the last max(3p, 48) units."""
+    """1.0 if the text ends in a loop: some period p <= 64 repeats over the last max(3p, 48) units."""
     return [float(_loops(units(row))) for row in completions]
 
 

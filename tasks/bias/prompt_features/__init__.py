@@ -1,9 +1,8 @@
-"""The shelf of prompt features: `(groups, *, settings) -> list[float | None]`, one number per prompt.
+"""Prompt features: `(groups, *, settings) -> list[float | None]`, one number per prompt.
 
-groups[i] holds all samples of a prompt (rows of COMPLETIONS, in sample order). Otherwise as on tasks/features: keyword-only
-parameters are settings, except what the stage supplies, here a list per group, row for row with it: `verdicts` (the verifier's
-values) and `answers` (what the verifier read as the final answer, None where it found none). With one sample per prompt most
-of these cannot be known: None.
+groups[i] has all samples of a prompt (rows of COMPLETIONS, in sample order). Keyword-only parameters are settings, except those
+that the stage supplies, here a list per group: `verdicts` (the verifier's values) and `answers` (the final answers that the
+verifier extracted, None if it found none). With one sample per prompt most of these are unknown: None.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def _distinct(samples: Sequence[Row], n: int, budget: int) -> float | None:
 
 
 def self_bleu(groups: Groups) -> Values:
-    """Mean BLEU-4 of each sample against the others, 0-100 (Zhu et al., arXiv 1802.01886; sacrebleu): high is uniform."""
+    """Mean BLEU-4 of each sample against the others, 0-100 (Zhu et al., arXiv 1802.01886; sacrebleu); high = alike."""
     return _each(groups, _self_bleu)
 
 

@@ -1,4 +1,4 @@
-"""What the verifier says of a prompt's samples: agreement of answers, coverage, over-confidence, use of reflection."""
+"""Features by the verifier: agreement of answers, coverage, over-confidence, effect of reflection."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _collision(given: Sequence[str]) -> float | None:
 
 
 def coverage_gap(groups: Groups, *, verdicts: Verdicts) -> Values:
-    """pass@K - pass@1 over the K judged samples: what sampling more still finds. It shrinks as a policy sharpens."""
+    """pass@K - pass@1 over the K judged samples: the gain from more samples. It shrinks as a policy narrows."""
     known = [[v >= 1 for v in values if v is not None] for values in verdicts]
     return [float(any(right)) - sum(right) / len(right) if len(right) > 1 else None for right in known]
 

@@ -1,8 +1,10 @@
-"""The shelf of mitigations: `(reward or rows, completions, scores, *, settings) -> the same kind`, against amplification.
+"""Mitigations against drift of style and length: `(reward or rows, completions, scores, *, settings) -> the same kind`.
 
-Those in a module named rewards change the reward (by completion_id; None = unknown, which keeps a completion off both sides)
-before anything is chosen; those in one named chosen drop rows of PAIRS or SELECTED after, or soften the labels of pairs.
-`scores` is in recipe order, the verifier first. Fixing one style can feed another: look at the whole ledger again after each.
+Mitigations in a module named `rewards` change the reward (by completion_id) before anything is chosen. A completion whose
+reward is None is neither chosen nor rejected. Mitigations in a module named `chosen` drop rows of PAIRS or SELECTED afterwards,
+or soften the labels of pairs. `scores` is in recipe order, the verifier first.
+
+Reducing one style can increase another, so read the whole ledger after each change.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ NOT_PARTS = ("apply", "dependencies", "feature_values", "lengths", "on_rewards")
 
 
 def dependencies(wanted: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """The parts that mitigations bind: themselves, and the features they are given by name."""
+    """The parts that mitigations use: themselves, and the features that their settings name."""
     parts = [("mitigations", entry["mitigation"]) for entry in wanted]
     for settings in (entry["settings"] for entry in wanted):
         named = [*settings.get("features", ()), *([settings["feature"]] if "feature" in settings else [])]
@@ -27,29 +29,36 @@ def dependencies(wanted: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def apply(
-    kind: str, wanted: Sequence[Mapping[str, Any]], given: Any, completions: Sequence[Row], scores: Mapping[str, Values]
+    kind: str, wanted: Sequence[Mapping[str, Any]], data: Any, completions: Sequence[Row], scores: Mapping[str, Values]
 ) -> Any:
-    """Run those of the wanted mitigations ({mitigation, settings}) that act on `kind`, "rewards" or "chosen", in order."""
+    """Run, in order, those mitigations ({mitigation, settings}) that change `kind`: "rewards" or "chosen".
+
+    Args:
+        data: the reward by completion_id, or the chosen rows.
+    """
     from tasks.run import parts
 
     for entry in wanted:
         part = parts.find("mitigations", entry["mitigation"])
         if part.__module__.rpartition(".")[2] == kind:
-            given = parts.configure("mitigations", entry["mitigation"], entry["settings"])(given, completions, scores)
-    return given
+            data = parts.configure("mitigations", entry["mitigation"], entry["settings"])(data, completions, scores)
+    return data
 
 
 def on_rewards(
     wanted: Sequence[Mapping[str, Any]], reward: Values, completions: Sequence[Row], scores: Mapping[str, Values]
 ) -> tuple[list[Row], dict[str, float | None]]:
-    """Completions that may be chosen from, and their reward: what a mitigation left without one is on neither side, also where
-    a part goes by verdicts alone."""
+    """The completions to choose from, and their reward after mitigations.
+
+    A completion whose reward a mitigation removed is left out, so that parts which read only verdicts cannot choose it either.
+    """
     after = dict(apply("rewards", wanted, reward, completions, scores))
-    return [row for row in completions if after.get(i := row["completion_id"]) is not None or reward.get(i) is None], after
+    offered = [row for row in completions if after.get(i := row["completion_id"]) is not None or reward.get(i) is None]
+    return offered, after
 
 
 def feature_values(completions: Sequence[Row], features: Sequence[str]) -> np.ndarray:
-    """Completions x features, by their names on the shelf of features; what does not apply counts as 0."""
+    """Values of the named features, completions x features; a value that does not apply counts as 0."""
     from tasks.run import parts
 
     columns = [parts.configure("features", name, {})(completions) for name in features]
@@ -57,6 +66,6 @@ def feature_values(completions: Sequence[Row], features: Sequence[str]) -> np.nd
 
 
 def lengths(completions: Sequence[Row]) -> list[int]:
-    """Tokens of each completion, or words of each where some came without tokens: two units are not to be compared."""
+    """Tokens of each completion; words if some have no token ids, because two units cannot be compared."""
     tokens = all(row["token_ids"] for row in completions)
     return [len(row["token_ids"] if tokens else row["text"].split()) for row in completions]

@@ -12,16 +12,16 @@ from data.rows.completions import Row, Values, finished, verifier
 from tasks.bias.features.repetition import loop
 from tasks.choose.mitigations import feature_values, lengths
 
-VERSIONS = {"residualised": 2, "length_penalty": 2}  # leaves no rest that an order could follow; lengths of one unit
+VERSIONS = {"residualised": 2, "length_penalty": 2}  # 2: residuals are rounded; all lengths in one unit
 
 
 def length_penalty(
     reward: Values, completions: Sequence[Row], scores: Mapping[str, Values], *, per_token: float | None = None
 ) -> Values:
-    """Reward less `per_token` x tokens; without a number, what makes reward and length uncorrelated within prompts.
+    """Reward minus `per_token` x tokens; by default the value that makes reward and length uncorrelated within prompts.
 
-    RLHFlow's max_min_p subtracts a fixed price, https://arxiv.org/abs/2405.07863; ArmoRM chooses it so that nothing of the
-    correlation is left, https://arxiv.org/abs/2406.12845.
+    RLHFlow's max_min_p subtracts a fixed price per token, https://arxiv.org/abs/2405.07863. ArmoRM chooses the price that
+    removes the correlation, https://arxiv.org/abs/2406.12845.
     """
     length = np.array(lengths(completions), dtype=float)[:, None]
     known, y = _known(reward, completions)
@@ -40,12 +40,12 @@ def residualised(
     features: tuple[str, ...],
     ridge: Annotated[float, Gt(0)] = 1e-6,
 ) -> Values:
-    """Reward less what features explain of it among completions of one prompt with one verdict.
+    """Reward minus the part that features explain among completions of one prompt with one verdict.
 
-    The weights come from a ridge regression on differences within those groups, so that a feature which only goes with being
-    right keeps its reward. A linear form of reward disentangling (ODIN, https://arxiv.org/abs/2402.07319) without training.
+    The weights are of a ridge regression on differences within those groups. So a feature that only correlates with being right
+    keeps its reward. A linear form of reward disentangling (ODIN, https://arxiv.org/abs/2402.07319) without training.
 
-    What is left is rounded to 1e-4 of the reward's SD: best_vs_worst goes by order alone, and would follow the smallest rest.
+    The result is rounded to 1e-4 of the reward's SD: best_vs_worst uses only the order, and would follow the smallest residual.
     """
     known, y = _known(reward, completions)
     f = feature_values(completions, features)
@@ -54,14 +54,14 @@ def residualised(
     scale = np.where(x.std(0) > 0, x.std(0), 1.0)
     x = x / scale
     weights = np.linalg.solve(x.T @ x + ridge * max(1, len(x)) * np.eye(x.shape[1]), x.T @ r)[:, 0] / scale
-    left, step = y - f @ weights, 1e-4 * float(y[known].std()) if known.any() else 0.0
-    return _with(reward, completions, known, np.round(left / step) * step if step else left)
+    residual, step = y - f @ weights, 1e-4 * float(y[known].std()) if known.any() else 0.0
+    return _with(reward, completions, known, np.round(residual / step) * step if step else residual)
 
 
 def reject_overlong(
     reward: Values, completions: Sequence[Row], scores: Mapping[str, Values], *, tokens: Annotated[int, Ge(1)]
 ) -> Values:
-    """No reward for a completion of more than `tokens` tokens or cut at the limit: it is neither chosen nor rejected."""
+    """No reward for a truncated completion or one of more than `tokens` tokens: it is neither chosen nor rejected."""
     return {
         row["completion_id"]: None
         if not finished(row) or len(row["token_ids"] or row["text"].split()) > tokens
@@ -71,7 +71,7 @@ def reject_overlong(
 
 
 def reject_loops(reward: Values, completions: Sequence[Row], scores: Mapping[str, Values]) -> Values:
-    """No reward for a completion that ends going round in circles: it is neither chosen nor rejected."""
+    """No reward for a completion that ends in a loop: it is neither chosen nor rejected."""
     return {
         row["completion_id"]: None if looped else reward.get(row["completion_id"])
         for row, looped in zip(completions, loop(completions), strict=True)
@@ -90,7 +90,7 @@ def _groups(completions: Sequence[Row], known: np.ndarray, verdict: Values | Non
 
 
 def _within(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Values (rows x columns) less the mean of their group."""
+    """Values (rows x columns) minus the mean of their group."""
     count = np.bincount(groups)[:, None] if len(groups) else np.ones((1, 1))
     sums = np.stack([np.bincount(groups, column) for column in values.T], axis=1) if len(groups) else values
     return values - (sums / count)[groups] if len(groups) else values

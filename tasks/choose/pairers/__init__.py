@@ -1,8 +1,10 @@
-"""The shelf of pairers: `(completions, reward, scores, *, settings) -> rows of PAIRS`, what DPO and its kin train on.
+"""Pairers: `(completions, reward, scores, *, settings) -> rows of PAIRS`, the data of DPO and other preference losses.
 
-`reward` and each scorer's values in `scores` are by completion_id, None where unknown; `scores` is in recipe order and its
-first scorer is the verifier (1.0 right, 0.0 wrong). Always: a completion cut at the token limit is never chosen, chosen and
-rejected never have the same text, an unknown value puts a completion on neither side, the order of the rows changes nothing.
+`reward` and each scorer's values in `scores` are by completion_id, None if unknown. `scores` is in recipe order; its first
+scorer is the verifier (1.0 right, 0.0 wrong).
+
+For every pairer: a truncated completion is never chosen. Chosen and rejected never have the same text. A completion with an
+unknown value is neither chosen nor rejected. The order of the rows has no effect.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ NOT_PARTS = ("pair_row",)
 
 
 def pair_row(chosen: Row, rejected: Row, reward: Values, weight: float = 1.0) -> Row:
-    """The PAIRS row of two completions. Margin: difference of the rewards, 1.0 where one is unknown."""
+    """The PAIRS row of two completions. Margin: difference of the rewards, 1.0 if one is unknown."""
     high, low = reward.get(chosen["completion_id"]), reward.get(rejected["completion_id"])
     return {
         "prompt_id": chosen["prompt_id"],

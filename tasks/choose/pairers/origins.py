@@ -1,4 +1,4 @@
-"""Pairers by where completions come from: they need the recipe's `[pool]`, and `origins` tells them.
+"""Pairers by the origin of completions. They need the recipe's `[pool]`.
 
 `origins` is by completion_id: "policy", "given", "base", "earlier" or "contrast".
 """
@@ -28,8 +28,8 @@ def given_vs_sample(
 ) -> list[Row]:
     """The given answer against the policy's own samples, right or not, each text once, up to `cap` a prompt (0 = no cap).
 
-    SPIN, https://arxiv.org/abs/2401.01335 (one sample per prompt). Needs pool.given; with pool.earlier the samples of earlier
-    rounds come after the round's own, as its iterations train on two of them.
+    Needs pool.given. With pool.earlier, samples of earlier rounds follow those of this round. SPIN,
+    https://arxiv.org/abs/2401.01335 (one sample per prompt; its iterations train on the samples of two rounds).
     """
     return _across(completions, reward, origins, ("given",), ("policy", "earlier"), cap)
 
@@ -43,10 +43,10 @@ def prompt_contrast(
     allow_wrong_chosen: bool = False,
     origins: Origins,
 ) -> list[Row]:
-    """What the prompt brought about against what the contrasting prompt did, each text once a side, up to `cap` a prompt.
+    """Completions of the prompt against those of the contrasting prompt, each text once a side, up to `cap` a prompt.
 
-    RLCD, https://arxiv.org/abs/2307.12950: the label comes from the prompts alone, so nothing says that the chosen one is
-    right; what the verifier calls wrong is chosen only with `allow_wrong_chosen`. Needs pool.contrast.
+    RLCD, https://arxiv.org/abs/2307.12950. The label comes from the prompts alone, so the chosen completion may be wrong. A
+    completion that the verifier calls wrong is chosen only with `allow_wrong_chosen`. Needs pool.contrast.
     """
     verdict = verifier(scores)
     wrong = {key for key, value in verdict.items() if value == 0.0 and not allow_wrong_chosen}
@@ -61,9 +61,9 @@ def best_vs_base(
     allow_wrong_chosen: bool = False,
     origins: Origins,
 ) -> list[Row]:
-    """The policy's best sample against the worst of checkpoint 0's, where its reward is higher; ties give no pair.
+    """The policy's best sample against the worst of checkpoint 0's, if its reward is higher; ties give no pair.
 
-    It keeps the contrast alive when the policy's own samples grow alike: Temporal Self-Rewarding's anchored rejection,
+    The two still differ when the policy's own samples become alike: Temporal Self-Rewarding's anchored rejection,
     https://arxiv.org/abs/2508.06026. Needs pool.base.
     """
     verdict, pairs = verifier(scores), []
@@ -89,7 +89,7 @@ def _across(
     cap: int,
     never_chosen: frozenset[str] | set[str] = frozenset(),
 ) -> list[Row]:
-    """Pairs of origins against origins, each side by origin, then in sample order, the shorter one again when it runs out."""
+    """Pairs between two groups of origins. Each side is in the order of origins, then samples; the shorter repeats."""
     pairs = []
     for rows in by_prompt(completions).values():
         high, low = (

@@ -1,4 +1,4 @@
-"""The pairer for preferences that are known already."""
+"""The pairer for preferences that a file records."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from tasks.choose.pairers import pair_row
 
 
 def as_recorded(completions: Sequence[Row], reward: Values, scores: Mapping[str, Values]) -> list[Row]:
-    """The pairs of a file with `chosen` and `rejected` columns, as somebody else (people, mostly) preferred them.
+    """The pairs of a file with `chosen` and `rejected` columns, as recorded there (mostly by people).
 
-    Pairs of equal texts, and those whose chosen side is known to be cut, are left out.
+    Pairs of equal texts and pairs whose chosen side was truncated are left out.
 
     Raises:
         StageFailed: the completions do not come from such a file.
     """
     if not all("preferred" in row.get("record", {}) for row in completions):
         raise StageFailed(
-            "as_recorded: expected preferences, found completions without; set generate.engine = 'recorded' and, to a file's "
-            "columns, prompts.map.chosen and rejected, or take another pairer"
+            "as_recorded: expected completions with recorded preferences, found some without. Set generate.engine = 'recorded' "
+            "and prompts.map.chosen and prompts.map.rejected to the file's columns; or use another pairer."
         )
     pairs = []
     for rows in by_prompt(completions).values():
-        for chosen, rejected in zip(rows[::2], rows[1::2], strict=True):  # as imported, side by side
+        for chosen, rejected in zip(rows[::2], rows[1::2], strict=True):  # imported as chosen, rejected, chosen, ...
             if chosen["text"] != rejected["text"] and finished(chosen):
                 pairs.append(pair_row(chosen, rejected, reward))
     return pairs

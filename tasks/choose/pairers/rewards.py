@@ -18,8 +18,8 @@ def right_vs_wrong(
 ) -> list[Row]:
     """Verified right against verified wrong, each text once a side, up to `cap` pairs per prompt (0 = no cap).
 
-    Both sides are walked in sample order and the shorter one starts again when it runs out, so that every pair is new and
-    none is used twice before all are used once. Margin: difference of the rewards, 1.0 where one is unknown.
+    Both sides are read in sample order, and the shorter one repeats. So every pair is new, and no completion is used twice
+    before all of its side are used once. Margin: difference of the rewards, 1.0 if one is unknown.
     Iterative RPO, https://arxiv.org/abs/2404.19733 (there up to 10 pairs per prompt).
     """
     verdict, pairs = verifier(scores), []
@@ -41,8 +41,8 @@ def best_vs_worst(
 ) -> list[Row]:
     """The highest against the lowest reward of every prompt, the first sample of those that tie; equal rewards give no pair.
 
-    A prompt whose best completion the verifier calls wrong gives no pair unless `allow_wrong_chosen`: without it, a prompt
-    that was never solved would teach the least wrong answer as the right one. Margin: difference of the rewards.
+    A prompt whose best completion the verifier calls wrong gives no pair: a prompt that was never solved would teach a wrong
+    answer. `allow_wrong_chosen` allows it. Margin: difference of the rewards.
     Online DPO with max_min, https://arxiv.org/abs/2405.07863; https://github.com/RLHFlow/Online-DPO-R1.
     """
     verdict, pairs = verifier(scores), []
@@ -69,16 +69,17 @@ def all_over_margin(
 ) -> list[Row]:
     """Every two completions of a prompt whose rewards differ by at least `minimum_margin`, the widest first, up to `cap`.
 
-    Each text counts once, with its first sample's reward; what the verifier calls wrong is chosen only where that is allowed.
+    Each text counts once, with its first sample's reward. A completion that the verifier calls wrong is chosen only with
+    `allow_wrong_chosen`.
     All pairs of a ranking as InstructGPT does (https://arxiv.org/abs/2203.02155), large margins only as DNO does
     (https://arxiv.org/abs/2404.03715).
     """
     verdict, pairs = verifier(scores), []
     for rows in by_prompt(completions).values():
         known = unique_texts(row for row in rows if reward.get(row["completion_id"]) is not None)
-        may = [r for r in known if finished(r) and (allow_wrong_chosen or verdict.get(r["completion_id"]) != 0.0)]
-        wide = [pair_row(a, b, reward) for a in may for b in known if a is not b]
-        wide = [pair for pair in wide if pair["margin"] >= minimum_margin]
+        candidates = [r for r in known if finished(r) and (allow_wrong_chosen or verdict.get(r["completion_id"]) != 0.0)]
+        all_pairs = [pair_row(a, b, reward) for a in candidates for b in known if a is not b]
+        wide = [pair for pair in all_pairs if pair["margin"] >= minimum_margin]
         pairs += sorted(wide, key=lambda pair: -pair["margin"])[: cap or None]
     return pairs
 
@@ -90,10 +91,10 @@ def most_vs_least_voted(
     *,
     minimum_votes: Annotated[float, Gt(0), Le(1)] = 0.5,
 ) -> list[Row]:
-    """The most voted answer's first sample against the least voted one's, where the former has `minimum_votes` of the samples.
+    """The most voted answer's first sample against the least voted one's, if the former has `minimum_votes` of the samples.
 
-    For a reward that is `votes` alone. The verdicts are not looked at (there may be none); the audit counts chosen ones that
-    are wrong. The pair's weight is its vote margin, as in ScPO, https://arxiv.org/abs/2411.04109; equal votes give no pair.
+    For a reward that is `votes` alone. Verdicts are not used (there may be none); facts.json counts wrong chosen ones. The
+    pair's weight is its vote margin, as in ScPO, https://arxiv.org/abs/2411.04109; equal votes give no pair.
     """
     pairs = []
     for rows in by_prompt(completions).values():
@@ -115,8 +116,8 @@ def rejection_sampled(
 ) -> list[Row]:
     """Neighbours among the completions that rejection sampling accepts, the one with the higher reward chosen; ties give none.
 
-    RSO, https://arxiv.org/abs/2309.06657: pairs that follow the policy tilted by exp(reward / beta) rather than the sampler,
-    ranked in one round (there 8 accepted of 64). The verdicts are not looked at; the audit counts chosen ones that are wrong.
+    RSO, https://arxiv.org/abs/2309.06657: the pairs follow the policy tilted by exp(reward / beta), not the sampler (there 8
+    accepted of 64, ranked in one round). Verdicts are not used; facts.json counts wrong chosen ones.
     """
     pairs = []
     for rows in accepted(completions, reward, beta, count).values():
@@ -137,19 +138,18 @@ def longest_shared_prefix(
 ) -> list[Row]:
     """Every verified wrong completion against the right one that shares the most of its first steps, at least one.
 
-    So the pair parts at the first step that went wrong. What both share cancels in DPO's margin, token by token, which is what
-    putting it into the prompt would do: Step-DPO, https://arxiv.org/abs/2406.18629, but with the rest of both solutions.
-    `separator` ends a step.
+    So the pair differs from the first wrong step on. The shared steps cancel in DPO's margin, token by token, as if they were
+    part of the prompt. `separator` ends a step. Step-DPO, https://arxiv.org/abs/2406.18629, here with the rest of both texts.
     """
     verdict, pairs = verifier(scores), []
     for rows in by_prompt(completions).values():
         right = unique_texts(row for row in rows if finished(row) and verdict.get(row["completion_id"]) == 1.0)
         wrong = unique_texts((row for row in rows if verdict.get(row["completion_id"]) == 0.0), besides=right)
-        found = []
+        pairs_of_prompt = []
         for row in wrong:
             shared, best = max(((_shared(row, r, separator), r) for r in right), key=lambda pair: pair[0], default=(0, row))
-            found += [pair_row(best, row, reward)] if shared else []
-        pairs += found[: cap or None]
+            pairs_of_prompt += [pair_row(best, row, reward)] if shared else []
+        pairs += pairs_of_prompt[: cap or None]
     return pairs
 
 

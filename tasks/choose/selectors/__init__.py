@@ -1,8 +1,8 @@
-"""The shelf of selectors: `(completions, reward, scores, *, settings) -> rows of SELECTED`, what SFT and RAFT train on.
+"""Selectors: `(completions, reward, scores, *, settings) -> rows of SELECTED`, the data of SFT, RAFT, KTO and listwise losses.
 
-`reward` and each scorer's values in `scores` are by completion_id, None where unknown; `scores` is in recipe order and its
-first scorer is the verifier (1.0 right, 0.0 wrong). A completion cut at the token limit is never selected: it would teach the
-policy not to stop. The order of the rows never changes what is selected.
+`reward` and each scorer's values in `scores` are by completion_id, None if unknown. `scores` is in recipe order; its first
+scorer is the verifier (1.0 right, 0.0 wrong). A truncated completion is never selected, because it would teach the policy not
+to stop (labels.py has the exceptions). The order of the rows has no effect.
 """
 
 from __future__ import annotations

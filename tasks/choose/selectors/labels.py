@@ -1,6 +1,6 @@
-"""Selectors that keep right and wrong completions and say which is which: with labels for KTO, with ranks for listwise losses.
+"""Selectors that keep right and wrong completions: with labels for KTO, with ranks for listwise losses.
 
-Unlike the others they keep completions cut at the token limit, always as wrong: the loss pushes those away.
+Unlike other selectors they keep truncated completions, always as wrong: the loss pushes those down.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from annotated_types import Ge
 from data.rows.completions import Row, Values, by_prompt, finished, unique_texts, verifier
 from tasks.choose.selectors import selected_row
 
-VERSIONS = {"ranked": 2}  # 2: what was cut stands below all that ended
+VERSIONS = {"ranked": 2}  # 2: truncated completions rank below all that ended by themselves
 
 
 def labelled(
@@ -23,39 +23,42 @@ def labelled(
 
     KTO, https://arxiv.org/abs/2402.01306: no pairs are needed, prompts that are always or never solved teach as well.
     """
-    verdict, kept = verifier(scores), []
+    verdict, selected = verifier(scores), []
     for rows in by_prompt(completions).values():
         right = unique_texts(row for row in rows if finished(row) and verdict.get(row["completion_id"]) == 1.0)
         wrong = unique_texts((row for row in rows if verdict.get(row["completion_id"]) == 0.0), besides=right)
         for side, label in ((right, True), (wrong, False)):
-            kept += [selected_row(row) | {"label": label} for row in side[: cap or None]]
-    return kept
+            selected += [selected_row(row) | {"label": label} for row in side[: cap or None]]
+    return selected
 
 
-def _below(cut: float, ended: Sequence[float]) -> bool:
-    """Whether what was cut stands below the best that ended, and above none: a higher reward would have it learnt."""
-    return bool(ended) and cut < max(ended) and cut <= min(ended)
+def _ranks_last(truncated: float, ended: Sequence[float]) -> bool:
+    """Whether the reward of a truncated completion is below the best of those that ended, and above none of them.
+
+    With a higher rank the loss would teach the truncated completion.
+    """
+    return bool(ended) and truncated < max(ended) and truncated <= min(ended)
 
 
 def ranked(
     completions: Sequence[Row], reward: Values, scores: Mapping[str, Values], *, cap: Annotated[int, Ge(0)] = 4
 ) -> list[Row]:
-    """Each prompt's completions by reward (rank 0 = highest, equals share a rank), each text once; no prompt of equals.
+    """Each prompt's completions by reward (rank 0 = highest, ties share a rank), each text once; no prompt of one reward.
 
-    With `cap`, at most so many per rank, so that wrong answers by the dozen do not drown the list.
+    With `cap`, at most so many per rank, so that the many wrong answers do not dominate the list.
     RRHF, https://arxiv.org/abs/2304.05302; LiPO, https://arxiv.org/abs/2402.01878.
     """
-    kept = []
+    selected = []
     for rows in by_prompt(completions).values():
         known = [(reward.get(row["completion_id"]), row) for row in unique_texts(rows)]
         value = {row["completion_id"]: v for v, row in known if v is not None}
         usable = [row for _, row in known if row["completion_id"] in value]
         ended = [value[row["completion_id"]] for row in usable if finished(row)]
-        usable = [row for row in usable if finished(row) or _below(value[row["completion_id"]], ended)]
+        usable = [row for row in usable if finished(row) or _ranks_last(value[row["completion_id"]], ended)]
         levels = sorted({value[row["completion_id"]] for row in usable}, reverse=True)
         if len(levels) < 2:
             continue
         for rank, level in enumerate(levels):
             same = [row for row in usable if value[row["completion_id"]] == level]
-            kept += [selected_row(row) | {"rank": rank} for row in same[: cap or None]]
-    return kept
+            selected += [selected_row(row) | {"rank": rank} for row in same[: cap or None]]
+    return selected
