@@ -127,11 +127,11 @@ def test_under_prefect_reused_stages_show_as_cached(home: Path) -> None:
         Campaign.start(home, name, micro("tiny_raft", "rounds=1", prefect=True))
         assert improve(name, str(home)) == "done"
 
-    async def read() -> tuple[dict[str, Any], dict[str, list[tuple[str, str]]]]:
+    async def read() -> tuple[dict[str, Any], dict[str, list[tuple[str, str | None]]]]:
         async with get_client() as client:
             flow_runs = {run.name: run for run in await client.read_flow_runs() if run.name in ("first", "second")}
             names = {run.id: name for name, run in flow_runs.items()}
-            tasks: dict[str, list[tuple[str, str]]] = {name: [] for name in flow_runs}
+            tasks: dict[str, list[tuple[str, str | None]]] = {name: [] for name in flow_runs}
             for run in await client.read_task_runs():
                 if run.flow_run_id in names:  # other tests share the server
                     tasks[names[run.flow_run_id]].append((run.name, run.state_name))

@@ -13,7 +13,7 @@ from data.errors import PartError, RecipeError
 from data.rows import tables
 from data.store.campaign import Campaign
 from flows.commands.check import check_parts
-from flows.round.artifacts import held
+from flows.round.artifacts import load
 from tasks.choose.pairers import origins as shelf
 from tests.micro import micro
 from tests.test_pairers import check_pairs
@@ -26,7 +26,7 @@ SAMPLE = st.tuples(
 
 
 def table(campaign: Campaign, number: int, label: str, file: str, schema: Any) -> list[dict[str, Any]]:
-    folder = held(campaign.store, campaign.rounds()[number].artifacts[label])
+    folder = load(campaign.store, campaign.rounds()[number].artifacts[label])
     rows: list[dict[str, Any]] = tables.read(folder.file(f"{file}.parquet"), schema).to_pylist()
     return rows
 
