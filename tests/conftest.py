@@ -1,4 +1,4 @@
-"""Shared fixtures: one thread, no telemetry, nothing downloaded, warnings of ours as errors, one Prefect database a session."""
+"""Shared fixtures: one thread, no telemetry, nothing downloaded, one Prefect database a session."""
 
 from __future__ import annotations
 
