@@ -281,7 +281,7 @@ def test_what_a_verdict_stands_on_is_in_its_key(monkeypatch: pytest.MonkeyPatch,
     assert version_of("judges", "additive5") != before
 
 
-@pytest.mark.parametrize("who", ["policy", "base"])
+@pytest.mark.parametrize("who", ["policy", pytest.param("base", marks=pytest.mark.minutes)])
 def test_a_judge_only_campaign(run_micro: Callable[..., Campaign], who: str) -> None:
     # The verifier only watches; the judge is the head or checkpoint 0, enters the key by digest, and alone makes the reward.
     campaign = run_micro("tiny_dpo", JUDGED % who, 'pair={pairer="best_vs_worst", settings={allow_wrong_chosen=true}}')

@@ -409,7 +409,7 @@ def test_the_moving_average_is_the_reference(run_micro: Any) -> None:
         assert torch.allclose(average[tensor], 0.75 * base[tensor] + 0.25 * head[tensor], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["rrhf", "pro", "lipo"])
+@pytest.mark.parametrize("name", ["rrhf", *(pytest.param(name, marks=pytest.mark.minutes) for name in ("pro", "lipo"))])
 def test_ranked_losses_are_validated(run_micro: Any, tmp_path: Path, name: str) -> None:
     # a part of the prompts kept aside: their loss is there, and the best save is the result
     sets = ("rounds=1", f"loss.name={name}", "select.selector=ranked", "train.replay=false", "train.validation=0.4")
@@ -491,6 +491,7 @@ def moody(prompts: Any, completions: Any) -> list[Score]:
     return [Score(1.0), Score(None, "not_applicable"), Score(None, "timeout")][: len(completions)]
 
 
+@pytest.mark.minutes
 def test_online_samples_no_more_at_once_than_asked(run_micro: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # an optimizer step of 16 completions is sampled 6 at a time where generate.batch says 6
     from transformers import GenerationMixin

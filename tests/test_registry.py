@@ -460,6 +460,7 @@ def test_links_lead_to_the_rounds_in_order(home: Path, campaign: Campaign) -> No
     assert f"sqlite:///{home}/mlflow.db" in ui_command(home)
 
 
+@pytest.mark.minutes
 def test_a_delivery_killed_at_random_moments_ends_like_one_that_was_not(
     home: Path, campaign: Campaign, empty_database: bytes
 ) -> None:
