@@ -1,4 +1,4 @@
-"""Shared fixtures: one thread, no telemetry, nothing downloaded, warnings of ours as errors, one Prefect database a session."""
+"""Shared fixtures: one thread, no telemetry, nothing downloaded, one Prefect database a session."""
 
 from __future__ import annotations
 
@@ -70,14 +70,21 @@ def ratchet(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
 @pytest.fixture(scope="session")
 def known_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with the seed model and round 0 of the micro world, which most campaigns here start from."""
+    """A store with the seed model and round 0 of the micro world. Most campaigns start from it; all workers share it."""
     from data.store.campaign import Campaign
+    from data.store.store import locked
     from flows.round.improve import improve
     from tests.micro import micro
 
-    home = tmp_path_factory.mktemp("known")
-    Campaign.start(home, "known", micro("tiny_control", "rounds=1"))
-    improve.fn("known", str(home))
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    home = folder / "known"
+    with locked(folder / "known.lock"):
+        if not (folder / "known.made").exists():  # another worker has not been here yet
+            Campaign.start(home, "known", micro("tiny_control", "rounds=1"))
+            improve.fn("known", str(home))
+            (folder / "known.made").touch()
     return home / "store"
 
 

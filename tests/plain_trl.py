@@ -28,7 +28,9 @@ TRAINING |= {"logging_strategy": "no", "save_strategy": "no", "report_to": "none
 
 
 def read(path: str) -> Rows:
-    return datasets.load_dataset("parquet" if path.endswith(".parquet") else "json", data_files=path, split="train").to_list()
+    kind = "parquet" if path.endswith(".parquet") else "json"
+    rows: Rows = datasets.load_dataset(kind, data_files=path, split="train").to_list()
+    return rows
 
 
 def load(folder: Path) -> Any:
@@ -36,7 +38,6 @@ def load(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").to(device)
 
 
-@torch.inference_mode()
 def sample(model: Any, tokenizer: Any, rows: Rows, n: int, **decoding: Any) -> Iterator[tuple[dict[str, Any], list[str]]]:
     """Each row with n texts, "" where one did not finish; prompts of like length share a batch."""
     model.eval()
@@ -44,7 +45,8 @@ def sample(model: Any, tokenizer: Any, rows: Rows, n: int, **decoding: Any) -> I
     for start in range(0, len(rows), BATCH // n):
         batch = rows[start : start + BATCH // n]
         inputs = tokenizer([row["prompt"] for row in batch], return_tensors="pt", padding=True, padding_side="left")
-        out = model.generate(**inputs.to(model.device), num_return_sequences=n, max_new_tokens=64, **decoding)
+        with torch.inference_mode():
+            out = model.generate(**inputs.to(model.device), num_return_sequences=n, max_new_tokens=64, **decoding)
         new = out[:, inputs["input_ids"].shape[1] :]
         finished = (new == tokenizer.eos_token_id).any(1).tolist()
         texts = [t if f else "" for t, f in zip(tokenizer.batch_decode(new, skip_special_tokens=True), finished, strict=True)]

@@ -49,7 +49,7 @@ def of_folder(path: Path, work: Work, four_bit: bool = True) -> torch.Tensor:
 @needs_bitsandbytes
 def test_linear_layers_are_held_in_four_bits(finished: Campaign, tmp_path: Path) -> None:  # noqa: F811
     # every linear layer but the head takes half a byte a weight, its constants left aside; nothing else is rounded
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     start = work_of(finished, tmp_path).inputs["checkpoint"]
     model = models.load_model(start, "cpu", "float32", four_bit=True)
@@ -124,7 +124,8 @@ def test_what_adapters_learnt_comes_through_the_next_rounding(
         rounded.save_pretrained(tmp_path / "rounded")
         return whole
 
-    keep, trained = training.merged, []
+    keep = training.merged
+    trained: list[Any] = []
     monkeypatch.setattr(training, "merged", also_rounded)
     work = work_of(finished, tmp_path, steps=20, learning_rate=1e-3, lora=FOUR_BIT)
     train(work)
@@ -205,7 +206,7 @@ def test_adapters_resume_under_every_trainer_that_keeps_a_copy(run_micro: Any, t
     few = ("rounds=1", "train.steps=4", "train.save_every=2", "evaluate.samples=0", "train.lora={rank=4}")
     campaign = run_micro("tiny_raft", *sets, *few, name=f"resume-{loss}", place=tmp_path)
     stage = "online" if loss == "grpo" else "train"
-    found = []
+    found: list[Any] = []
     for name in ("first", "second"):
         work = work_of(campaign, tmp_path / name)
         if found:

@@ -103,7 +103,11 @@ def test_a_prompt_with_more_completions_is_scored_whole(tmp_path: Path, world: d
 
 def test_only_what_stands_alone_is_run_ahead() -> None:
     # not a user's own scorer, whose batches are its own affair; not one with a model; not one that stands on verdicts
-    others = [("tests.micro:ends_even", {}), ("judge", {"template": "additive5"}), ("kimi_length", {})]
+    others: list[tuple[str, dict[str, Any]]] = [
+        ("tests.micro:ends_even", {}),
+        ("judge", {"template": "additive5"}),
+        ("kimi_length", {}),
+    ]
     others += [("ensemble", {"members": [{"scorer": "exact_match"}, {"scorer": "tests.micro:ends_even"}]})]
     refused = [score.Settings(scorer=name, settings=settings, split="rounds") for name, settings in others]
     assert ScoreWhileGenerating([*refused, EXACT], workers=1).scorers == [EXACT]

@@ -16,14 +16,13 @@ from data.recipe.settings import Hardware
 from data.rows import tables
 from tasks.bias.alarm_rule import judge
 from tasks.bias.bias import Settings, read_ledger, sides_of
+from tasks.bias.effects import Kind
 from tasks.bias.features import format as styles
 from tasks.bias.features import length, repetition, tone
-from tasks.bias.ledger import Kind, Sample, compare
+from tasks.bias.ledger import Entry, Sample, compare
 from tasks.bias.observed import grids
 from tasks.run.work import Work
 from tasks.score.scorers import Score
-
-pytestmark = pytest.mark.filterwarnings("error")
 
 LINE = "the sum of two numbers is found by adding each column from the right and carrying what is over"
 WORDS = LINE.split(" ")
@@ -58,7 +57,8 @@ def campaign(change: Callable[[int, list[str]], list[str]], rounds: int = 3) -> 
     """`LEVEL feature` of each round; `change` is given the round and its texts."""
     kinds = {name: kind for name, (_, kind) in FEATURES.items()}
     base = last = observed(texts(1, 16), 16)
-    earlier, said = [], []
+    earlier: list[Entry] = []
+    said: list[list[str]] = []
     for number in range(1, rounds + 1):
         now = observed(change(number, texts(100 + number, 4)), 4)
         earlier, alarms = judge(compare(now, base, last, kinds=kinds), earlier, round=number)
@@ -95,7 +95,7 @@ def test_rows_find_their_place() -> None:
 def test_labels_and_ranks_say_what_is_trained_towards(tmp_path: Path) -> None:
     # KTO pushes away what is labelled false, a listwise loss all but the best: neither counts as selected
     row = {"prompt_id": "p", "weight": 1.0, "label": None, "rank": None}
-    rows = [{"completion_id": "right", "label": True}, {"completion_id": "wrong", "label": False},
+    rows: list[dict[str, Any]] = [{"completion_id": "right", "label": True}, {"completion_id": "wrong", "label": False},
             {"completion_id": "best", "rank": 0}, {"completion_id": "third", "rank": 2}, {"completion_id": "kept"}]  # fmt: skip
     tables.write(tables.from_rows([row | r for r in rows], tables.SELECTED), tables.SELECTED, tmp_path / "selected.parquet")
     settings = Settings(round=1, kinds={}, prompt_kinds={}, counterfactuals=(), baseline=1, on_policy=True, chosen="selected")

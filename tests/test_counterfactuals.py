@@ -18,8 +18,6 @@ from tasks.prompts import counterfactual_prompts as stage
 from tasks.prompts import counterfactuals as counterfactuals
 from tasks.run.work import Work
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 
 def prompt(text: str, answer: str | None = None) -> dict[str, Any]:
     messages = [{"role": "user", "content": text}]

@@ -128,7 +128,8 @@ def _section(
     heading = (f"[[{place}]]" if many else f"[{place}]") if place else "Top level"
     listed[model] = heading
     intro = "" if model is Recipe else " ".join((model.__doc__ or "").split("\n\n")[0].split())
-    rows, inner_tables = ["| key | default | meaning |", "|---|---|---|"], []
+    rows = ["| key | default | meaning |", "|---|---|---|"]
+    inner_tables: list[tuple[str, type[BaseModel], Any, bool]] = []
     for key, field in model.model_fields.items():
         value = getattr(table, key) if table else field.get_default(call_default_factory=True)
         inner, several = _nested(field.annotation), typing.get_origin(field.annotation) is tuple
@@ -220,7 +221,7 @@ def rendered(name: str, text: str) -> str:
     """A README with each of its blocks made anew."""
     for block, make in BLOCKS[name].items():
         new = f"<!-- {block} -->\n{make()}\n<!-- /{block} -->"
-        text, count = re.subn(rf"<!-- {block} -->.*?<!-- /{block} -->", lambda _, n=new: n, text, flags=re.DOTALL)
+        text, count = re.subn(rf"<!-- {block} -->.*?<!-- /{block} -->", new.replace("\\", r"\\"), text, flags=re.DOTALL)
         assert count == 1, f"{name}: expected one block <!-- {block} --> ... <!-- /{block} -->, found {count}"
     return text
 

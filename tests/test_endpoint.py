@@ -18,20 +18,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.errors import EndpointError, PartError, RecipeError, StageFailed
+from data.labels import Label
 from data.recipe.recipe import Recipe
 from data.recipe.settings import Hardware, Requests
 from data.rows import tables
 from data.store.store import Artifact, External, Store, digest_of, hash_folder
 from flows.commands.check import check_parts
-from flows.round.judging import anchors
-from flows.round.scoring import scores
+from flows.round.judging import anchor_texts
+from flows.round.scoring import scores_of_round
 from flows.round.stages import Stages
 from tasks.generate import openai_client
 from tasks.generate.engines import Batch, Decoding
 from tasks.generate.engines.endpoint import endpoint
+from tasks.generate.generate import generate
 from tasks.generate.openai_client import Ask, Reply, Server, draw
 from tasks.run.stage import perform
-from tasks.run.work import stage_module
+from tasks.run.work import Stage, stage_module
 from tasks.score import score
 from tests.micro import micro
 
@@ -279,19 +281,19 @@ def test_each_engine_has_its_work(tmp_path: Path) -> None:
     # the round is drawn by generate.engine; what is measured, probed or frozen is drawn from the checkpoint, by evaluate.engine
     drawn: dict[str, str] = {}
 
-    def call(label: str, stage: str, settings: Any, inputs: Any, seed: int, around: Any) -> Artifact:
-        if stage == "generate":
-            drawn[label] = settings.engine
-        return Artifact(label, label, stage, tmp_path)
+    def call(label: Label, stage: Stage, settings: Any, inputs: Any, seed: int, around: Any) -> Artifact:
+        if stage is generate:
+            drawn[label.text] = settings.engine
+        return Artifact(label.text, label.text, "", tmp_path)
 
     engine = ('generate.engine="endpoint"', 'generate.settings={url="http://127.0.0.1:9/v1", model="m"}')
     stages = Stages(SimpleNamespace(recipe=micro("tiny_raft", *engine)), 1, call)  # type: ignore[arg-type]
     some = stages.prepare()
-    stages.generate(some, some)
+    stages.generate(some, some, max_tokens=48)
     stages.evaluate(some, some, {})
-    anchors(stages, some, some)
+    anchor_texts(stages, some, some)
     assert drawn.pop("generate") == "endpoint"
-    assert set(drawn) == {"evaluate/greedy", "evaluate/sampled", "anchors/drawn"}
+    assert set(drawn) == {"evaluate/greedy", "evaluate/sampled", "anchors/completions"}
     assert set(drawn.values()) == {"transformers"}
     with pytest.raises(RecipeError, match=r"pool\.base samples checkpoint 0"):
         micro("tiny_raft", *engine, "pool.base=true")
@@ -378,13 +380,13 @@ def test_a_judge_has_one_model_here_or_at_a_server(server: Unreliable, tmp_path:
     check_parts(right)
     asked: dict[str, set[str]] = {}
 
-    def call(label: str, stage: str, settings: Any, inputs: Any, seed: int, around: Any) -> Artifact:
-        asked[label] = set(inputs)
-        return Artifact(label, label, stage, tmp_path)
+    def call(label: Label, stage: Stage, settings: Any, inputs: Any, seed: int, around: Any) -> Artifact:
+        asked[label.text] = set(inputs)
+        return Artifact(label.text, label.text, "", tmp_path)
 
     stages = Stages(SimpleNamespace(recipe=right), 1, call)  # type: ignore[arg-type]
     some = stages.prepare()
-    scores(stages, some, some, {"policy": some, "base": some})
+    scores_of_round(stages, some, some, {"policy": some, "base": some})
     assert asked["score/judge"] == {"prompts", "completions"}
 
 
@@ -413,7 +415,7 @@ def test_a_lost_request_stops_the_stage_and_what_was_answered_is_not_asked_again
     }
     settings = Settings(
         engine="endpoint", settings={"url": server.url, "model": "m"}, split="rounds", n=2, temperature=1.0, top_p=1.0,
-        max_tokens=8, batch=4, shard=6, dtype="float32",
+        max_tokens=8, batch=4, shard=6, dtype="float32", trust_remote_code=False,
     )  # fmt: skip
     hardware = Hardware(device="cpu", isolation="inline", requests=QUICK)
     store = Store(tmp_path / "store")

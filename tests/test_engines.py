@@ -19,7 +19,7 @@ from tasks.generate.engines import Batch, Decoding, Engine, EngineLost, Row
 from tasks.generate.engines.local import transformers
 from tasks.models import models
 
-PROMPTS = [
+PROMPTS: list[dict[str, Any]] = [
     {"prompt_id": str(i), "messages": [{"role": "user", "content": text}]}
     for i, text in enumerate(("12+34?", "567+890?", "5+5?"))
 ]
@@ -186,8 +186,14 @@ def test_long_rows_are_measured_a_few_at_a_time(checkpoint: Path, monkeypatch: p
     tokenizer, model = models.load_tokenizer(checkpoint), models.load_model(checkpoint, "cpu", "float32")
     rows = [([1, 2, 3], [4] * length) for length in (2, 30, 3, 60, 1, 5)]
     expected = models.completion_logprobs(model, rows, tokenizer.pad_token_id)
-    shapes, forward = [], model.forward
-    monkeypatch.setattr(model, "forward", lambda **given: (shapes.append(tuple(given["input_ids"].shape)), forward(**given))[1])
+    shapes: list[tuple[int, ...]] = []
+    forward = model.forward
+
+    def noted(**inputs: Any) -> Any:
+        shapes.append(tuple(inputs["input_ids"].shape))
+        return forward(**inputs)
+
+    monkeypatch.setattr(model, "forward", noted)
     monkeypatch.setattr(models, "CELLS", 70 * model.config.vocab_size)
     found = models.completion_logprobs(model, rows, tokenizer.pad_token_id)
     assert [len(row) for row in found] == [2, 30, 3, 60, 1, 5]

@@ -90,7 +90,8 @@ def test_every_error_of_ours_is_shown_by_a_test() -> None:
 
 def test_every_error_says_when_it_comes_and_has_an_exit_code() -> None:
     # Claim: each type documents what it is for; the user's mistakes exit with 2, everything else with 1.
-    for one in (RatchetError, *RatchetError.__subclasses__(), *WrongUse.__subclasses__()):
+    types: list[type[RatchetError]] = [RatchetError, *RatchetError.__subclasses__(), *WrongUse.__subclasses__()]
+    for one in types:
         assert (inspect.getdoc(one) or "").endswith(".")
         assert one.exit_code == (2 if issubclass(one, WrongUse) else 1)
 
@@ -248,10 +249,10 @@ def test_prefect_that_refuses_the_deployment(monkeypatch: pytest.MonkeyPatch) ->
     from flows.service import serve
 
     done = subprocess.CompletedProcess([], 1, "", "bad schedule")
-    monkeypatch.setattr(serve.subprocess, "run", lambda *args, **kwargs: done)
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: done)
     monkeypatch.setattr(serve, "CHECKOUT", Path("/another/checkout"))
     monkeypatch.setattr("prefect.client.orchestration.get_client", lambda **kwargs: NoDeployment())
-    with pytest.raises(serve.ServiceFailed, match=r"Prefect did not take prefect\.yaml:\nbad schedule"):
+    with pytest.raises(errors.ServiceFailed, match=r"Prefect did not take prefect\.yaml:\nbad schedule"):
         serve.deploy()
 
 

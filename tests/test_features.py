@@ -14,14 +14,13 @@ from tasks.bias.features import diversity, format, language, length, policy, ref
 from tasks.bias.prompt_features import variety, verdicts
 from tasks.run import parts
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 
 def row(text: str, **more: Any) -> dict[str, Any]:
     return {"text": text, "token_ids": None, "logprobs": None, "finish_reason": None, **more}
 
 
 def of(feature: Any, text: str, **more: Any) -> float | None:
+    value: float | None
     (value,) = feature([row(text, **more)])
     return value
 

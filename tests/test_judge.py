@@ -244,7 +244,7 @@ def test_opponents_limit_the_comparisons() -> None:
 @pytest.mark.parametrize("status", ["parse_failure", "refused", "too_long", "no_verdict", "timeout"])
 def test_a_failed_verdict_is_not_a_bad_answer(tmp_path: Path, status: str) -> None:
     # Weighted with another scorer, a completion whose judge failed has no reward: it is neither chosen nor rejected.
-    columns = {
+    columns: dict[str, list[tuple[float | None, str]]] = {
         "verifier": [(1.0, "ok"), (1.0, "ok"), (0.0, "ok")],
         "judge": [(0.9, "ok"), (None, status), (0.4, "ok")],
     }
@@ -256,7 +256,7 @@ def test_a_failed_verdict_is_not_a_bad_answer(tmp_path: Path, status: str) -> No
         ]
         tables.write(tables.from_rows(scored, tables.SCORES), tables.SCORES, tmp_path / name / "scores.parquet")
     work = SimpleNamespace(
-        settings=reward.Settings(weights={"verifier": 0.1, "judge": 1.0}),
+        settings=reward.Settings(weights={"verifier": 0.1, "judge": 1.0}, how="sum", penalty=0.0),
         inputs={f"score/{name}": tmp_path / name for name in columns},
         out=tmp_path,
     )
@@ -281,7 +281,7 @@ def test_what_a_verdict_stands_on_is_in_its_key(monkeypatch: pytest.MonkeyPatch,
     assert version_of("judges", "additive5") != before
 
 
-@pytest.mark.parametrize("who", ["policy", "base"])
+@pytest.mark.parametrize("who", ["policy", pytest.param("base", marks=pytest.mark.minutes)])
 def test_a_judge_only_campaign(run_micro: Callable[..., Campaign], who: str) -> None:
     # The verifier only watches; the judge is the head or checkpoint 0, enters the key by digest, and alone makes the reward.
     campaign = run_micro("tiny_dpo", JUDGED % who, 'pair={pairer="best_vs_worst", settings={allow_wrong_chosen=true}}')

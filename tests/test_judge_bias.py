@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from tasks.evaluate import judge_bias
 
-pytestmark = pytest.mark.filterwarnings("error")
 Row = dict[str, object]
 
 

@@ -86,7 +86,7 @@ def test_calibration_is_of_probabilities_only() -> None:
     assert named(agreement(honest))["brier"] == pytest.approx(0.16)
     boastful = {f"p{i}": [(1.0, float(i % 2))] for i in range(100)}
     found = named(agreement(boastful))
-    assert (found["brier"], found["ece"]) == (0.5, pytest.approx(0.5))
+    assert [found["brier"], found["ece"]] == [0.5, pytest.approx(0.5)]
     assert "brier" not in named(agreement({"a": [(-0.2, 1.0), (-3.0, 0.0)]}))
 
 
@@ -99,7 +99,7 @@ def test_without_verdicts_nothing_is_claimed() -> None:
 def test_ties_saturation_and_failures() -> None:
     # One prompt of two is tied, one with one text is none; two of seven known values are the highest; one of eight was unread.
     found = named(spread(scored((0.5, 0.5), (1.0, 0.2, 1.0, None), (0.3, 0.3)), list("ababcdaa")))
-    assert (found["tied_prompts"], found["saturated"], found["parse_failures"]) == (0.5, pytest.approx(2 / 7), 1 / 8)
+    assert [found["tied_prompts"], found["saturated"], found["parse_failures"]] == [0.5, pytest.approx(2 / 7), 1 / 8]
 
 
 def test_both_orders_agree_or_do_not() -> None:

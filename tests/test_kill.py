@@ -23,6 +23,7 @@ def survives(method: str, home: Path, kills: int, seed: int) -> None:
     assert outcome.good, outcome
 
 
+@pytest.mark.minutes
 def test_killed_campaign_ends_with_equal_digests(home: Path) -> None:
     # Claim: a campaign killed twice at random instants resumes to equal digests; nothing finished is redone, doubled or locked.
     survives("raft", home, kills=2, seed=1)

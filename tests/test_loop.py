@@ -32,7 +32,7 @@ def manifests(campaign: Campaign) -> dict[str, int]:
     return {key: (store.folder(key) / "manifest.json").stat().st_mtime_ns for key in store.keys()}
 
 
-@pytest.mark.parametrize("source", ["tiny_raft", "tiny_dpo", "tiny_control"])
+@pytest.mark.parametrize("source", [pytest.param("tiny_raft", marks=pytest.mark.minutes), "tiny_dpo", "tiny_control"])
 def test_campaign_runs_and_records(source: str, run_micro: Run) -> None:
     # Claim: each shipped tiny recipe runs all its rounds for real, and each Round names model, reference, data and metrics.
     campaign = run_micro(source)
@@ -52,6 +52,7 @@ def test_campaign_runs_and_records(source: str, run_micro: Run) -> None:
     assert set(campaign.final()) == {"base", "head", "last"}  # type: ignore[arg-type]
 
 
+@pytest.mark.minutes
 def test_two_homes_give_equal_digests(run_micro: Run, tmp_path: Path) -> None:
     # Claim: on CPU in fp32 on one thread the same recipe gives byte-identical artifacts, in another home too.
     first = run_micro("tiny_dpo", place=tmp_path / "a", fresh=True)
@@ -59,6 +60,7 @@ def test_two_homes_give_equal_digests(run_micro: Run, tmp_path: Path) -> None:
     assert digests(first) == digests(second)
 
 
+@pytest.mark.minutes
 def test_second_campaign_shares_first_stages(run_micro: Run) -> None:
     # Claim: a campaign that differs from round 2 on reuses round 0 and 1 of another one; nothing of them is made again.
     first = run_micro("tiny_raft", name="one")
@@ -127,11 +129,11 @@ def test_under_prefect_reused_stages_show_as_cached(home: Path) -> None:
         Campaign.start(home, name, micro("tiny_raft", "rounds=1", prefect=True))
         assert improve(name, str(home)) == "done"
 
-    async def read() -> tuple[dict[str, Any], dict[str, list[tuple[str, str]]]]:
+    async def read() -> tuple[dict[str, Any], dict[str, list[tuple[str, str | None]]]]:
         async with get_client() as client:
             flow_runs = {run.name: run for run in await client.read_flow_runs() if run.name in ("first", "second")}
             names = {run.id: name for name, run in flow_runs.items()}
-            tasks: dict[str, list[tuple[str, str]]] = {name: [] for name in flow_runs}
+            tasks: dict[str, list[tuple[str, str | None]]] = {name: [] for name in flow_runs}
             for run in await client.read_task_runs():
                 if run.flow_run_id in names:  # other tests share the server
                     tasks[names[run.flow_run_id]].append((run.name, run.state_name))
@@ -245,7 +247,10 @@ def test_isolated_stages_give_the_same_bytes(run_micro: Run, tmp_path: Path) -> 
     assert base.digest == inline.rounds()[0].checkpoint.digest
 
 
-@pytest.mark.parametrize("stage", ["generate", "pair", "train", "evaluate/greedy_score"])
+MINUTES = [pytest.param(stage, marks=pytest.mark.minutes) for stage in ("pair", "evaluate/greedy_score")]
+
+
+@pytest.mark.parametrize("stage", ["generate", "train", *MINUTES])
 def test_damage_is_noticed_and_healed(stage: str, run_micro: Run, home: Path) -> None:
     # Claim: a stored file that was changed behind our back is never used: it is set aside and made again, with equal digests.
     campaign = run_micro("tiny_dpo", "rounds=1", name="micro")
@@ -263,6 +268,7 @@ def test_damage_is_noticed_and_healed(stage: str, run_micro: Run, home: Path) ->
     assert campaign.store.verify() == []
 
 
+@pytest.mark.minutes
 def test_torn_manifest_of_a_finished_round_is_healed(run_micro: Run) -> None:
     # Claim: where even the manifest of a needed artifact is torn, finished rounds are gone through again and come out equal.
     campaign = run_micro("tiny_raft")

@@ -15,7 +15,7 @@ import torch
 from data.errors import StageFailed
 from data.recipe.loss import DPO, KINDS, Loss
 from data.rows import tables
-from data.store.campaign import Campaign
+from data.store.campaign import Campaign, Ref
 from data.store.store import hash_folder
 from tasks.run.work import stage_module
 from tasks.score.scorers import Score
@@ -33,7 +33,10 @@ def softplus(x: float) -> float:
 
 def value(loss: Loss, weight: float = 1.0, margin: float = 1.0, certainty: float = 1.0) -> float:
     """Our loss of one pair: h = 2 and -1 nats, log pi(y_w) = -6, 4 and 7 tokens."""
-    one = lambda x: torch.tensor([x])  # noqa: E731
+
+    def one(x: float) -> torch.Tensor:
+        return torch.tensor([x])
+
     row = {"weight": one(weight), "margin": one(margin), "certainty": one(certainty)}
     result: float = losses.pair_loss(loss, one(2.0), one(-1.0), one(-6.0), (one(4.0), one(7.0)), row).item()
     return result
@@ -325,7 +328,10 @@ def test_kto_equals_stock_trl(run_micro: Any, shelf: Path, tmp_path: Path) -> No
         beta=0.5, desirable_weight=(len(chosen) - right) / right, logging_steps=1, report_to="none", use_cpu=True,
         save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
     )  # fmt: skip
-    load = lambda name: models.load_model(work.inputs[name], "cpu", "float32")  # noqa: E731
+
+    def load(name: str) -> Any:
+        return models.load_model(work.inputs[name], "cpu", "float32")
+
     trainer = KTOTrainer(
         load("checkpoint"), ref_model=load("reference"), args=config, train_dataset=Dataset.from_list(texts),
         processing_class=tokenizer,
@@ -394,13 +400,16 @@ def test_the_moving_average_is_the_reference(run_micro: Any) -> None:
     campaign = run_micro("tiny_dpo", "loss.reference=ema", "loss.ema_decay=0.75", "rounds=2", "gate.rule=always_promote")
     rounds = campaign.rounds()
     assert rounds[1].reference == rounds[0].checkpoint
-    load = lambda ref: load_file(campaign.store.folder(ref.key) / "payload" / "model.safetensors")  # noqa: E731
+
+    def load(ref: Ref) -> dict[str, torch.Tensor]:
+        return load_file(campaign.store.folder(ref.key) / "payload" / "model.safetensors")
+
     base, head, average = load(rounds[0].checkpoint), load(rounds[1].head), load(rounds[2].reference)
     for tensor in average:
         assert torch.allclose(average[tensor], 0.75 * base[tensor] + 0.25 * head[tensor], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["rrhf", "pro", "lipo"])
+@pytest.mark.parametrize("name", ["rrhf", *(pytest.param(name, marks=pytest.mark.minutes) for name in ("pro", "lipo"))])
 def test_ranked_losses_are_validated(run_micro: Any, tmp_path: Path, name: str) -> None:
     # a part of the prompts kept aside: their loss is there, and the best save is the result
     sets = ("rounds=1", f"loss.name={name}", "select.selector=ranked", "train.replay=false", "train.validation=0.4")
@@ -482,6 +491,7 @@ def moody(prompts: Any, completions: Any) -> list[Score]:
     return [Score(1.0), Score(None, "not_applicable"), Score(None, "timeout")][: len(completions)]
 
 
+@pytest.mark.minutes
 def test_online_samples_no_more_at_once_than_asked(run_micro: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # an optimizer step of 16 completions is sampled 6 at a time where generate.batch says 6
     from transformers import GenerationMixin

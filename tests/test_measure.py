@@ -17,8 +17,6 @@ from data.statistics import t_interval
 from tasks.evaluate.measure import Settings, measure, paired, pass_at_k, right_by_prompt
 from tasks.run.work import Work
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 Values = list[float | None]
 
 

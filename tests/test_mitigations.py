@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,15 @@ from tasks.choose import mitigations
 from tasks.choose.mitigations import chosen, rewards
 from tasks.run import parts
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 Row = dict[str, Any]
 
 
 def pool(seed: int = 0, prompts: int = 60, k: int = 8) -> tuple[list[Row], dict[str, float | None], dict[str, Any]]:
     """Completions of random length with `!`, a verdict, and a proxy that pays for being right and for every `!`."""
     draw = np.random.default_rng(seed)
-    rows, reward, verdict = [], {}, {}
+    rows: list[Row] = []
+    reward: dict[str, float | None] = {}
+    verdict: dict[str, float] = {}
     for prompt in range(prompts):
         for sample in range(k):
             i, marks = f"{prompt:03d}-{sample}", int(draw.integers(0, 4))
@@ -56,7 +57,7 @@ def test_a_length_penalty_leaves_no_correlation_within_prompts() -> None:
     rows, _, scores = pool()
     reward = {row["completion_id"]: 0.01 * len(row["token_ids"]) for row in rows}
     changed = rewards.length_penalty(reward, rows, scores)
-    assert np.std([changed[i] for i in reward]) == pytest.approx(0.0, abs=1e-9)
+    assert np.std(np.array([changed[i] for i in reward], dtype=float)) == pytest.approx(0.0, abs=1e-9)
     by_hand = rewards.length_penalty(reward, rows, scores, per_token=0.005)
     assert by_hand["000-0"] == pytest.approx(0.5 * reward["000-0"])
 
@@ -153,9 +154,15 @@ def test_a_recipe_names_its_mitigations(run_micro: Callable[..., Any]) -> None:
 
 def test_two_judges_agreement_is_a_pairs_label() -> None:
     # CREAM: rankings alike give 1, one swap of three 2/3, turned round 0, a judge that ties everything 0.5; nothing is dropped
-    rankings = {"alike": (1, 2, 3), "swapped": (2, 1, 3), "round": (3, 2, 1), "tied": (1, 1, 1), "silent": (None, None, 1)}
-    completions = [{"completion_id": f"{p}{i}", "prompt_id": p, "sample": i} for p in rankings for i in range(3)]
-    scores = {
+    rankings: dict[str, tuple[int | None, ...]] = {
+        "alike": (1, 2, 3),
+        "swapped": (2, 1, 3),
+        "round": (3, 2, 1),
+        "tied": (1, 1, 1),
+        "silent": (None, None, 1),
+    }
+    completions: list[Row] = [{"completion_id": f"{p}{i}", "prompt_id": p, "sample": i} for p in rankings for i in range(3)]
+    scores: dict[str, dict[str, float | None]] = {
         "policy": {row["completion_id"]: float(row["sample"]) for row in completions},
         "base": {f"{p}{i}": value for p, values in rankings.items() for i, value in enumerate(values)},
     }
@@ -188,7 +195,10 @@ def test_overlong_answers_are_not_learnt_from(run_micro: Callable[..., Any], cho
     loss = ("loss.name=kto", "train.replay=false") if "labelled" in chooser else ()
     overlong = 'mitigate=[{mitigation="reject_overlong", settings={tokens=4}}]'
     campaign = run_micro("tiny_raft", "rounds=1", chooser, "select.settings={}", overlong, *loss)
-    folder = lambda label: campaign.store.folder(campaign.rounds()[1].artifacts[label].key) / "payload"  # noqa: E731
+
+    def folder(label: str) -> Path:
+        return Path(campaign.store.folder(campaign.rounds()[1].artifacts[label].key) / "payload")
+
     drawn = tables.read(folder("generate") / "completions.parquet", tables.COMPLETIONS).to_pylist()
     length = {row["completion_id"]: len(row["token_ids"]) for row in drawn}
     taken = tables.read(folder("select") / "selected.parquet", tables.SELECTED).to_pylist()

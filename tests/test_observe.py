@@ -15,7 +15,6 @@ from data.rows import tables
 from tasks.bias import observe
 from tasks.run.work import Work
 
-pytestmark = pytest.mark.filterwarnings("error")
 Row = dict[str, Any]
 
 
@@ -84,7 +83,7 @@ def test_every_feature_has_a_column_and_unknown_ones_are_null(tmp_path: Path) ->
 def test_verdicts_reach_the_features_that_ask_for_them(tmp_path: Path) -> None:
     # Claim: SCORES give verdicts and answers, row for row, prompt by prompt.
     rows = completions(3, 2)
-    wanted = {"prompt_features": {"coverage_gap": {}, "answer_collision": {}}}
+    wanted: dict[str, Any] = {"prompt_features": {"coverage_gap": {}, "answer_collision": {}}}
     _, per_prompt = run(tmp_path / "a", rows, wanted, verdicts=scores(tmp_path / "s", rows))
     assert per_prompt == [{"prompt_id": f"p{p}", "coverage_gap": 0.5, "answer_collision": 0.0} for p in range(3)]
 

@@ -225,7 +225,7 @@ def test_facts_are_plain_json(groups: list[list[Any]]) -> None:
 
 def test_facts_count_every_fault() -> None:
     # The facts of a bad set of pairs, by hand.
-    groups = [
+    groups: list[list[Any]] = [
         [("a", "length", 0.0, 1.0, 8), ("b", "stop", 1.0, 0.0, 2), ("a", "stop", 1.0, 1.0, 4)],
         [("a", "stop", 1.0, 1.0, 1), ("b", "stop", 1.0, 1.0, 1)],
         [("a", "stop", 0.0, 0.0, 1)],

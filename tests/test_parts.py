@@ -14,8 +14,6 @@ from data.errors import PartError
 from tasks.run import parts
 from tasks.run.parts import check_settings, configure, find, listing, public, version_of
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 ALL = [(family, name) for family in parts.FAMILIES for name in public(family)]
 OWN = '''
 from tasks.score.scorers import Score

@@ -22,7 +22,7 @@ from data.rows import tables
 from data.store.campaign import Campaign
 from data.store.store import Artifact, Store
 from tasks.run.stage import perform
-from tasks.run.work import Work
+from tasks.run.work import Work, stage_module
 from tasks.run.worker import run_apart
 from tasks.train.train import train
 from tests.test_stage import CUDA, apart, settings, source, store  # noqa: F401  (apart, source and store are fixtures)
@@ -146,5 +146,5 @@ def test_the_rank_that_failed_first_is_heard(
     (tmp_path / "toy.py").write_text((tmp_path / "toy.py").read_text() + "LAUNCHED = True\n")
     hardware = Hardware(device="cpu", isolation="process", accelerate=str(tmp_path / "two.yaml"))
     with pytest.raises(StageFailed) as failed:
-        perform(store, "toy", settings(then=ONE_FAILS.format(fails=fails, wait=wait)), {}, hardware=hardware)
+        perform(store, stage_module("toy").toy, settings(then=ONE_FAILS.format(fails=fails, wait=wait)), {}, hardware=hardware)
     assert str(failed.value) == says

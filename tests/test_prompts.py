@@ -18,8 +18,6 @@ from data.rows import prompts, records, tables
 from data.worlds import addition
 from data.worlds.addition import ALPHABET, Problem, World
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 Row = dict[str, Any]
 TINY = Prompts(seed=20, rounds=30, probe=10, held_out=40, test=40, ood=10)
 SMALL = Prompts(source="file", held_out=2, test=2)

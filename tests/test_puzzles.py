@@ -85,6 +85,7 @@ def test_values_are_exact(expression: str) -> None:
 
 def _exact(node: Any) -> Fraction | None:
     if isinstance(node, ast.Constant):
+        assert isinstance(node.value, int)
         return Fraction(node.value)
     a, b = _exact(node.left), _exact(node.right)
     if a is None or b is None or (isinstance(node.op, ast.Div) and b == 0):

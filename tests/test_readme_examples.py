@@ -27,8 +27,6 @@ from tasks.run import parts
 from tasks.run.work import Work
 from tasks.score.scorers import Score
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 CHECKOUT = Path(__file__).parents[1]
 DOCUMENTS = ("tasks/README.md", "data/README.md")
 MARKED = re.compile(r"<!-- EXAMPLE (\w+) (\w+) ?(\{[^\n]*\})? -->\n```python\n# (\S+)\n(.*?)```", re.DOTALL)

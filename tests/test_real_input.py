@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from data.rows import tables
@@ -108,8 +109,10 @@ def test_planted_right_answers_make_pairs(ratchet: Callable[..., int], home: Pat
     assert last.reference == campaign.rounds()[0].checkpoint
     assert last.checkpoint != last.head_before
     store = campaign.store
-    read = lambda label, file, schema: tables.read(  # noqa: E731
-        store.folder(last.artifacts[label].key) / "payload" / file, schema
-    ).to_pylist()
+
+    def read(label: str, file: str, schema: pa.Schema) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = tables.read(store.folder(last.artifacts[label].key) / "payload" / file, schema).to_pylist()
+        return rows
+
     texts = {row["completion_id"]: row["text"] for row in read("generate", "completions.parquet", tables.COMPLETIONS)}
     assert all("boxed" in texts[pair["chosen_id"]] for pair in read("pair", "pairs.parquet", tables.PAIRS))

@@ -8,17 +8,22 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import mlflow
+import pyarrow as pa
 import pytest
 
 from data import labels
 from data.errors import CampaignError, DamagedArtifact, StageFailed
 from data.recipe import recipe as recipes
 from data.rows import tables
-from data.store.campaign import Campaign, Metric, Ref, Round, Verdict
-from data.store.store import Job, sha256_text
+from data.store.campaign import Campaign, Decision, Metric, Ref, Round, Verdict
+from data.store.store import Job, Store, sha256_text
 from registry import payload
 from registry.checkpoints import resolve
 from registry.client import MemoryUnreachable, memory, tracking_uri
@@ -35,10 +40,11 @@ APART.set_forkserver_preload(
 PROMPTS = [
     {"prompt_id": f"{i:04x}", "messages": [{"role": "user", "content": f"{i}+{i}="}], "source": "test"} for i in range(30)
 ]
+Files = dict[str, tuple[Any, pa.Schema | None]]  # a file's name: its content, and the schema where it is a table
 
 
 # -- a campaign by hand -------------------------------------------------------------------------------------------------
-def put(store, stage, about, files):
+def put(store: Store, stage: str, about: str, files: Files) -> Ref:
     """Commit files (a table with its schema, or anything for JSON) as an artifact; returns how a Round names it."""
     job = Job(stage=stage, version=1, settings={"about": about}, inputs={}, seed=0)
     with store.attempt(job.key) as partial:
@@ -51,7 +57,7 @@ def put(store, stage, about, files):
     return Ref(key=made.key, digest=made.digest)
 
 
-def completions(number):
+def completions(number: int) -> list[dict[str, Any]]:
     return [
         {
             "completion_id": f"{number}-{p['prompt_id']}",
@@ -67,30 +73,31 @@ def completions(number):
     ]
 
 
-def scores(number):
+def scores(number: int) -> list[dict[str, Any]]:
     ids = [(row["completion_id"], row["prompt_id"]) for row in completions(number)]
     return [
         {"completion_id": c, "prompt_id": p, "value": float(i % 4 < number), "status": "ok"} for i, (c, p) in enumerate(ids)
     ]
 
 
-def checkpoint(store, name, number):
+def checkpoint(store: Store, name: str, number: int) -> Ref:
     return put(
         store, "train", f"{name} {number}", {"config.json": ({"round": number}, None), "training.json": ({"loss": 1.0}, None)}
     )
 
 
-def start(home, name="demo", **settings):
+def start(home: Path, name: str = "demo", **settings: Any) -> Campaign:
     recipe = recipes.load("tiny_dpo", overrides={"rounds": 3, **settings})
     return Campaign.start(home, name, recipe)
 
 
-def add_round(campaign, decision="promote", trained=True):
+def add_round(campaign: Campaign, decision: Decision = "promote", trained: bool = True) -> Round:
     """Finish one more round, with the artifacts a real one has."""
     store, done = campaign.store, campaign.rounds()
     number, last = len(done), done[-1] if done else None
-    made = checkpoint(store, campaign.name, number) if trained else last.head
-    head = last.champion if decision == "roll_back" else made
+    made = last.head if last and not trained else checkpoint(store, campaign.name, number)
+    champion = last.champion if last else made
+    head = champion if decision == "roll_back" else made
     artifacts = {
         labels.HELD_OUT.completions("greedy").text: put(
             store, "generate", f"{number}", {"completions.parquet": (completions(number), tables.COMPLETIONS)}
@@ -108,7 +115,7 @@ def add_round(campaign, decision="promote", trained=True):
         head_before=last.head if last else made,
         checkpoint=made,
         head=head,
-        champion=head if decision in ("start", "promote", "roll_back") else last.champion,
+        champion=head if decision in ("start", "promote", "roll_back") else champion,
         reference=last.head if last else None,
         artifacts=artifacts,
         metrics={
@@ -124,7 +131,7 @@ def add_round(campaign, decision="promote", trained=True):
     return campaign.record(finished)
 
 
-def finish(campaign):
+def finish(campaign: Campaign) -> None:
     final = {
         which: {"test_accuracy": {"value": 0.5, "low": 0.4, "high": 0.6, "n": 30, "split": "test"}}
         for which in ("base", "head")
@@ -133,7 +140,7 @@ def finish(campaign):
 
 
 @pytest.fixture
-def campaign(home):
+def campaign(home: Path) -> Campaign:
     """Rounds 0 to 3: promoted, held without training, rolled back."""
     made = start(home)
     add_round(made, "start")
@@ -144,7 +151,7 @@ def campaign(home):
 
 
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory):
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """MLflow's tables, made once: the migrations take two seconds."""
     home = tmp_path_factory.mktemp("empty")
     with pytest.MonkeyPatch.context() as patch:
@@ -154,21 +161,27 @@ def empty_database(tmp_path_factory):
 
 
 @pytest.fixture
-def home(tmp_path, empty_database, monkeypatch):
+def home(tmp_path: Path, empty_database: bytes, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (tmp_path / "mlflow.db").write_bytes(empty_database)
     return tmp_path
 
 
 # -- reading MLflow back ------------------------------------------------------------------------------------------------
-def client(home):
+def client(home: Path) -> mlflow.MlflowClient:
     return mlflow.MlflowClient(tracking_uri=tracking_uri(home), registry_uri=tracking_uri(home))
 
 
-def everything(home, name="demo"):
+def experiment_id(c: mlflow.MlflowClient) -> str:
+    experiment = c.get_experiment_by_name("ratchet")
+    assert experiment is not None
+    return experiment.experiment_id
+
+
+def everything(home: Path, name: str = "demo") -> tuple[dict[str, Any], dict[str, Any]]:
     """All that MLflow shows of a campaign, with run ids replaced by names: two deliveries are equal when this is."""
     c = client(home)
-    found = c.search_runs([c.get_experiment_by_name("ratchet").experiment_id], f"tags.`ratchet.campaign` = '{name}'")
+    found = c.search_runs([experiment_id(c)], f"tags.`ratchet.campaign` = '{name}'")
     ids = {run.info.run_id: run.info.run_name for run in found}
     shown = {run.info.run_name: _run(c, run, ids) for run in found}
     assert len(shown) == len(found), "a run was made twice"
@@ -178,27 +191,28 @@ def everything(home, name="demo"):
         v.version: (
             v.tags,
             sorted(a for a in aliases if aliases[a] == v.version),
-            ids.get(v.run_id, "deleted"),
-            v.source.replace(v.run_id, "RUN"),
+            ids.get(v.run_id or "", "deleted"),
+            v.source.replace(v.run_id, "RUN") if v.source and v.run_id else None,
         )
         for v in c.search_model_versions(f"name = '{model}'")
     }
     return shown, versions
 
 
-def _run(c, run, ids):
+def _run(c: mlflow.MlflowClient, run: mlflow.entities.Run, ids: dict[str, str]) -> dict[str, Any]:
+    data = run.inputs.dataset_inputs if run.inputs else []
     own = {k: v for k, v in run.data.tags.items() if k not in ("ratchet.campaign_id", "mlflow.parentRunId", "ratchet.folder")}
     return {
-        "tags": own | {"parent": ids.get(run.data.tags.get("mlflow.parentRunId"))},
+        "tags": own | {"parent": ids.get(run.data.tags.get("mlflow.parentRunId", ""))},
         "params": run.data.params,
         "history": {k: [(m.step, m.value) for m in c.get_metric_history(run.info.run_id, k)] for k in run.data.metrics},
-        "inputs": sorted((d.dataset.name, d.dataset.digest, d.tags[0].value) for d in run.inputs.dataset_inputs),
+        "inputs": sorted((d.dataset.name, d.dataset.digest, d.tags[0].value) for d in data),
         "files": sorted(files(c, run.info.run_id)),
         "status": run.info.status,
     }
 
 
-def files(c, run_id, below=None):
+def files(c: mlflow.MlflowClient, run_id: str, below: str | None = None) -> Iterator[tuple[str, int | None]]:
     for entry in c.list_artifacts(run_id, below):
         if entry.is_dir:
             yield from files(c, run_id, entry.path)
@@ -207,7 +221,7 @@ def files(c, run_id, below=None):
 
 
 # -- claims -------------------------------------------------------------------------------------------------------------
-def test_a_campaign_becomes_a_parent_run_with_a_run_per_round(home, campaign):
+def test_a_campaign_becomes_a_parent_run_with_a_run_per_round(home: Path, campaign: Campaign) -> None:
     # Charts overlay campaigns (step = round on the parent), and each round's page names its model, data and verdict.
     finish(campaign)
     assert sync_campaign(campaign) == [0, 1, 2, 3]
@@ -244,7 +258,7 @@ def test_a_campaign_becomes_a_parent_run_with_a_run_per_round(home, campaign):
     ]
 
 
-def test_data_sets_are_training_or_evaluation_by_their_label(home, run_micro):
+def test_data_sets_are_training_or_evaluation_by_their_label(home: Path, run_micro: Callable[..., Campaign]) -> None:
     # MLflow files what every label of a real campaign says, suites and anchors among the evaluation data.
     suite = home.parent / "suite.jsonl"
     suite.write_text("".join(json.dumps({"prompt": f"{i}+1=", "answer": str(i + 1)}) + "\n" for i in range(4)))
@@ -257,8 +271,10 @@ def test_data_sets_are_training_or_evaluation_by_their_label(home, run_micro):
         fresh=True,
     )
     c = client(home)
-    runs = {run.info.run_name: run for run in c.search_runs([c.get_experiment_by_name("ratchet").experiment_id])}
-    data = {d.dataset.name: {t.key: t.value for t in d.tags} for d in runs["round 001"].inputs.dataset_inputs}
+    runs = {run.info.run_name: run for run in c.search_runs([experiment_id(c)])}
+    inputs = runs["round 001"].inputs
+    assert inputs is not None
+    data = {d.dataset.name: {t.key: t.value for t in d.tags} for d in inputs.dataset_inputs}
     uses = {name: tags["mlflow.data.context"] for name, tags in data.items()}
     finished = campaign.rounds()[1]
     assert uses.items() <= {(labels.read(text).mlflow, labels.read(text).use) for text in finished.artifacts}
@@ -267,7 +283,7 @@ def test_data_sets_are_training_or_evaluation_by_their_label(home, run_micro):
     assert {uses[name] for name in ("generate", "score/sure", "reward", "select")} == {"training"}
 
 
-def test_delivering_twice_changes_nothing(home, campaign):
+def test_delivering_twice_changes_nothing(home: Path, campaign: Campaign) -> None:
     # No metric is doubled, no run and no version is made twice, and the second call delivers nothing.
     sync_campaign(campaign)
     before = everything(home)
@@ -275,7 +291,7 @@ def test_delivering_twice_changes_nothing(home, campaign):
     assert everything(home) == before
 
 
-def test_rounds_delivered_one_by_one_or_late_look_the_same(home, campaign):
+def test_rounds_delivered_one_by_one_or_late_look_the_same(home: Path, campaign: Campaign) -> None:
     # An outage leaves no trace: rounds delivered as they finish equal rounds delivered together afterwards.
     later = start(home, "later")
     for decision in ("start", "promote", "hold", "roll_back"):
@@ -289,7 +305,7 @@ def test_rounds_delivered_one_by_one_or_late_look_the_same(home, campaign):
     assert together["demo"]["history"] == one_by_one["later"]["history"]
 
 
-def test_aliases_follow_the_newest_round_and_an_untrained_round_adds_no_version(home, campaign):
+def test_aliases_follow_the_newest_round_and_an_untrained_round_adds_no_version(home: Path, campaign: Campaign) -> None:
     # `champion` and `head` name the version with the digest the newest Round names, also when that goes back.
     rounds = campaign.rounds()
     sync_campaign(campaign)
@@ -304,7 +320,7 @@ def test_aliases_follow_the_newest_round_and_an_untrained_round_adds_no_version(
     assert sorted(aliases for _, aliases, _, _ in versions.values()) == [[], [], ["champion"], ["head"]]
 
 
-def test_resolve_leads_back_to_the_checkpoint(home, campaign):
+def test_resolve_leads_back_to_the_checkpoint(home: Path, campaign: Campaign) -> None:
     # From MLflow's alias to the folder in the store, digests checked on the way.
     sync_campaign(campaign)
     found = resolve(home, "demo", "champion")
@@ -312,7 +328,7 @@ def test_resolve_leads_back_to_the_checkpoint(home, campaign):
     assert (found.digest, found.round, found.model) == (campaign.rounds()[1].checkpoint.digest, 1, "ratchet-demo")
 
 
-def test_resolve_trusts_nothing_that_disagrees(home, campaign):
+def test_resolve_trusts_nothing_that_disagrees(home: Path, campaign: Campaign) -> None:
     # A pointer that was edited, an evicted checkpoint and an unknown alias each get an error of their own kind.
     with pytest.raises(CampaignError, match="not in MLflow yet"):
         resolve(home, "demo")
@@ -325,6 +341,7 @@ def test_resolve_trusts_nothing_that_disagrees(home, campaign):
         resolve(home, "demo")
     c = client(home)
     run = c.get_model_version(found.model, found.version).run_id
+    assert run is not None
     c.log_dict(run, {"key": found.key}, "checkpoint/pointer.json")
     with pytest.raises(DamagedArtifact, match="its pointer"):
         resolve(home, "demo")
@@ -333,11 +350,11 @@ def test_resolve_trusts_nothing_that_disagrees(home, campaign):
         resolve(home, "demo")
 
 
-def test_samples_are_the_same_prompts_every_round(home, campaign):
+def test_samples_are_the_same_prompts_every_round(home: Path, campaign: Campaign) -> None:
     # So that the compare view lines rounds up by prompt.
     sync_campaign(campaign)
     c = client(home)
-    runs = c.search_runs([c.get_experiment_by_name("ratchet").experiment_id], "tags.`ratchet.kind` = 'round'")
+    runs = c.search_runs([experiment_id(c)], "tags.`ratchet.kind` = 'round'")
     read = {r.info.run_name: json.loads(Path(c.download_artifacts(r.info.run_id, "samples.json")).read_text()) for r in runs}
     assert {tuple(row[0] for row in table["data"]) for table in read.values()} == {tuple(f"{i}+{i}=" for i in range(20))}
     assert read["round 001"]["columns"] == ["prompt", "completion", "score"]
@@ -346,7 +363,7 @@ def test_samples_are_the_same_prompts_every_round(home, campaign):
     assert shown["round 001"] == [{"path": "samples.json", "type": "table"}]
 
 
-def test_a_large_table_is_named_not_copied(home, campaign, monkeypatch):
+def test_a_large_table_is_named_not_copied(home: Path, campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
     # MLflow does not fill the disk: above the limit only place and digest are logged.
     monkeypatch.setattr(payload, "LARGEST", 10)
     sync_campaign(campaign)
@@ -355,7 +372,7 @@ def test_a_large_table_is_named_not_copied(home, campaign, monkeypatch):
     assert len(second["inputs"]) == 2
 
 
-def test_an_evicted_table_does_not_stop_the_delivery(home, campaign):
+def test_an_evicted_table_does_not_stop_the_delivery(home: Path, campaign: Campaign) -> None:
     # Keep policies delete payloads; the run still names key and digest.
     ref = campaign.rounds()[1].artifacts["evaluate/greedy"]
     campaign.store.evict(ref.key)
@@ -365,7 +382,7 @@ def test_an_evicted_table_does_not_stop_the_delivery(home, campaign):
     assert "samples.json" not in dict(second["files"])
 
 
-def test_settings_that_change_between_rounds_show_on_the_rounds(home):
+def test_settings_that_change_between_rounds_show_on_the_rounds(home: Path) -> None:
     # A schedule ([[at]]) is visible where rounds are compared.
     made = start(home, at=[{"round": 1, "set": {"loss.beta": 0.1}}])
     add_round(made, "start")
@@ -375,7 +392,7 @@ def test_settings_that_change_between_rounds_show_on_the_rounds(home):
     assert [runs[name]["params"]["loss.beta"] for name in ("round 000", "round 001")] == ["0.5", "0.1"]
 
 
-def test_a_campaign_that_goes_on_is_running_again(home, campaign):
+def test_a_campaign_that_goes_on_is_running_again(home: Path, campaign: Campaign) -> None:
     # A stopped campaign ends its parent run; a later round reopens it.
     add_round(campaign, "stop")
     sync_campaign(campaign)
@@ -385,18 +402,18 @@ def test_a_campaign_that_goes_on_is_running_again(home, campaign):
     assert everything(home)[0]["demo"]["status"] == "RUNNING"
 
 
-def test_a_deleted_run_is_delivered_again_without_doubling_the_chart(home, campaign):
+def test_a_deleted_run_is_delivered_again_without_doubling_the_chart(home: Path, campaign: Campaign) -> None:
     # Somebody deletes a round in the UI: it comes back, and the parent's line keeps one point per round.
     sync_campaign(campaign)
     before = everything(home)
     c = client(home)
-    lost = c.search_runs([c.get_experiment_by_name("ratchet").experiment_id], "tags.`ratchet.round` = '3'")[0]
+    lost = c.search_runs([experiment_id(c)], "tags.`ratchet.round` = '3'")[0]
     c.delete_run(lost.info.run_id)
     assert sync_campaign(campaign) == [3]
     assert everything(home)[0] == before[0]
 
 
-def test_a_namesake_is_another_campaign(home, campaign):
+def test_a_namesake_is_another_campaign(home: Path, campaign: Campaign) -> None:
     # A campaign deleted and begun anew under its old name does not continue the old one's runs.
     sync_campaign(campaign)
     (campaign.folder / "mlflow.id").unlink()
@@ -404,7 +421,7 @@ def test_a_namesake_is_another_campaign(home, campaign):
     assert resolve(home, "demo").model.startswith("ratchet-demo-")
 
 
-def test_two_copies_that_part_ways_are_told(home, campaign):
+def test_two_copies_that_part_ways_are_told(home: Path, campaign: Campaign) -> None:
     # The same campaign with another round 3 must not pass as delivered.
     sync_campaign(campaign)
     changed = campaign.rounds()[3].model_copy(update={"seconds": 99.0})
@@ -413,7 +430,7 @@ def test_two_copies_that_part_ways_are_told(home, campaign):
         sync_campaign(campaign)
 
 
-def test_an_outage_is_one_clear_error(home, campaign, monkeypatch):
+def test_an_outage_is_one_clear_error(home: Path, campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
     # The flow has one thing to catch, soon, and the message says what to do; afterwards everything is delivered.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -423,19 +440,19 @@ def test_an_outage_is_one_clear_error(home, campaign, monkeypatch):
     assert sync_campaign(campaign) == [0, 1, 2, 3]
 
 
-def test_a_broken_database_is_one_clear_error(home, campaign):
+def test_a_broken_database_is_one_clear_error(home: Path, campaign: Campaign) -> None:
     # Not a traceback of SQLAlchemy's.
     (home / "mlflow.db").write_text("this is no database")
     with pytest.raises(MemoryUnreachable, match=r"mlflow\.db"):
         sync_campaign(campaign)
 
 
-def test_links_lead_to_the_rounds_in_order(home, campaign):
+def test_links_lead_to_the_rounds_in_order(home: Path, campaign: Campaign) -> None:
     # The compare view shows columns in the order of the URL, and cannot read one that does not begin with the runs.
     sync_campaign(campaign)
     found = links(home, ["demo"])
     c = client(home)
-    runs = c.search_runs([c.get_experiment_by_name("ratchet").experiment_id], "tags.`ratchet.kind` = 'round'")
+    runs = c.search_runs([experiment_id(c)], "tags.`ratchet.kind` = 'round'")
     places = [found["demo: rounds"].index(run.info.run_id) for run in sorted(runs, key=lambda run: run.info.run_name)]
     assert places == sorted(places)
     assert "/#/compare-runs?runs=" in found["demo: rounds"]
@@ -443,7 +460,10 @@ def test_links_lead_to_the_rounds_in_order(home, campaign):
     assert f"sqlite:///{home}/mlflow.db" in ui_command(home)
 
 
-def test_a_delivery_killed_at_random_moments_ends_like_one_that_was_not(home, campaign, empty_database):
+@pytest.mark.minutes
+def test_a_delivery_killed_at_random_moments_ends_like_one_that_was_not(
+    home: Path, campaign: Campaign, empty_database: bytes
+) -> None:
     # SIGKILL again and again in the middle of a delivery: whatever it left, the next call completes, and nothing is doubled.
     finish(campaign)
     calm = apart(sync_and_read, campaign)
@@ -458,7 +478,7 @@ def test_a_delivery_killed_at_random_moments_ends_like_one_that_was_not(home, ca
         assert apart(sync_and_read, campaign) == calm
 
 
-def test_a_kill_while_the_database_is_made_is_made_good(home, campaign):
+def test_a_kill_while_the_database_is_made_is_made_good(home: Path, campaign: Campaign) -> None:
     # MLflow makes its tables in two seconds of migrations; half of them must never pass as a database.
     (home / "mlflow.db").unlink()
     process = began_syncing(campaign)
@@ -472,25 +492,25 @@ def test_a_kill_while_the_database_is_made_is_made_good(home, campaign):
     assert sync_campaign(campaign) == [0, 1, 2, 3]
 
 
-def forget(campaign, database):
+def forget(campaign: Campaign, database: bytes) -> None:
     """Everything MLflow knows of the home is gone; the Rounds are still there."""
     shutil.rmtree(campaign.home / "mlartifacts")
     (campaign.folder / "mlflow.id").unlink()
     (campaign.home / "mlflow.db").write_bytes(database)
 
 
-def apart(function, *arguments):
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call in a process of its own: MLflow keeps a database open that this test replaces."""
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=APART) as pool:
         return pool.submit(function, *arguments).result()
 
 
-def sync_and_read(campaign):
+def sync_and_read(campaign: Campaign) -> tuple[dict[str, Any], dict[str, Any]]:
     sync_campaign(campaign)
     return everything(campaign.home)
 
 
-def killed_while_syncing(campaign, seconds):
+def killed_while_syncing(campaign: Campaign, seconds: float) -> bool:
     """Sync in a process of its own and SIGKILL it so many seconds after it began; False where it had ended by itself."""
     process = began_syncing(campaign)
     process.join(seconds)
@@ -500,7 +520,7 @@ def killed_while_syncing(campaign, seconds):
     return process.exitcode != 0
 
 
-def began_syncing(campaign):
+def began_syncing(campaign: Campaign) -> BaseProcess:
     ours, theirs = APART.Pipe()
     process = APART.Process(target=announce_and_sync, args=(theirs, campaign))
     process.start()
@@ -508,6 +528,6 @@ def began_syncing(campaign):
     return process
 
 
-def announce_and_sync(pipe, campaign):
+def announce_and_sync(pipe: Connection, campaign: Campaign) -> None:
     pipe.send("began")
     sync_campaign(campaign)

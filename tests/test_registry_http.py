@@ -8,21 +8,23 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
 
 import mlflow
 import pytest
 
-from data.store.campaign import Metric, Ref
+from data.store.campaign import Campaign, Metric, Ref
 from data.store.store import sha256_text
 from registry.checkpoints import resolve
 from registry.client import MemoryUnreachable
 from registry.compare import links, ui_command
 from registry.sync import sync_campaign
-from tests.test_registry import add_round, everything, finish, start
+from tests.test_registry import add_round, everything, experiment_id, finish, start
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server on this machine only, with a database and an artifact folder of its own."""
     folder = tmp_path_factory.mktemp("server")
     with socket.socket() as free:
@@ -41,7 +43,7 @@ def server(tmp_path_factory):
         process.wait(20)
 
 
-def wait_for(address, process, log):
+def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
     for _ in range(600):
         assert process.poll() is None, log.read_text()
         try:
@@ -53,7 +55,7 @@ def wait_for(address, process, log):
 
 
 @pytest.fixture
-def campaign(server, tmp_path, monkeypatch, request):
+def campaign(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Campaign:
     """Rounds 0 to 2, with a name of the test's own since the tests share the server."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     made = start(tmp_path, request.node.name.removeprefix("test_")[:40])
@@ -62,7 +64,7 @@ def campaign(server, tmp_path, monkeypatch, request):
     return made
 
 
-def test_the_champion_is_registered_and_found_again_over_http(campaign):
+def test_the_champion_is_registered_and_found_again_over_http(campaign: Campaign) -> None:
     # Register, alias and load the champion's folder back, with nothing but HTTP between us and MLflow.
     assert sync_campaign(campaign) == [0, 1, 2]
     found = resolve(campaign.home, campaign.name, "champion")
@@ -71,7 +73,7 @@ def test_the_champion_is_registered_and_found_again_over_http(campaign):
     assert not (campaign.home / "mlflow.db").exists(), "everything went to the server"
 
 
-def test_a_second_delivery_over_http_changes_nothing(campaign):
+def test_a_second_delivery_over_http_changes_nothing(campaign: Campaign) -> None:
     # The same idempotence as on SQLite: runs, metric histories, files, versions and aliases stay as they are.
     finish(campaign)
     sync_campaign(campaign)
@@ -81,7 +83,7 @@ def test_a_second_delivery_over_http_changes_nothing(campaign):
     assert everything(campaign.home, campaign.name) == before
 
 
-def test_rounds_with_many_artifacts_fit(campaign, server):
+def test_rounds_with_many_artifacts_fit(campaign: Campaign, server: str) -> None:
     # A server limits what a call may carry; a round with more parts than any recipe of ours still goes through.
     last = campaign.rounds()[-1]
     many = {f"score/part_{i}": Ref(key=sha256_text(str(i)), digest=last.head.digest) for i in range(150)}
@@ -91,12 +93,12 @@ def test_rounds_with_many_artifacts_fit(campaign, server):
     campaign.record(last.model_copy(update=changes))
     assert sync_campaign(campaign) == [0, 1, 2, 3]
     client = mlflow.MlflowClient(tracking_uri=server)
-    found = client.search_runs([client.get_experiment_by_name("ratchet").experiment_id], "params.round = '003'")[0]
+    found = client.search_runs([experiment_id(client)], "params.round = '003'")[0]
     assert len([tag for tag in found.data.tags if tag.startswith("artifact.")]) == 154
     assert len(found.data.metrics) == 1201
 
 
-def test_two_homes_share_a_server_without_mixing(campaign, tmp_path_factory):
+def test_two_homes_share_a_server_without_mixing(campaign: Campaign, tmp_path_factory: pytest.TempPathFactory) -> None:
     # Somebody else's campaign of the same name keeps its own runs and its own registered model.
     sync_campaign(campaign)
     other = start(tmp_path_factory.mktemp("other"), campaign.name)
@@ -106,18 +108,18 @@ def test_two_homes_share_a_server_without_mixing(campaign, tmp_path_factory):
     assert len(models) == 2
 
 
-def test_links_point_to_the_server(campaign, server):
+def test_links_point_to_the_server(campaign: Campaign, server: str) -> None:
     # The user's own server shows the campaigns; there is no command to start another.
     sync_campaign(campaign)
     assert all(link.startswith(f"{server}/#/") for link in links(campaign.home, [campaign.name]).values())
     assert ui_command(campaign.home) == ""
 
 
-def test_a_deleted_experiment_is_said_plainly(campaign, server):
+def test_a_deleted_experiment_is_said_plainly(campaign: Campaign, server: str) -> None:
     # MLflow keeps the name of a deleted experiment; the user is told to restore or purge it.
     client = mlflow.MlflowClient(tracking_uri=server)
     sync_campaign(campaign)
-    found = client.get_experiment_by_name("ratchet").experiment_id
+    found = experiment_id(client)
     client.delete_experiment(found)
     try:
         with pytest.raises(MemoryUnreachable, match="restore it in the MLflow UI"):

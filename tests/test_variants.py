@@ -43,6 +43,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 # -- fork -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.minutes
 def test_a_fork_computes_nothing_of_the_rounds_it_shares(
     run_micro: Run, ratchet: Call, home: Path, made: list[tuple[str, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,6 +119,7 @@ def test_a_fork_needs_a_finished_round_and_a_free_name(run_micro: Run, home: Pat
 # -- sweep ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.minutes
 def test_a_sweep_computes_each_stage_once_and_has_one_parent_in_mlflow(
     known_store: Path, ratchet: Call, home: Path, made: list[tuple[str, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,6 +220,7 @@ def test_names_tell_the_cells_apart(tmp_path: Path) -> None:
 # -- at the same time -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.minutes
 def test_two_campaigns_on_one_store_at_the_same_time(known_store: Path, home: Path, run_micro: Run, tmp_path: Path) -> None:
     # Claim: two campaigns that share every stage run side by side, each stage is made once, and the bytes are as if alone.
     calm = run_micro("tiny_raft", *QUICK, name="calm", place=tmp_path / "calm")
