@@ -381,13 +381,13 @@ def apart(source: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call
     return lambda store, **values: toy(store, hardware=APART, **values)
 
 
-def test_one_process_trains_on_first_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_trains_on_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     # of several GPUs a training sees the first, or the Trainer would spread its batches; engines and launched ones see all
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
     here = Hardware(device="cuda")
     assert worker._first_gpu("train", here) == {"CUDA_VISIBLE_DEVICES": "3"}
     assert worker._first_gpu("train", here.model_copy(update={"accelerate": "two.yaml"})) == {}
-    assert worker._first_gpu("generate", here) == worker._one_gpu("train", Hardware(device="cpu")) == {}
+    assert worker._first_gpu("generate", here) == worker._first_gpu("train", Hardware(device="cpu")) == {}
 
 
 def test_vllm_ends_with_its_stage(store: Store, apart: Callable[..., Artifact]) -> None:
