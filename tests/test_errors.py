@@ -172,7 +172,7 @@ def test_a_part_that_is_not_there() -> None:
 @pytest.mark.parametrize(
     ("gives", "says"),
     [
-        ([], r"scorer 'mine': expected 1 Score values, found 0; see tasks/scorers"),
+        ([], r"scorer 'mine': expected 1 Score values, found 0; see tasks/score/scorers"),
         (None, r"scorer 'mine' failed on completion c"),
     ],
 )

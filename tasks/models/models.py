@@ -39,9 +39,7 @@ def inspect_checkpoint(path: Path) -> list[Path]:
     if not any(p.suffix == ".safetensors" for p in files):
         raise ModelError(f"{path}: expected weights as .safetensors (pickled weights can run code); convert them first")
     if not names & set(TOKENIZER_FILES):
-        raise ModelError(
-            f"{path}: expected a tokenizer (one of {', '.join(TOKENIZER_FILES)}), found none; save it there with save_pretrained"
-        )
+        raise ModelError(f"{path}: expected a tokenizer (one of {', '.join(TOKENIZER_FILES)}), found none; save it there")
     return files
 
 
