@@ -1,1 +1,4 @@
-"""The verbs (one file per stage) and the shelves of parts (one file per family). Imports `data` only."""
+"""The stages: a folder per step of a round, each with its stage functions and, where there are any, its folders of parts.
+
+Imports only `data`.
+"""

@@ -62,7 +62,8 @@ def world(tmp_path: Path) -> dict[str, External]:
 
 
 def draw(store: Store, world: dict[str, External], around: Callable[..., Any], **settings: Any) -> Artifact:
-    how: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 8, "batch": 8, "shard": 16, "dtype": "float32"}
+    how: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 8, "batch": 8, "shard": 16}
+    how |= {"dtype": "float32", "trust_remote_code": False}
     asked = generate.Settings(engine="tests.test_ahead:canned", settings=settings, split="rounds", n=N, **how)
     return perform(store, stage_module("generate").generate, asked, world, seed=3, hardware=HARDWARE, around=around)
 
@@ -84,8 +85,8 @@ def test_scores_are_the_same_made_ahead_or_in_sequence(
     ahead = ScoreWhileGenerating([EXACT, VOTES], workers=1)
     drawn = draw(other, world, ahead.generating)
     assert drawn.digest == in_sequence.digest
-    assert [len(futures) for futures in ahead.said.values()] == [PROMPTS * N // 16] * 2
-    monkeypatch.setattr(score, "_bind", lambda *_: pytest.fail("it was scored ahead"))
+    assert [len(futures) for futures in ahead.early.values()] == [PROMPTS * N // 16] * 2
+    monkeypatch.setattr(score, "_scorer", lambda *_: pytest.fail("it was scored ahead"))
     assert [scored(other, world, drawn, how, ahead.scoring).digest for how in (EXACT, VOTES)] == expected
 
 
@@ -121,7 +122,9 @@ def test_a_scorer_that_fails_ahead_fails_in_its_stage(
         raise ValueError("no")
 
     ahead, store = ScoreWhileGenerating([EXACT], workers=1), Store(tmp_path / "store")
-    monkeypatch.setattr(parts, "bind", lambda family, name, settings, **more: exact_match if family == "scorers" else canned)
+    monkeypatch.setattr(
+        parts, "configure", lambda family, name, settings, **more: exact_match if family == "scorers" else canned
+    )
     drawn = draw(store, world, ahead.generating)
     with pytest.raises(ScorerFailed, match="scorer 'exact_match' failed on completion"):
         scored(store, world, drawn, EXACT, ahead.scoring)

@@ -224,8 +224,8 @@ def test_the_launcher_works_beside_files_named_like_modules(hostile: Path, home:
 def test_a_process_started_elsewhere_finds_a_users_part(hostile: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     # Claim: a worker's process, whose directory is another one, finds the part by RATCHET_PARTS, behind the standard library.
     code = (
-        "import sys; from tasks.run.parts import bind; import random, types; "
-        "print(bind('scorers', 'mine:brief', {})([{}], [{'text': 'short'}])[0].value, sys.path[-1])"
+        "import sys; from tasks.run.parts import configure; import random, types; "
+        "print(configure('scorers', 'mine:brief', {})([{}], [{'text': 'short'}])[0].value, sys.path[-1])"
     )
     environment = outside() | {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "RATCHET_PARTS": str(hostile)}
     elsewhere = tmp_path_factory.mktemp("elsewhere")

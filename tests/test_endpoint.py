@@ -31,7 +31,7 @@ from tasks.generate import openai_client
 from tasks.generate.engines import Batch, Decoding
 from tasks.generate.engines.endpoint import endpoint
 from tasks.generate.generate import generate
-from tasks.generate.openai_client import Ask, Reply, Server, draw
+from tasks.generate.openai_client import Ask, Reply, Server, replies_to
 from tasks.run.stage import perform
 from tasks.run.work import Stage, stage_module
 from tasks.score import score
@@ -140,7 +140,7 @@ def asks(*questions: str) -> list[Ask]:
 def ask(
     server: Unreliable, listed: list[Ask], requests: Requests = QUICK, journal: Path | None = None, **more: Any
 ) -> list[Reply]:
-    return list(draw(Server(url=server.url, model="m", **more), listed, {"temperature": 1.0}, requests, journal))
+    return list(replies_to(Server(url=server.url, model="m", **more), listed, {"temperature": 1.0}, requests, journal))
 
 
 def test_nothing_is_lost_or_doubled_and_every_failure_is_recorded(server: Unreliable) -> None:
@@ -194,7 +194,9 @@ def test_a_request_the_server_will_never_answer_is_refused_once(server: Unreliab
 @pytest.mark.parametrize("code", ["401", "404", "307"])
 def test_a_wrong_key_address_or_model_stops_everything(server: Unreliable, code: str) -> None:
     # no request of the kind will ever succeed: what the server said, and what to check
-    with pytest.raises(EndpointError, match=rf"{server.url} answers {code} for model 'm': no; check address, model and key"):
+    with pytest.raises(
+        EndpointError, match=rf"{server.url}: .* model 'm', found status {code} \(no\); check address, model and key"
+    ):
         ask(server, asks(*(f"{code} x99 #{i}" for i in range(30))))
     assert sum(server.attempts.values()) <= QUICK.concurrency
 
@@ -215,7 +217,7 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(
 def test_whoever_stops_listening_stops_the_asking(server: Unreliable) -> None:
     # a consumer that breaks off leaves no thread and no request behind
     before = threading.active_count()
-    listening = draw(Server(url=server.url, model="m"), asks(*(f"fine #{i}" for i in range(200))), {}, QUICK)
+    listening = replies_to(Server(url=server.url, model="m"), asks(*(f"fine #{i}" for i in range(200))), {}, QUICK)
     next(listening)
     listening.close()  # type: ignore[attr-defined]
     asked = sum(server.attempts.values())
@@ -238,9 +240,9 @@ def test_any_json_is_a_reply_or_a_known_trouble(found: Any) -> None:
     bodies = [found, {"choices": found}, {"choices": [{"message": found}]}, {"choices": [{"message": {"content": found}}]}]
     for body in (*bodies, counted):
         try:
-            reply = openai_client._understood(asks("x")[0], json.dumps(body).encode(), ())
+            reply = openai_client._parsed(asks("x")[0], json.dumps(body).encode(), ())
             assert reply.text == found
-        except (openai_client._Trouble, openai_client._Refused):
+        except (openai_client._Failed, openai_client._Refused):
             pass
 
 
@@ -419,7 +421,9 @@ def test_a_lost_request_stops_the_stage_and_what_was_answered_is_not_asked_again
     )  # fmt: skip
     hardware = Hardware(device="cpu", isolation="inline", requests=QUICK)
     store = Store(tmp_path / "store")
-    with pytest.raises(StageFailed, match=r"2 of 6 requests got no answer in 5 attempts, 2 were refused; .*run again"):
+    with pytest.raises(
+        StageFailed, match=r"2 of 6 requests got no answer in 5 attempts, 2 were refused; .*run the same command again"
+    ):
         perform(store, stage_module("generate").generate, settings, inputs, seed=7, hardware=hardware)
     server.healed = False
     before = Counter(server.answered)

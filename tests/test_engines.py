@@ -156,7 +156,9 @@ def test_out_of_memory_is_retried_smaller_and_recorded(run_micro: Callable[..., 
 
 def test_an_engine_that_is_always_lost_is_reported(run_micro: Callable[..., Campaign]) -> None:
     # Claim: where no batch is small enough, the stage ends and says what to change.
-    with pytest.raises(StageFailed, match=r"lost 4 times, at last with 10 sequences at a time: out of memory.*smaller batch"):
+    with pytest.raises(
+        StageFailed, match=r"failed 4 times, the last time with 10 sequences at a time: out of memory.*smaller batch"
+    ):
         run_micro("tiny_raft", "rounds=1", "generate.engine=tests.test_engines:frail", "generate.n=10", "generate.batch=80")
 
 
@@ -217,7 +219,7 @@ def short(checkpoint: Path) -> Short:
 
 def test_an_engine_that_returns_too_few_rows_is_named(run_micro: Callable[..., Campaign]) -> None:
     # Claim: rows are never paired with the wrong prompt: counts that do not fit end the stage.
-    with pytest.raises(StageFailed, match=r"test_engines:short': expected 8 prompts x 4 rows, found 31; see tasks/engines"):
+    with pytest.raises(StageFailed, match=r"test_engines:short': expected 8 prompts x 4 rows, found 31; see Engine"):
         run_micro("tiny_raft", "rounds=1", "generate.engine=tests.test_engines:short", "evaluate.engine=transformers")
 
 
@@ -226,7 +228,7 @@ def test_more_replicas_than_gpus_are_refused(checkpoint: Path, monkeypatch: pyte
     from tasks.generate.engines.replicas import Replicas
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-    with pytest.raises(StageFailed, match="2 replicas of 2 GPUs need 4, found 3"):
+    with pytest.raises(StageFailed, match="expected 4 GPUs for 2 replicas of 2, found 3"):
         Replicas(transformers, checkpoint, count=2, gpus_each=2, device="cuda", trust_remote_code=False)
 
 

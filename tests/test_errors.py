@@ -165,7 +165,7 @@ def test_a_changed_byte(store: Store) -> None:
 def test_a_part_that_is_not_there() -> None:
     # Claim: a name no shelf has is answered with the closest one, all there are, and how to name one's own.
     with pytest.raises(
-        PartError, match=r"no 'exact_mach' \(did you mean 'exact_match'\?\); known: .*, or package\.module:name"
+        PartError, match=r"no 'exact_mach' \(did you mean 'exact_match'\?\); expected one of .*, or package\.module:name"
     ):
         parts.find("scorers", "exact_mach")
 
@@ -173,7 +173,7 @@ def test_a_part_that_is_not_there() -> None:
 @pytest.mark.parametrize(
     ("gives", "says"),
     [
-        ([], r"scorer 'mine': expected 1 Score values, found 0; see tasks/scorers"),
+        ([], r"scorer 'mine': expected 1 Score values, found 0; see tasks/score/scorers"),
         (None, r"scorer 'mine' failed on completion c"),
     ],
 )

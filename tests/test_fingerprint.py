@@ -103,7 +103,7 @@ def test_imports_are_followed() -> None:
 
 def test_no_import_is_relative() -> None:
     # the fingerprint would not follow it
-    files = [path for room in fingerprints.ROOMS for path in (CHECKOUT / room).rglob("*.py")]
+    files = [path for package in fingerprints.PACKAGES for path in (CHECKOUT / package).rglob("*.py")]
     nodes = (node for path in files for node in ast.walk(ast.parse(path.read_text())))
     assert not any(isinstance(node, ast.ImportFrom) and node.level for node in nodes)
 

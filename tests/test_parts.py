@@ -102,10 +102,14 @@ def test_what_the_hardware_gives_is_no_setting(family: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("family", "name", "says"),
     [
-        ("scorers", "exact_mach", r"scorers: no 'exact_mach' \(did you mean 'exact_match'\?\); known: .*package.module:name"),
+        (
+            "scorers",
+            "exact_mach",
+            r"scorers: no 'exact_mach' \(did you mean 'exact_match'\?\); expected one of .*package.module:name",
+        ),
         ("scorers", "Score", "scorers: no 'Score'"),
         ("scorers", "_gold", "scorers: no '_gold'"),
-        ("pairers", "all_correct", "pairers: no 'all_correct'; known: "),
+        ("pairers", "all_correct", "pairers: no 'all_correct'; expected one of "),
         ("engines", "Engine", "engines: no 'Engine'"),
         ("selectors", "by_prompt", "selectors: no 'by_prompt'"),
     ],
@@ -231,5 +235,5 @@ def test_a_users_own_part_that_cannot_be_imported_is_a_part_error(own: Path, nam
 
 def test_a_users_own_thing_that_cannot_be_called_is_refused(own: Path) -> None:
     # a number is no scorer
-    with pytest.raises(PartError, match="scorers: 'my_judges:number' is not a function or class"):
+    with pytest.raises(PartError, match="scorers: expected 'my_judges:number' to be a function or class, found int"):
         find("scorers", "my_judges:number")

@@ -204,7 +204,7 @@ def test_ensembles_nest_and_enter_the_key() -> None:
     judge = {"scorer": "mean_logprob"}
     for wrong, says in (
         ({"scorer": "format", "weight": 2}, "expected members as { scorer = 'NAME'.*found {'scorer': 'format', 'weight': 2}"),
-        (judge, r"member 'mean_logprob' asks for checkpoint, which only a \[\[score\]\] of its own gets"),
+        (judge, r"member 'mean_logprob' needs checkpoint, which only a \[\[score\]\] of its own gets"),
         ({"scorer": "reward_model"}, "checkpoint"),
     ):
         with pytest.raises(PartError, match=says):

@@ -41,7 +41,7 @@ def test_shards_are_whole_prompts(sizes: list[int]) -> None:
 
 def test_a_prompt_in_two_places_is_refused() -> None:
     # A scorer that compares the samples of a prompt would see only some of them.
-    with pytest.raises(TableError, match="samples of a prompt to stand together"):
+    with pytest.raises(TableError, match="samples of a prompt to be consecutive"):
         list(score.shards(["a", "b", "a"], 1))
 
 

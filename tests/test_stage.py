@@ -211,7 +211,7 @@ def test_a_full_disk_is_the_homes_problem(store: Store, source: Path, where: str
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(*((stage_module("toy"), "toy", full) if where == "stage" else (Store, "commit", full)))
-    with pytest.raises(HomeError, match=f"toy: no room left on {store.root}"):
+    with pytest.raises(HomeError, match=f"toy: no space left on {store.root}"):
         toy(store)
     monkeypatch.undo()
     assert not toy(store).reused
@@ -234,7 +234,7 @@ def test_a_damaged_artifact_is_made_again(store: Store, source: Path) -> None:
     assert (again.digest, again.absent) == (made.digest, "")
     assert again.file("out.txt").read_text() == "text 0 []"
     [line] = watched.said
-    assert line == f"toy {made.key[:12]} was damaged (set aside in {store.root / 'quarantine'}); making it again"
+    assert line == f"toy {made.key[:12]} was damaged and moved to {store.root / 'quarantine'}; recomputing it"
 
 
 def test_an_evicted_artifact_counts_as_done(store: Store, source: Path) -> None:
@@ -259,7 +259,7 @@ def test_absent_inputs_are_made_again_from_their_manifests(store: Store, source:
     one = ["text 1 []"]
     assert third.file("out.txt").read_text() == f"text 0 {[*one, f'b 2 {one}']}"
     assert [store.find(artifact.key) for artifact in (first, second)] == [replace(a, reused=True) for a in (first, second)]
-    assert [line.split()[-5:] for line in watched.said] == [["was", f"{how};", "making", "it", "again"]] * 2
+    assert [line.split()[-4:] for line in watched.said] == [["was", f"{how};", "recomputing", "it"]] * 2
     assert store.verify() == []
 
 
@@ -267,7 +267,7 @@ def test_an_input_that_comes_out_different_is_never_used(store: Store, source: P
     # the round that follows was decided on the old bytes; other ones under its name would falsify it
     first = toy(store, then="work.settings.text = str(time.time_ns())")
     store.evict(first.key)
-    with pytest.raises(StageFailed, match=f"toy {first.key[:12]} came out different when made again"):
+    with pytest.raises(StageFailed, match=f"toy {first.key[:12]}: expected the digest {first.digest[:12]} again, found "):
         toy(store, inputs={"a": first})
     assert describe(stage_module("toy").toy, settings(), {"a": first}, 0).key not in store.keys()
 
@@ -277,10 +277,12 @@ def test_an_input_without_a_manifest_is_named(store: Store, source: Path) -> Non
     first = toy(store, seed=1)
     second = toy(store, inputs={"a": first})
     os.truncate(store.folder(first.key) / "manifest.json", 50)
-    with pytest.raises(StageFailed, match=rf"toy {first.key[:12]} is gone, its manifest too; resume the campaign"):
+    with pytest.raises(
+        StageFailed, match=rf"cannot recompute toy {first.key[:12]}: expected its manifest .*; resume the campaign"
+    ):
         toy(store, text="c", inputs={"a": first})
     store.evict(second.key)
-    with pytest.raises(StageFailed, match=rf"cannot make toy {second.key[:12]} again: its input 'a' is gone"):
+    with pytest.raises(StageFailed, match=rf"cannot recompute toy {second.key[:12]}: expected its input 'a' in the store"):
         toy(store, inputs={"b": second})
     assert toy(store, seed=1).digest == first.digest
     assert not toy(store, inputs={"b": second}).reused
@@ -291,7 +293,7 @@ def test_a_users_own_file_cannot_be_made_again(store: Store, source: Path, tmp_p
     (tmp_path / "out.txt").write_text("mine")
     first = toy(store, inputs={"file": External(sha256_file(tmp_path / "out.txt"), tmp_path)})
     store.evict(first.key)
-    with pytest.raises(StageFailed, match="its input 'file' is gone"):
+    with pytest.raises(StageFailed, match="expected its input 'file' in the store, found none"):
         toy(store, inputs={"a": first})
 
 
@@ -310,7 +312,7 @@ def test_changed_source_without_a_version_warns_and_refresh_makes_it_again(store
     reload(source)
     assert toy(store, notes=watched.notes) == replace(made, reused=True)
     assert len(watched.said) == 1
-    assert watched.said[0].startswith("toy: its source changed since this artifact was made, VERSION did not; reusing it")
+    assert watched.said[0].startswith("toy: its source changed since this artifact was made, but its VERSION did not; reusing")
     watched = Watched(refresh=frozenset({"toy"}))
     again = toy(store, notes=watched.notes)
     assert again.file("out.txt").read_text() == "text 0 []!"
@@ -382,9 +384,9 @@ def test_one_process_trains_on_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     # of several GPUs a training sees the first, or the Trainer would spread its batches; engines and launched ones see all
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
     here = Hardware(device="cuda")
-    assert worker._one_gpu("train", here) == {"CUDA_VISIBLE_DEVICES": "3"}
-    assert worker._one_gpu("train", here.model_copy(update={"accelerate": "two.yaml"})) == {}
-    assert worker._one_gpu("generate", here) == worker._one_gpu("train", Hardware(device="cpu")) == {}
+    assert worker._first_gpu("train", here) == {"CUDA_VISIBLE_DEVICES": "3"}
+    assert worker._first_gpu("train", here.model_copy(update={"accelerate": "two.yaml"})) == {}
+    assert worker._first_gpu("generate", here) == worker._first_gpu("train", Hardware(device="cpu")) == {}
 
 
 def test_vllm_ends_with_its_stage(store: Store, apart: Callable[..., Artifact]) -> None:
@@ -533,7 +535,7 @@ def test_a_worker_whose_parent_is_already_gone_stops() -> None:
     code = "from tasks.run.worker import die_with_parent; die_with_parent(1); print('lives')"
     done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "is gone" in done.stderr
+    assert "has ended" in done.stderr
 
 
 # -- small parts ------------------------------------------------------------------------------------------------------

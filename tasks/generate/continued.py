@@ -1,4 +1,4 @@
-"""Continuations put behind the starts they go on from, so that a verifier reads whole solutions."""
+"""Joins sampled continuations to the starts that they continue, so that a verifier reads whole solutions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Settings(StageSettings):
 
 
 def continued(work: Work) -> None:
-    """COMPLETIONS of `inputs["drawn"]`, each text behind its start in `inputs["prefixes"]`; the whole has no tokens."""
+    """COMPLETIONS of `inputs["drawn"]`, each text after its start in `inputs["prefixes"]`. The joined text has no token ids."""
     starts = {
         row["prompt_id"]: row["messages"][-1]["content"]
         for row in tables.read(work.inputs["prefixes"] / f"{work.settings.split}.parquet", tables.PROMPTS).to_pylist()

@@ -1,4 +1,4 @@
-"""The round's prompts put so that they ask for worse answers: RLCD pairs what the two prompts bring about."""
+"""Contrasting copies of the round's prompts, which ask for worse answers. RLCD pairs the completions of the two prompts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Settings(StageSettings):
 
 
 def contrast(work: Work) -> None:
-    """PROMPTS (`rounds.parquet`) with new ids; `tasks/generate/pool.py` finds the way back."""
+    """PROMPTS (`rounds.parquet`) with new ids. `tasks/generate/pool.py` maps them to the original prompts."""
     s: Settings = work.settings
     rows = tables.read(work.inputs["prompts"] / "rounds.parquet", tables.PROMPTS).to_pylist()
     for row in rows:

@@ -1,4 +1,4 @@
-"""Draw completions from a checkpoint, shard by shard."""
+"""Sample completions from a checkpoint, shard by shard."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tasks.generate.engines import Batch, Decoding, Engine, EngineLost, Row
 from tasks.run.work import StageSettings, Work, chunks
 
 VERSION = 4
-LIBRARIES = ("torch", "transformers", "tokenizers")  # the engine's own come with it
-ATTEMPTS = 4  # each with batches of half the size
+LIBRARIES = ("torch", "transformers", "tokenizers")  # the engine adds its own
+ATTEMPTS = 4  # each with batches half as large as before
 SHARDS = "completions-*.parquet"  # in scratch
 
 
 class Settings(StageSettings):
     engine: str
-    settings: dict[str, Any]  # the engine's own
+    settings: dict[str, Any]  # the settings of the engine
     split: str  # which file of the prompts artifact
     n: int
     temperature: float
@@ -42,24 +42,24 @@ def parts(settings: Settings) -> list[tuple[str, str]]:
 
 
 def generate(work: Work) -> None:
-    """COMPLETIONS: n rows per prompt of `inputs["prompts"]/<split>.parquet`, drawn from `inputs["checkpoint"]`.
+    """COMPLETIONS: n rows per prompt of `inputs["prompts"]/<split>.parquet`, sampled from `inputs["checkpoint"]`.
 
-    A shard is a fixed run of prompts with seeds of its own, so a second attempt draws only the missing ones and draws the same.
-    Prompts are sharded from the shortest to the longest, which is what keeps a batch from waiting for its one long member; the
-    table is in the prompts' own order.
+    A shard is a fixed range of prompts with seeds of its own. So a second attempt samples only the missing shards, and samples
+    the same rows. Prompts are sharded from the shortest to the longest, so that no batch waits for one long prompt. The table
+    is in the order of the prompts.
 
     Raises:
         StageFailed: the engine ran out of memory or died, with smaller batches too, or returned too few rows.
     """
     s: Settings = work.settings
-    given = tables.read(work.inputs["prompts"] / f"{s.split}.parquet", tables.PROMPTS).to_pylist()
-    order = sorted(range(len(given)), key=lambda i: (_characters(given[i]), given[i]["prompt_id"]))
-    prompts = [given[i] for i in order]
+    in_order = tables.read(work.inputs["prompts"] / f"{s.split}.parquet", tables.PROMPTS).to_pylist()
+    by_length = sorted(range(len(in_order)), key=lambda i: (_characters(in_order[i]), in_order[i]["prompt_id"]))
+    prompts = [in_order[i] for i in by_length]
     shards = dict(enumerate(chunks(len(prompts), max(1, s.shard // s.n))))
-    made = {index: tables.read_shard(_file(work, index), tables.COMPLETIONS) for index in shards}
-    _draw_missing(work, prompts, shards, made)
-    table = pa.concat_tables(list(made.values()) or [tables.COMPLETIONS.empty_table()])
-    table = table.take([place * s.n + sample for place in np.argsort(order) for sample in range(s.n)])
+    finished = {index: tables.read_shard(_file(work, index), tables.COMPLETIONS) for index in shards}
+    _sample_missing(work, prompts, shards, finished)
+    table = pa.concat_tables(list(finished.values()) or [tables.COMPLETIONS.empty_table()])
+    table = table.take([position * s.n + sample for position in np.argsort(by_length) for sample in range(s.n)])
     tables.write(table, tables.COMPLETIONS, work.out / "completions.parquet")
     work.tick(len(prompts) * s.n, len(prompts) * s.n)
 
@@ -68,11 +68,11 @@ def _file(work: Work, index: int) -> Path:
     return work.scratch / SHARDS.replace("*", f"{index:05d}")
 
 
-def _draw_missing(work: Work, prompts: list[Row], shards: Mapping[int, range], made: dict[int, pa.Table | None]) -> None:
-    """Fill in the shards that are None, each written the moment it is there."""
+def _sample_missing(work: Work, prompts: list[Row], shards: Mapping[int, range], finished: dict[int, pa.Table | None]) -> None:
+    """Sample the shards that are None in `finished`. Each is written to scratch as soon as it is complete."""
     s: Settings = work.settings
     for attempt in range(ATTEMPTS):
-        missing = {index: rows for index, rows in shards.items() if made[index] is None}
+        missing = {index: rows for index, rows in shards.items() if finished[index] is None}
         if not missing:
             return
         size = max(1, (s.batch >> attempt) // s.n)  # prompts
@@ -81,43 +81,45 @@ def _draw_missing(work: Work, prompts: list[Row], shards: Mapping[int, range], m
                 for index, rows in missing.items():
                     table = tables.from_rows(_shard(work, engine, index, prompts, rows, size), tables.COMPLETIONS)
                     tables.write_shard(table, tables.COMPLETIONS, _file(work, index))
-                    made[index] = table
-                    work.tick(sum(t.num_rows for t in made.values() if t is not None), len(prompts) * s.n)
+                    finished[index] = table
+                    work.tick(sum(t.num_rows for t in finished.values() if t is not None), len(prompts) * s.n)
             return
         except EngineLost as error:
-            work.record(f"engine lost with {size * s.n} sequences at a time: {error}")
+            work.record(f"engine failed with {size * s.n} sequences at a time: {error}")
             last = str(error)
     raise StageFailed(
-        f"engine '{s.engine}' was lost {ATTEMPTS} times, at last with {size * s.n} sequences at a time: {last}. Finished "
-        f"shards are kept. Set a smaller batch or max_tokens in [generate], or give the engine more memory (README, Engines)"
+        f"engine '{s.engine}' failed {ATTEMPTS} times, the last time with {size * s.n} sequences at a time: {last}. Finished "
+        "shards are kept. Set a smaller batch or max_tokens in [generate], or give the engine more memory "
+        "(tasks/README.md, Engines in detail)"
     )
 
 
 def _shard(work: Work, engine: Engine, index: int, prompts: list[Row], rows: range, size: int) -> list[Row]:
-    """The rows of a shard in prompt order, drawn on its own, so that they depend on nothing outside it.
+    """The rows of a shard, in the order of its prompts. They depend on nothing outside the shard.
 
-    Batches hold prompts of like length and are of even size: a small last one would cost as many steps.
+    A batch holds prompts of similar length. All batches have about the same size: a small last one would cost as many steps.
     """
     s: Settings = work.settings
     order = sorted(rows, key=lambda i: (engine.length(prompts[i]), prompts[i]["prompt_id"]))
     even = math.ceil(len(order) / math.ceil(len(order) / size))
-    places = [[order[i] for i in part] for part in chunks(len(order), even)]
+    members_of_batch = [[order[i] for i in part] for part in chunks(len(order), even)]
     batches = [
         Batch(
             prompts=[prompts[i] for i in members],
             seed=derive_seed(work.seed, f"batch/{index}", number * even),
             seeds=[work.seed + i * s.n for i in members],
         )
-        for number, members in enumerate(places)
+        for number, members in enumerate(members_of_batch)
     ]
-    drawn: dict[int, list[Row]] = {}
-    for number, finished in engine.sample(batches, Decoding(s.n, s.temperature, s.top_p, s.max_tokens)):
-        if len(finished) != len(places[number]) * s.n:
+    rows_of_prompt: dict[int, list[Row]] = {}
+    for number, sampled in engine.sample(batches, Decoding(s.n, s.temperature, s.top_p, s.max_tokens)):
+        members = members_of_batch[number]
+        if len(sampled) != len(members) * s.n:
             raise StageFailed(
-                f"engine '{s.engine}': expected {len(places[number])} prompts x {s.n} rows, found {len(finished)}; "
-                "see tasks/engines"
+                f"engine '{s.engine}': expected {len(members)} prompts x {s.n} rows, found {len(sampled)}; "
+                "see Engine.sample in tasks/generate/engines/__init__.py"
             )
-        drawn |= {place: finished[i * s.n : (i + 1) * s.n] for i, place in enumerate(places[number])}
+        rows_of_prompt |= {prompt: sampled[i * s.n : (i + 1) * s.n] for i, prompt in enumerate(members)}
     return [
         {
             **row,
@@ -127,10 +129,10 @@ def _shard(work: Work, engine: Engine, index: int, prompts: list[Row], rows: ran
             "engine": s.engine,
         }
         for i in rows
-        for sample, row in enumerate(drawn[i])
+        for sample, row in enumerate(rows_of_prompt[i])
     ]
 
 
 def _characters(prompt: Row) -> int:
-    """Length of a prompt as far as it is known before a tokenizer is loaded (and none is, if all shards are there)."""
+    """The length of a prompt in characters. Tokens would need a tokenizer, which is not loaded if all shards are finished."""
     return sum(len(message["content"]) for message in prompt["messages"])

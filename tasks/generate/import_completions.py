@@ -1,4 +1,4 @@
-"""Copy a file of completions that somebody else produced into the store, so that it cannot change under a campaign."""
+"""Copy a file of completions from another program into the store, so that it cannot change during a campaign."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ class Settings(StageSettings):
 
 
 def import_completions(work: Work) -> None:
-    """COMPLETIONS in the file's order, and in `recorded.parquet` (RECORDED) whatever else their records say.
+    """COMPLETIONS in the file's order, and RECORDED (`recorded.parquet`) with the other fields of their records.
 
-    Token ids, log-probabilities and seeds are unknown; so is a finish reason that the file does not give.
+    Token ids, log-probabilities and seeds are null. So is a finish reason that the file does not give.
     """
     settings = Prompts(map=work.settings.map, template=work.settings.template)
-    rows, more = [], []
+    completions, other_fields = [], []
     samples: Counter[str] = Counter()
     for place, record in sources.read(work.inputs["file"]):
         prompt = tables.prompt_id(records.messages_of(settings, record, place))
-        for found in records.completions_of(settings, record, place):
+        for completion in records.completions_of(settings, record, place):
             identity = tables.completion_id(work.key, prompt, samples[prompt])
-            known = {"completion_id": identity, "prompt_id": prompt, "sample": samples[prompt], "text": found.text}
+            given = {"completion_id": identity, "prompt_id": prompt, "sample": samples[prompt], "text": completion.text}
             unknown = {"token_ids": None, "logprobs": None, "seed": None}
-            rows.append({**known, **unknown, "finish_reason": found.finish_reason, "engine": "recorded"})
-            more.append({"completion_id": identity, "record": json.dumps(found.given, ensure_ascii=False, default=str)})
+            completions.append({**given, **unknown, "finish_reason": completion.finish_reason, "engine": "recorded"})
+            fields = json.dumps(completion.given, ensure_ascii=False, default=str)
+            other_fields.append({"completion_id": identity, "record": fields})
             samples[prompt] += 1
-    tables.write(tables.from_rows(rows, tables.COMPLETIONS), tables.COMPLETIONS, work.out / "completions.parquet")
-    tables.write(tables.from_rows(more, tables.RECORDED), tables.RECORDED, work.out / "recorded.parquet")
+    tables.write(tables.from_rows(completions, tables.COMPLETIONS), tables.COMPLETIONS, work.out / "completions.parquet")
+    tables.write(tables.from_rows(other_fields, tables.RECORDED), tables.RECORDED, work.out / "recorded.parquet")

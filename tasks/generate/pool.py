@@ -1,7 +1,7 @@
-"""Put other completions of a round's prompts beside the policy's: given answers, an earlier model's, a contrasting prompt's.
+"""Pool completions of a round's prompts: the policy's, given answers, an earlier model's, and a contrasting prompt's.
 
-Everything after it (scores, reward, selection or pairs, training) sees one table and treats all rows alike; `origins.parquet`
-says where each came from, for the parts that ask (a parameter `origins`).
+The later stages (scores, reward, selection or pairs, training) read one table and treat all rows alike. `origins.parquet` names
+the origin of each row, for parts with a parameter `origins`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Row = dict[str, Any]
 
 
 class Settings(StageSettings):
-    contrast: str  # the template the contrasting prompts were made with; empty = there are none
+    contrast: str  # the template of the contrasting prompts; empty = there are none
 
 
 def pool(work: Work) -> None:
     """COMPLETIONS of `inputs["prompts"]`, prompt by prompt, and ORIGINS.
 
-    Inputs: `completions` (origin "policy"); where wanted `base`, `earlier/<n>`, `contrast` (completions) and `given` (a
-    prepare artifact). Rows of other prompts are left out.
+    Inputs: `completions` (origin "policy"). Optional: `base`, `earlier/<n>`, `contrast` (completions), `given` (a prepare
+    artifact). Rows of other prompts are left out.
     """
     s: Settings = work.settings
     prompts = tables.read(work.inputs["prompts"] / "rounds.parquet", tables.PROMPTS).to_pylist()
@@ -38,11 +38,11 @@ def pool(work: Work) -> None:
         for row in _rows(folder, "given" if origin == "given" else "completions") if origin else ():
             prompt = original.get(row["prompt_id"], "") if origin == "contrast" else row["prompt_id"]
             of_prompt[prompt].append(({**row, "prompt_id": prompt}, origin))
-    kept = [pair for prompt in prompts for pair in sorted(of_prompt[prompt["prompt_id"]], key=_place)]
+    pooled = [pair for prompt in prompts for pair in sorted(of_prompt[prompt["prompt_id"]], key=_order)]
     tables.write(
-        tables.from_rows((row for row, _ in kept), tables.COMPLETIONS), tables.COMPLETIONS, work.out / "completions.parquet"
+        tables.from_rows((row for row, _ in pooled), tables.COMPLETIONS), tables.COMPLETIONS, work.out / "completions.parquet"
     )
-    origins = [{"completion_id": row["completion_id"], "origin": origin} for row, origin in kept]
+    origins = [{"completion_id": row["completion_id"], "origin": origin} for row, origin in pooled]
     tables.write(tables.from_rows(origins, tables.ORIGINS), tables.ORIGINS, work.out / "origins.parquet")
 
 
@@ -51,13 +51,13 @@ def _rows(folder: Path, name: str) -> list[Row]:
     return rows
 
 
-def _place(pair: tuple[Row, str]) -> tuple[bool, str, int, str]:
-    """The policy's own first, in sample order."""
+def _order(pair: tuple[Row, str]) -> tuple[bool, str, int, str]:
+    """Sort key: the policy's samples first, then by origin, in the order of their samples."""
     row, origin = pair
     return origin != "policy", origin, row["sample"], row["completion_id"]
 
 
 def contrasting(messages: list[Row], template: str) -> list[Row]:
-    """The messages with the last one put into the template in place of {prompt}."""
+    """The messages, with the last one inserted into the template at {prompt}."""
     *before, last = messages
     return [*before, {**last, "content": template.replace("{prompt}", last["content"])}]

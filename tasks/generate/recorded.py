@@ -1,4 +1,4 @@
-"""The completions of a round that somebody else produced: those of an imported file that answer the round's prompts."""
+"""Take a round's completions from an imported file: those that answer the round's prompts."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ class Settings(StageSettings):
 
 
 def recorded(work: Work) -> None:
-    """COMPLETIONS and RECORDED of `inputs["imported"]` for `inputs["prompts"]`, prompt by prompt; `facts.json` counts the rest.
+    """COMPLETIONS and RECORDED of `inputs["imported"]` for `inputs["prompts"]`, prompt by prompt. `facts.json` has the counts.
 
     Raises:
-        PromptsError: no completion belongs to any of the prompts.
+        PromptsError: no completion answers any of the prompts.
     """
     prompts = tables.read(work.inputs["prompts"] / f"{work.settings.split}.parquet", tables.PROMPTS)["prompt_id"].to_pylist()
-    known = tables.read(work.inputs["imported"] / "completions.parquet", tables.COMPLETIONS)
+    imported = tables.read(work.inputs["imported"] / "completions.parquet", tables.COMPLETIONS)
     rows_of: dict[str, list[int]] = {prompt: [] for prompt in prompts}
-    for index, prompt in enumerate(known["prompt_id"].to_pylist()):
+    for index, prompt in enumerate(imported["prompt_id"].to_pylist()):
         if prompt in rows_of:
             rows_of[prompt].append(index)
-    taken = [index for rows in rows_of.values() for index in rows]
-    if not taken:
+    chosen = [index for rows in rows_of.values() for index in rows]
+    if not chosen:
         raise PromptsError(
-            f"expected completions of this round's {len(prompts)} prompts, found {known.num_rows} recorded completions that "
-            "answer none of them; prompts must be equal to the letter (see prompts.map and prompts.template)"
+            f"expected completions of this round's {len(prompts)} prompts, found {imported.num_rows} recorded completions that "
+            "answer none of them; prompts must be equal character for character (see prompts.map and prompts.template)"
         )
-    tables.write(known.take(taken), tables.COMPLETIONS, work.out / "completions.parquet")
-    more = tables.read(work.inputs["imported"] / "recorded.parquet", tables.RECORDED).take(taken)
+    tables.write(imported.take(chosen), tables.COMPLETIONS, work.out / "completions.parquet")
+    more = tables.read(work.inputs["imported"] / "recorded.parquet", tables.RECORDED).take(chosen)
     tables.write(more, tables.RECORDED, work.out / "recorded.parquet")
     facts = {
         "prompts": len(prompts),
         "prompts_without": sum(not rows for rows in rows_of.values()),
-        "completions": len(taken),
-        "of_other_prompts": known.num_rows - len(taken),
+        "completions": len(chosen),
+        "of_other_prompts": imported.num_rows - len(chosen),
     }
     (work.out / "facts.json").write_text(json.dumps(facts, indent=1))

@@ -1,9 +1,9 @@
-"""Engines that outlive a stage: kept in this process, reloaded for the next checkpoint, and proved before they draw.
+"""Warm engines: kept in this process between stages, reloaded with the next checkpoint, and checked before they sample.
 
-Loading an engine can cost more than drawing a small round. A reload can go wrong without an error (weights half old, half new,
-or a cache of the old ones), so after each one the engine's log-probabilities on a probe are compared with those of the
-checkpoint read from disk, the way the logprobs stage reads it. Where they differ the engine is built anew, and the artifact's
-log says so.
+Loading an engine can take longer than sampling a small round. A reload can fail without an error: half of the weights may be
+old, or a cache may be. So after each reload the engine's log-probabilities on a few texts are compared with those of the
+checkpoint, loaded from disk as in the logprobs stage. If they differ, the engine is loaded again, and the artifact's log.json
+records it.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from tasks.run import parts as all_parts
 from tasks.run.stage import own_process
 from tasks.run.work import Work, device_of, give_back_memory
 
-PROBE_ROWS, PROBE_TOKENS = 16, 128
-# Mean |difference| in nats a token. Kernels differ by 1e-5 in float32, in half precision by their rounding of logits near 16.
+CHECK_ROWS, CHECK_TOKENS = 16, 128
+# Mean absolute difference in nats per token. In float32 kernels differ by 1e-5; in half precision logits near 16 are rounded.
 TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 5e-2}
 
 Sequences = list[tuple[list[int], list[int]]]
-_kept: dict[str, WarmEngine] = {}  # at most one, by everything it was made with but the checkpoint
+_kept: dict[str, WarmEngine] = {}  # at most one, by all that it was loaded with except the checkpoint
 
 
 @contextmanager
 def engine(work: Work) -> Iterator[Engine]:
-    """The engine of a generate call with the call's checkpoint in it; kept for the next call where it can be."""
+    """The engine for a generate call, with the call's checkpoint loaded. It is kept for the next call if it can be."""
     s, checkpoint = work.settings, work.inputs["checkpoint"]
     keep = work.hardware.warm and not own_process(work.hardware)
-    given = {"device": device_of(work.hardware), "dtype": s.dtype, "trust_remote_code": s.trust_remote_code, "warm": keep}
+    loading = {"device": device_of(work.hardware), "dtype": s.dtype, "trust_remote_code": s.trust_remote_code, "warm": keep}
     shape = sha256_file(checkpoint / "config.json")  # another model's weights do not fit
-    name = canonical({"engine": s.engine, "settings": s.settings, "shape": shape, **given})
+    name = canonical({"engine": s.engine, "settings": s.settings, "shape": shape, **loading})
     surroundings = {"requests": work.hardware.requests, "scratch": work.scratch, "record": work.record}
-    load: Callable[[Path], Engine] = all_parts.configure("engines", s.engine, s.settings, **given, **surroundings)
+    load: Callable[[Path], Engine] = all_parts.configure("engines", s.engine, s.settings, **loading, **surroundings)
     kept = _kept.pop(name, None)
-    close()  # one of other settings would hold memory that this one needs
-    ready = load(checkpoint) if kept is None else _with(work, kept, load, checkpoint)
+    close()  # an engine with other settings would keep memory that this one needs
+    ready = load(checkpoint) if kept is None else _reloaded(work, kept, load, checkpoint)
     try:
         yield ready
     except BaseException:
@@ -56,61 +56,68 @@ def engine(work: Work) -> Iterator[Engine]:
 
 
 def close() -> None:
-    """Close the kept engine, if any: at the end of a flow, and before another takes its place."""
+    """Close the kept engine, if there is one: at the end of a flow, and before another engine is loaded."""
     while _kept:
         _kept.popitem()[1].close()
 
 
 @contextmanager
 def closing() -> Iterator[None]:
-    """Whatever is kept inside is closed at the end."""
+    """Close the kept engine at the end of the block."""
     try:
         yield
     finally:
         close()
 
 
-def _with(work: Work, kept: WarmEngine, load: Callable[[Path], Engine], checkpoint: Path) -> Engine:
-    """A kept engine with another checkpoint in it, proved; or one built anew where the proof fails."""
+def _reloaded(work: Work, kept: WarmEngine, load: Callable[[Path], Engine], checkpoint: Path) -> Engine:
+    """The kept engine with another checkpoint, checked. If the check fails, an engine that is loaded again."""
     if kept.holds() == checkpoint:  # a stored checkpoint never changes
         return kept
-    probe, expected = _reference(work, checkpoint)  # first: two models at once may not fit
+    texts, expected = _expected(work, checkpoint)  # before the reload: two models at once may not fit
     kept.reload(checkpoint)
-    gap, limit = _gap(kept, probe, expected), TOLERANCE[work.settings.dtype]
+    gap, limit = _gap(kept, texts, expected), TOLERANCE[work.settings.dtype]
     if gap <= limit:
         return kept
-    work.record(f"after a reload the engine differed from the checkpoint by {gap:.3g} nats a token (limit {limit}); built anew")
+    work.record(
+        f"after a reload the engine differed from the checkpoint by {gap:.3g} nats per token (limit {limit}); loaded it again"
+    )
     kept.close()
     fresh = load(checkpoint)
     assert isinstance(fresh, WarmEngine)
-    gap = _gap(fresh, probe, expected)
+    gap = _gap(fresh, texts, expected)
     if gap > limit:
         fresh.close()
         raise StageFailed(
-            f"engine '{work.settings.engine}', built anew, still differs from the checkpoint by {gap:.3g} nats a token (limit "
-            f"{limit}): it computes another model; use another engine, or set train.precision = 'float32'"
+            f"engine '{work.settings.engine}': expected log-probabilities within {limit} nats per token of the checkpoint's, "
+            f"found a difference of {gap:.3g}, also after loading it again; use another engine, or set train.precision = "
+            "'float32'"
         )
     return fresh
 
 
-def _reference(work: Work, checkpoint: Path) -> tuple[Sequences, list[list[float]]]:
-    """The probe (the first prompts with their answers, scored from the second token on) and what the checkpoint makes of it."""
+def _expected(work: Work, checkpoint: Path) -> tuple[Sequences, list[list[float]]]:
+    """The texts of the check, and the checkpoint's log-probabilities of them.
+
+    The texts are the first prompts with their answers, scored from the second token on.
+    """
     s = work.settings
     tokenizer = models.load_tokenizer(checkpoint, s.trust_remote_code)
-    rows = tables.read(work.inputs["prompts"] / f"{s.split}.parquet", tables.PROMPTS).slice(0, PROBE_ROWS).to_pylist()
-    texts = [
+    rows = tables.read(work.inputs["prompts"] / f"{s.split}.parquet", tables.PROMPTS).slice(0, CHECK_ROWS).to_pylist()
+    token_ids = [
         models.render(tokenizer, row["messages"]) + tokenizer(row["answer"] or "", add_special_tokens=False)["input_ids"]
         for row in rows
     ]
-    probe = [(ids[:1], ids[1:PROBE_TOKENS]) for ids in texts]
+    texts = [(ids[:1], ids[1:CHECK_TOKENS]) for ids in token_ids]
     model = models.load_model(checkpoint, device_of(work.hardware), s.dtype, s.trust_remote_code)
-    expected = models.completion_logprobs(model, probe, tokenizer.pad_token_id)
+    expected = models.completion_logprobs(model, texts, tokenizer.pad_token_id)
     del model
     give_back_memory()
-    return probe, expected
+    return texts, expected
 
 
-def _gap(engine: WarmEngine, probe: Sequences, expected: list[list[float]]) -> float:
-    pairs = zip(chain(*engine.logprobs(probe)), chain(*expected), strict=True)
-    differences = [abs(found - right) for found, right in pairs]
+def _gap(engine: WarmEngine, texts: Sequences, expected: list[list[float]]) -> float:
+    """The mean absolute difference between the engine's log-probabilities and the expected ones, in nats per token."""
+    pairs = zip(chain(*engine.logprobs(texts)), chain(*expected), strict=True)
+    differences = [abs(of_engine - of_checkpoint) for of_engine, of_checkpoint in pairs]
     return sum(differences) / max(1, len(differences))

@@ -1,1 +1,1 @@
-"""Checkpoints: load, save, import, average, and log-probabilities."""
+"""Checkpoints: load, save, import and average them, and compute log-probabilities."""

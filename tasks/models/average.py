@@ -1,4 +1,7 @@
-"""The exponential moving average of the heads of a campaign: a reference that follows slowly."""
+"""The exponential moving average of a campaign's heads, as a reference that changes slowly.
+
+The head is the checkpoint that the next round starts from.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ def average(work: Work) -> None:
     """A checkpoint: decay * `inputs["average"]` + (1 - decay) * `inputs["head"]`, in float32, stored in the head's format.
 
     Raises:
-        StageFailed: the two are not checkpoints of one model.
+        StageFailed: the two are not checkpoints of the same model.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -33,6 +36,9 @@ def average(work: Work) -> None:
         other = work.inputs["average"] / path.name
         head, average = load_file(path), load_file(other) if other.exists() else {}
         if {name: t.shape for name, t in head.items()} != {name: t.shape for name, t in average.items()}:
-            raise StageFailed(f"average: {path.name} holds other tensors in the average than in the head; expected one model")
+            raise StageFailed(
+                f"average: expected the same tensors in {path.name} of the head and of the average, found others; "
+                "average checkpoints of the same model"
+            )
         mixed = {name: torch.lerp(t.float(), average[name].float(), s.decay).to(t.dtype) for name, t in head.items()}
         save_file(mixed, work.out / path.name, metadata={"format": "pt"})

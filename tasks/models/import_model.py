@@ -1,4 +1,4 @@
-"""Copy a user's model directory into the store, so that checkpoint 0 cannot change under a campaign."""
+"""Copy a user's model directory into the store, so that checkpoint 0 cannot change during a campaign."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ LIBRARIES = ()
 
 
 class Settings(StageSettings):
-    """Nothing to set: the directory's content is the input."""
+    """No settings: the directory's content is the input."""
 
 
 def import_model(work: Work) -> None:
-    """The checkpoint's configuration, tokenizer and safetensors; anything else stays behind."""
+    """The checkpoint's configuration, tokenizer and safetensors. Other files are not copied."""
     files = inspect_checkpoint(work.inputs["model"])
     for done, path in enumerate(files):
         work.tick(done, len(files))

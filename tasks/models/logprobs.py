@@ -1,4 +1,4 @@
-"""Log-probabilities of a checkpoint on given completions: proof of the reference, KL, and the engines' reload probe."""
+"""Log-probabilities of completions under a checkpoint. They give the KL and show which reference a training used."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Settings(StageSettings):
 
 
 def logprobs(work: Work) -> None:
-    """LOGPROBS of `inputs["checkpoint"]` on the first rows of `inputs["completions"]` (of `inputs["pairs"]` where given).
+    """LOGPROBS of the first rows of `inputs["completions"]` under `inputs["checkpoint"]`.
 
-    Chosen and rejected rows alternate, so that a small limit sees both.
+    With an input `pairs`, the rows are those of the pairs. Chosen and rejected rows alternate, so that a small limit has both.
     """
     s: Settings = work.settings
     prompts = {
@@ -30,20 +30,20 @@ def logprobs(work: Work) -> None:
         row["completion_id"]: row
         for row in tables.read(work.inputs["completions"] / "completions.parquet", tables.COMPLETIONS).to_pylist()
     }
-    wanted = list(rows)
+    ids = list(rows)
     if "pairs" in work.inputs:
         pairs = tables.read(work.inputs["pairs"] / "pairs.parquet", tables.PAIRS).to_pylist()
-        wanted = list(dict.fromkeys(i for pair in pairs for i in (pair["chosen_id"], pair["rejected_id"])))
-    wanted = wanted[: s.limit or None]
+        ids = list(dict.fromkeys(i for pair in pairs for i in (pair["chosen_id"], pair["rejected_id"])))
+    ids = ids[: s.limit or None]
     tokenizer = models.load_tokenizer(work.inputs["checkpoint"], s.trust_remote_code)
     model = models.load_model(work.inputs["checkpoint"], device_of(work.hardware), s.dtype, s.trust_remote_code)
     sequences = [
         (models.render(tokenizer, prompts[rows[i]["prompt_id"]]["messages"]), models.completion_ids(tokenizer, rows[i]))
-        for i in wanted
+        for i in ids
     ]
     values = models.completion_logprobs(model, sequences, tokenizer.pad_token_id)
     table = [
         {"completion_id": i, "prompt_id": rows[i]["prompt_id"], "logprobs": value, "total": float(sum(value))}
-        for i, value in zip(wanted, values, strict=True)
+        for i, value in zip(ids, values, strict=True)
     ]
     tables.write(tables.from_rows(table, tables.LOGPROBS), tables.LOGPROBS, work.out / "logprobs.parquet")

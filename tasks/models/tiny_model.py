@@ -1,4 +1,4 @@
-"""A tiny randomly initialised model for the built-in world: a real Hugging Face directory, knowing nothing yet."""
+"""A tiny, randomly initialised model for the built-in addition problems, saved as a Hugging Face directory."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def tiny_model(work: Work) -> None:
 
 
 def write_tokenizer(folder: Path, alphabet: Sequence[str]) -> None:
-    """A tokenizer of one token per entry, a character each but for tags such as `</think>`; what is none of them is <unk>."""
+    """A tokenizer with one token per entry of `alphabet`: characters, and tags such as `</think>`. Others become <unk>."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

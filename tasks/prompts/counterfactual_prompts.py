@@ -1,4 +1,4 @@
-"""Make counterfactual copies of a split's prompts. tasks/bias/counterfactual_features.py compares how both were answered."""
+"""Make counterfactual copies of a split's prompts. tasks/bias/counterfactual_features.py compares the completions of both."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ LIBRARIES = ()
 class Settings(StageSettings):
     split: str
     kinds: tuple[Literal["identity", "sycophancy", "challenge"], ...]
-    hint: str  # with {prompt} and {wrong}; the tiny world, which cannot spell the default, takes "{prompt}~{wrong} "
+    hint: str  # contains {prompt} and {wrong}; tiny recipes, whose tokenizer lacks most letters, set "{prompt}~{wrong} "
     challenge: str
 
 
 def counterfactual_prompts(work: Work) -> None:
-    """PROMPTS (`counterfactuals.parquet`) made of `inputs["prompts"]`, and COUNTERFACTUALS (`links.parquet`), which link them.
+    """PROMPTS (`counterfactuals.parquet`): copies of `inputs["prompts"]`. COUNTERFACTUALS (`links.parquet`) links both.
 
-    A challenge also holds the first of the prompt's `inputs["completions"]`, if that one was finished.
+    A challenge also contains the prompt's first completion in `inputs["completions"]`, if that one is finished.
 
     Raises:
-        PromptsError: no prompt of the split can be copied in any of these ways.
+        PromptsError: no prompt of the split has a copy of any of these kinds.
     """
     s: Settings = work.settings
     prompts = tables.read(work.inputs["prompts"] / f"{s.split}.parquet", tables.PROMPTS).to_pylist()
-    made = [*(identity_copies(prompts) if "identity" in s.kinds else ())]
-    made += sycophancy_copies(prompts, s.hint) if "sycophancy" in s.kinds else []
-    made += challenge_copies(prompts, _first_answers(work), s.challenge) if "challenge" in s.kinds else []
-    known = {prompt["prompt_id"] for prompt in prompts}
-    unique = {copy["prompt_id"]: (copy, link) for copy, link in made if copy["prompt_id"] not in known}
+    pairs = [*(identity_copies(prompts) if "identity" in s.kinds else ())]
+    pairs += sycophancy_copies(prompts, s.hint) if "sycophancy" in s.kinds else []
+    pairs += challenge_copies(prompts, _first_answers(work), s.challenge) if "challenge" in s.kinds else []
+    originals = {prompt["prompt_id"] for prompt in prompts}
+    unique = {copy["prompt_id"]: (copy, link) for copy, link in pairs if copy["prompt_id"] not in originals}
     if not unique:
         raise PromptsError(
             f"probe.counterfactuals = {list(s.kinds)}: expected prompts with an answer (sycophancy), with a named person "
-            f"(identity) or with a finished completion (challenge), found none among {len(prompts)} of the {s.split} split"
+            f"(identity) or with a finished completion (challenge), found none among {len(prompts)} of the {s.split} split; "
+            "set probe.counterfactuals to other kinds, or to []"
         )
     copies, links = zip(*unique.values(), strict=True)
     tables.write(tables.from_rows(copies, tables.PROMPTS), tables.PROMPTS, work.out / f"{SPLIT}.parquet")

@@ -1,4 +1,4 @@
-"""Choose the prompts that rounds may draw from, by what is known of them: the [[curate]] tables, one after the other."""
+"""Choose the prompts that rounds may use: the curators of the [[curate]] tables, one after the other."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def parts(settings: Settings) -> list[tuple[str, str]]:
 
 
 def curate(work: Work) -> None:
-    """PROMPTS (`rounds.parquet`) and `curated.json`: how many each curator left.
+    """PROMPTS (`rounds.parquet`), and `curated.json`: how many prompts each curator left.
 
-    Inputs: `prompts` (a prepare artifact); per finished round `scores/<n>` (its verifier's) and `completions/<n>` (the
-    policy's own samples, which alone count).
+    Inputs: `prompts` (a prepare artifact), and per finished round `scores/<n>` (of its verifier) and `completions/<n>` (the
+    policy's own samples; scores of other completions do not count).
 
     Raises:
-        StageFailed: nothing is left.
+        StageFailed: no prompt is left.
     """
     s: Settings = work.settings
     rows = _prompts(work.inputs["prompts"], "rounds")
@@ -50,7 +50,7 @@ def curate(work: Work) -> None:
         rows = all_parts.configure("curators", entry.curator, entry.settings, against=against)(rows, history)
         left[entry.curator] = len(rows)
     if not rows:
-        raise StageFailed(f"curate: no prompt is left ({left}); loosen the [[curate]] settings")
+        raise StageFailed(f"curate: expected some prompts, but no prompt is left ({left}); loosen the [[curate]] settings")
     tables.write(tables.from_rows(rows, tables.PROMPTS), tables.PROMPTS, work.out / "rounds.parquet")
     (work.out / "curated.json").write_text(json.dumps(left, indent=1))
 
@@ -61,7 +61,7 @@ def _prompts(folder: Path, split: str) -> list[dict[str, Any]]:
 
 
 def pass_rates(scores: Path, completions: Path) -> dict[str, float]:
-    """Share of right ones among the completions of each prompt that have a verdict."""
+    """The share of correct completions per prompt, among its completions in `completions` that have a verdict."""
     own = set(tables.read(completions / "completions.parquet", tables.COMPLETIONS)["completion_id"].to_pylist())
     verdicts: dict[str, list[bool]] = defaultdict(list)
     for row in tables.read(scores / "scores.parquet", tables.SCORES).to_pylist():

@@ -1,4 +1,4 @@
-"""Choose the prompts of one round from the rounds split: without repeats until the split is used up, then anew."""
+"""Choose the prompts of a round from a split. No prompt repeats until all have been used."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ class Settings(StageSettings):
 
 
 def draw(work: Work) -> None:
-    """The round's PROMPTS. The number of rounds does not matter, so a longer campaign shares the first ones."""
+    """PROMPTS of the round. They do not depend on the number of rounds, so a longer campaign reuses its first rounds."""
     s: Settings = work.settings
     pool = tables.read(work.inputs["prompts"] / f"{s.split}.parquet", tables.PROMPTS)
     count = min(s.count or pool.num_rows, pool.num_rows)
     start = (s.round - 1) * count
-    laps = range(start // pool.num_rows, (start + count - 1) // pool.num_rows + 1)
-    order = [row for lap in laps for row in _order(work.seed, lap, pool.num_rows)]
-    first = start - laps.start * pool.num_rows
-    chosen = sorted(set(order[first : first + count]))  # where two laps meet, a prompt drawn twice counts once
+    passes = range(start // pool.num_rows, (start + count - 1) // pool.num_rows + 1)
+    order = [row for number in passes for row in _order(work.seed, number, pool.num_rows)]
+    first = start - passes.start * pool.num_rows
+    chosen = sorted(set(order[first : first + count]))  # a prompt chosen at the end of a pass and in the next one counts once
     tables.write(pool.take(chosen), tables.PROMPTS, work.out / "rounds.parquet")
 
 
-def _order(seed: int, lap: int, size: int) -> list[int]:
+def _order(seed: int, number: int, size: int) -> list[int]:
+    """The order of the prompts in the pass `number` over the split."""
     order = list(range(size))
-    random.Random(f"draw/{seed}/{lap}").shuffle(order)
+    random.Random(f"draw/{seed}/{number}").shuffle(order)
     return order

@@ -1,4 +1,4 @@
-"""Turn a prompt source into the splits of a campaign, and store the proof that they share nothing."""
+"""Turn a prompt source into the splits of a campaign, and store a check that no two of them share a prompt."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ LIBRARIES = ()
 
 
 class Settings(Prompts):
-    """As in the recipe; the path is not a setting (the file's content is an input)."""
+    """The recipe's [prompts]. The file's content is an input, so its path is not a setting."""
 
 
 def prepare(work: Work) -> None:
-    """PROMPTS per split (`<split>.parquet`), given solutions of the seed split (`given.parquet`) and `check.json`."""
+    """PROMPTS per split (`<split>.parquet`), the given solutions of the seed split (`given.parquet`), and `check.json`."""
     rows, given = prompts.splits(work.settings, work.inputs.get("file"), work.seed)
     for split in prompts.SPLITS:
         tables.write(tables.from_rows(rows[split], tables.PROMPTS), tables.PROMPTS, work.out / f"{split}.parquet")

@@ -1,1 +1,1 @@
-"""How a stage runs: its artifact's key, its process, its parts."""
+"""How a stage runs: the key of its artifact, its process, its fingerprint, its parts."""

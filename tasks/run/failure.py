@@ -1,7 +1,7 @@
-"""How an error crosses from a stage's own process to the process that waits for it: whole, in a JSON file beside the job file.
+"""How an error gets from a stage's own process to the process that waits for it: complete, in a JSON file next to the job file.
 
-Under `accelerate launch` each rank writes a file of its own. The rank that failed first tells the cause; the others then fail
-because it is gone.
+Under `accelerate launch` each rank writes a file of its own. The rank that failed first has the cause; the others then fail
+because the first one is gone.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from data import errors
 from data.errors import RatchetError, StageFailed
 from data.store.store import write_atomic
 
-KEPT = "failures.jsonl"  # in scratch: what earlier attempts failed of, for the log.json of the artifact
-LINES = 12  # of a process's output, where it died without a word of its own
-# torch's summary of failed ranks, `rank : 1 (local_rank: 1)` and below it `exitcode : -9 (pid: 77)`; the first to fail is last
+EARLIER = "failures.jsonl"  # in scratch: the errors of earlier attempts, for the log.json of the artifact
+LINES = 12  # lines of a process's output that are shown if it died without writing an error
+# torch's summary of failed ranks: `rank : 1 (local_rank: 1)`, then `exitcode : -9 (pid: 77)`. The first to fail is last.
 RANK_ENDED = re.compile(r"rank\s*: (\d+) \(local_rank: \d+\)\s+exitcode\s*: (-?\d+)")
-LAUNCHER = "torch/distributed/elastic"  # in each line of the launcher's log, which follows the output of the ranks
-FOLLOWS = (signal.SIGTERM, signal.SIGABRT)  # signals that a rank gets because another one failed
+LAUNCHER = "torch/distributed/elastic"  # is in each line of the launcher's log, which follows the output of the ranks
+CONSEQUENCES = (signal.SIGTERM, signal.SIGABRT)  # signals that a rank gets because another one failed
 
 
 def write(folder: Path, error: Exception) -> None:
-    """Leave the error of this process, or of this rank, where the parent looks."""
+    """Write the error of this process, or of this rank, to the file that the parent process reads."""
     rank = os.environ.get("RANK")
     fields = {
         "time": time.time(),
@@ -39,60 +39,68 @@ def write(folder: Path, error: Exception) -> None:
         "message": str(error),
         "traceback": "".join(traceback.format_exception(error)),
     }
-    with contextlib.suppress(OSError):  # a full disk, say: the traceback on stderr is all there is then
+    with contextlib.suppress(OSError):  # such as a full disk: the traceback on stderr must do then
         write_atomic(folder / f"error-{rank or 0}.json", json.dumps(fields))
 
 
 def clear(folder: Path) -> None:
+    """Delete the errors of an earlier attempt."""
     for path in folder.glob("error-*.json"):
         path.unlink()
 
 
 def earlier(folder: Path) -> list[dict[str, Any]]:
-    """What the attempts before this one failed of."""
-    path = folder / KEPT
+    """The errors of the attempts before this one."""
+    path = folder / EARLIER
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def error_of(stage: str, code: int, folder: Path, output: str) -> RatchetError:
-    """The error of a stage whose process ended with `code`, from what it left in `folder` or, without that, its `output`."""
+    """The error of a stage whose process ended with exit code `code`.
+
+    It is read from the error files in `folder`. If there are none, it is made of the exit code and the process's `output`.
+    """
     ranks = [(f"the process of rank {rank}", int(code)) for rank, code in reversed(RANK_ENDED.findall(output))]
     ends = ranks or [("its process", code)]
-    killed = [f"{who} was killed by {signal.Signals(-code).name}" for who, code in ends if code < 0 and -code not in FOLLOWS]
-    if ranks and killed:  # what other ranks raised is that this one is gone
+    killed = [
+        f"{process} was killed by {signal.Signals(-code).name}"
+        for process, code in ends
+        if code < 0 and -code not in CONSEQUENCES
+    ]
+    if ranks and killed:  # the other ranks only raised that this one is gone
         return StageFailed(f"{stage}: {killed[0]} (out of memory?)")
     first = _first(folder)
     if first is not None:
         return _as_raised(stage, first)
     if killed:
         return StageFailed(f"{stage}: {killed[0]} (out of memory?)")
-    who, code = ends[0]
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    return StageFailed(f"{stage}: {who} {how}{_last_lines(output)}")
+    process, code = ends[0]
+    end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return StageFailed(f"{stage}: {process} {end}{_last_lines(output)}")
 
 
 def _last_lines(output: str) -> str:
-    """The end of what a stage printed; of several ranks, what they printed before the launcher spoke."""
+    """The last lines that a stage printed. Of several ranks, these are the last lines before the launcher's own."""
     lines = [line for line in output.splitlines() if line.strip()]
     own = list(itertools.takewhile(lambda line: LAUNCHER not in line, lines))[-LINES:]
     return "; its last lines:\n" + "\n".join(own) if own else " and no output"
 
 
 def _first(folder: Path) -> dict[str, Any] | None:
-    """The error that came first, moved from its file to those that are kept."""
-    found = [json.loads(path.read_text()) for path in folder.glob("error-*.json")]
+    """The error that was raised first, or None. It is moved from its file to those of earlier attempts."""
+    errors_of_ranks = [json.loads(path.read_text()) for path in folder.glob("error-*.json")]
     clear(folder)
-    if not found:
+    if not errors_of_ranks:
         return None
-    first: dict[str, Any] = min(found, key=lambda fields: fields["time"])
-    with (folder / KEPT).open("a") as file:
+    first: dict[str, Any] = min(errors_of_ranks, key=lambda fields: fields["time"])
+    with (folder / EARLIER).open("a") as file:
         file.write(json.dumps(first) + "\n")
     return first
 
 
 def _as_raised(stage: str, fields: dict[str, Any]) -> RatchetError:
-    """Our own errors as they would have been raised in this process; any other names its type."""
-    known = getattr(errors, fields["type"], None) if fields["module"] == errors.__name__ else None
-    if isinstance(known, type) and issubclass(known, RatchetError):
-        return known(fields["message"])
+    """One of our own errors, with its type and message. Any other error becomes a StageFailed that names its type."""
+    own = getattr(errors, fields["type"], None) if fields["module"] == errors.__name__ else None
+    if isinstance(own, type) and issubclass(own, RatchetError):
+        return own(fields["message"])
     return StageFailed(f"{stage}: {fields['type']}: {fields['message']}")

@@ -1,8 +1,8 @@
-"""From a part's name in a recipe to the function: the shelves, binding with checked settings, and what `parts` lists.
+"""Parts: from the name in a recipe to the function, with checked settings; and what `./ratchet parts` lists.
 
-A name is a public function or class of its shelf (a module, or a folder of them), or `package.module:name` for a user's own.
-Its keyword-only parameters (a class: those of `__init__`) are its settings. A parameter named in SUPPLIED is no setting: the
-stage gives it, from the hardware or from an input that the round passes only to parts that want it (`needs`).
+A part's name is the name of a public function or class in the folder of its family, or `package.module:name` for a user's own.
+Its keyword-only parameters are its settings (of a class, those of `__init__`). A parameter named in SUPPLIED is not a setting:
+the stage passes it. The round passes an input such as `verdicts` only to the parts that have a parameter of that name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from data.errors import PartError, did_you_mean
 from data.recipe import templates
 
 T = TypeVar("T")
-FAMILIES = {  # family -> its shelf, a package
+FAMILIES = {  # family -> the package that holds its parts
     "scorers": "tasks.score.scorers",
     "selectors": "tasks.choose.selectors",
     "pairers": "tasks.choose.pairers",
@@ -36,23 +36,23 @@ FAMILIES = {  # family -> its shelf, a package
     "prompt_features": "tasks.bias.prompt_features",
     "mitigations": "tasks.choose.mitigations",
 }
-SUPPLIED = (  # given by the stage, never settings
+SUPPLIED = (  # parameters that the stage passes; never settings
     *("workers", "device", "dtype", "trust_remote_code", "warm", "checkpoint"),
     *("verdicts", "origins", "against", "prompts", "answers", "own_logprobs", "base_logprobs", "previous_logprobs"),
     *("requests", "scratch", "record", "rollouts"),
 )
-TEXTS = {"judges": templates.digest}  # what a part may stand on that is no code: family -> hash of the file
+TEXTS = {"judges": templates.digest}  # dependencies that are text files, not code: family -> hash of the file
 
 
 def modules(family: str) -> list[ModuleType]:
-    """The files of a shelf: a folder whose `__init__` holds what they share."""
-    shelf = importlib.import_module(FAMILIES[family])
-    names = sorted(found.name for found in pkgutil.iter_modules(shelf.__path__))
-    return [shelf, *(importlib.import_module(f"{FAMILIES[family]}.{name}") for name in names)]
+    """The package of a family, whose `__init__` holds what its files share, and the modules in it."""
+    package = importlib.import_module(FAMILIES[family])
+    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    return [package, *(importlib.import_module(f"{FAMILIES[family]}.{name}") for name in names)]
 
 
 def public(family: str) -> dict[str, Callable[..., Any]]:
-    """The parts of a shelf: public functions and classes that its own files define, less what a file lists as NOT_PARTS.
+    """The parts of a family: the public functions and classes that its files define, without those listed in NOT_PARTS.
 
     Raises:
         PartError: two files define a part of the same name.
@@ -65,58 +65,69 @@ def public(family: str) -> dict[str, Callable[..., Any]]:
             if name.startswith("_") or name in getattr(module, "NOT_PARTS", ()):
                 continue
             if name in parts:
-                raise PartError(f"{family}: '{name}' is defined in {parts[name].__module__} and in {module.__name__}")
+                raise PartError(
+                    f"{family}: '{name}' is defined in {parts[name].__module__} and in {module.__name__}; rename one of them"
+                )
             parts[name] = part
     return parts
 
 
 def find(family: str, name: str) -> Callable[..., Any]:
-    """The function or class a recipe names.
+    """The function or class that a recipe names.
 
     Raises:
-        PartError: no such part, with the closest name.
+        PartError: there is no such part. The message suggests the closest name.
     """
     if ":" in name:
         return _users_own(family, name)
-    known = public(family)
-    if name not in known:
-        raise PartError(f"{family}: no '{name}'{did_you_mean(name, known)}; known: {', '.join(known)}, or package.module:name")
-    return known[name]
+    parts = public(family)
+    if name not in parts:
+        raise PartError(
+            f"{family}: no '{name}'{did_you_mean(name, parts)}; expected one of {', '.join(parts)}, or package.module:name"
+        )
+    return parts[name]
 
 
 def _users_own(family: str, name: str) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
-    folders = os.environ.get("RATCHET_PARTS", "").split(os.pathsep)  # of the launcher; workers inherit it
-    sys.path += [folder for folder in folders if folder and folder not in sys.path]  # at the end: they hide no other module
+    folders = os.environ.get("RATCHET_PARTS", "").split(os.pathsep)  # set by the launcher, inherited by workers
+    sys.path += [folder for folder in folders if folder and folder not in sys.path]  # last, so that they hide no other module
     try:
         part = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # it is the user's file: whatever it raises
+    except Exception as error:  # a user's file may raise anything
         raise PartError(
             f"{family}: cannot import '{name}': {type(error).__name__}: {error}; expected package.module:name on PYTHONPATH"
         ) from error
     if not callable(part):
-        raise PartError(f"{family}: '{name}' is not a function or class")
+        raise PartError(f"{family}: expected '{name}' to be a function or class, found {type(part).__name__}")
     return part  # type: ignore[no-any-return]
 
 
 def configure(family: str, name: str, settings: Mapping[str, Any], **supplied: Any) -> Callable[..., Any]:
-    """The part with its settings checked and filled in; a class is instantiated once here.
+    """The part, ready to be called: its settings are checked and bound. A class is instantiated here, once.
+
+    Args:
+        supplied: values for parameters in SUPPLIED. Those that the part has no parameter for are left out.
 
     Raises:
         PartError: an unknown setting or a wrong type.
     """
     part = find(family, name)
     checked = check_settings(family, name, settings)
-    wanted = inspect.signature(part).parameters
-    keywords = checked | {key: value for key, value in supplied.items() if key in wanted}
+    parameters = inspect.signature(part).parameters
+    keywords = checked | {key: value for key, value in supplied.items() if key in parameters}
     if inspect.isclass(part):
-        made: Any = part(**keywords)
-        return made  # type: ignore[no-any-return]
+        instance: Any = part(**keywords)
+        return instance  # type: ignore[no-any-return]
     return functools.partial(part, **keywords)
 
 
 def check_settings(family: str, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings validated against the part's keyword-only parameters, defaults left to the part."""
+    """The settings, validated against the part's keyword-only parameters, with the part's defaults filled in.
+
+    Raises:
+        PartError: an unknown setting or a wrong type.
+    """
     part = find(family, name)
     hints = get_type_hints(part.__init__ if inspect.isclass(part) else part, include_extras=True)
     fields: dict[str, Any] = {
@@ -133,26 +144,29 @@ def check_settings(family: str, name: str, settings: Mapping[str, Any]) -> dict[
 
 
 def needs(family: str, name: str) -> set[str]:
-    """The SUPPLIED parameters of a part, whether it takes them when it is bound or (a class) when it is called."""
+    """The SUPPLIED parameters that a part has. For a class these are the ones of `__init__` and of `__call__`."""
     part = find(family, name)
     calls: list[Any] = [part, part.__call__] if inspect.isclass(part) else [part]
     return {parameter for call in calls for parameter in inspect.signature(call).parameters} & set(SUPPLIED)
 
 
 def inputs_for(family: str, name: str, available: Mapping[str, T]) -> dict[str, T]:
-    """The inputs that a part asks for by the name of a parameter: only then do they enter its stage's key."""
+    """The available inputs that a part has a parameter for. Only these enter the key of its stage."""
     return {parameter: available[parameter] for parameter in needs(family, name) if parameter in available}
 
 
 def dependencies(family: str, name: str, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """A part, and what it stands on besides: what its own `parts(settings)` names, where it has one (a judge its template)."""
+    """The part and everything that its output depends on, as (family, name): a judge depends on its template and its engine.
+
+    A part with dependencies names them in a static method `parts(settings)`.
+    """
     part = find(family, name)
-    inner = part.parts(check_settings(family, name, settings)) if hasattr(part, "parts") else []
-    return [(family, name), *inner]
+    further = part.parts(check_settings(family, name, settings)) if hasattr(part, "parts") else []
+    return [(family, name), *further]
 
 
 def version_of(family: str, name: str) -> str:
-    """What enters a key: the VERSIONS entry of the part's file (1 where none), or the hash of a user's own file."""
+    """The version that enters a key: the part's entry in VERSIONS of its file (else 1), or the hash of a user's own file."""
     if family in TEXTS:
         return TEXTS[family](name)
     part = find(family, name)
@@ -162,32 +176,32 @@ def version_of(family: str, name: str) -> str:
 
 
 def takes_device(family: str, name: str) -> bool:
-    """Whether a part loads a model of its own: it asks for the device."""
+    """Whether a part loads a model of its own, which it does if it has a parameter `device`."""
     return family not in TEXTS and "device" in inspect.signature(find(family, name)).parameters
 
 
 def asks_server(family: str, name: str) -> bool:
-    """Whether a part is an engine whose model stands elsewhere: it asks for the limits of requests."""
+    """Whether a part is an engine that sends requests to a server, which it does if it has a parameter `requests`."""
     return family == "engines" and "requests" in inspect.signature(find(family, name)).parameters
 
 
 def libraries_of(family: str, name: str) -> dict[str, str]:
-    """Libraries beyond the stage's own that shape what the part returns, with their versions: the LIBRARIES entry of its file.
+    """The libraries, with versions, that shape what the part returns: its entry in LIBRARIES of its file.
 
     Raises:
-        PartError: one is not installed.
+        PartError: a library is not installed.
     """
     if family in TEXTS:
         return {}
-    wanted = getattr(sys.modules[find(family, name).__module__], "LIBRARIES", {}).get(name, ())
+    libraries = getattr(sys.modules[find(family, name).__module__], "LIBRARIES", {}).get(name, ())
     try:
-        return {library: importlib.metadata.version(library) for library in wanted}
+        return {library: importlib.metadata.version(library) for library in libraries}
     except importlib.metadata.PackageNotFoundError as error:
-        raise PartError(f"{family} '{name}' needs {error.name}, which is not installed; ./ratchet setup --help") from error
+        raise PartError(f"{family} '{name}' needs {error.name}, which is not installed; see ./ratchet setup --help") from error
 
 
 def listing(family: str) -> list[dict[str, str]]:
-    """One row per part: name, settings, first line of its docstring, where it is defined."""
+    """One row per part: its name, its settings, the first line of its docstring, and where it is defined."""
     rows = []
     for name, part in public(family).items():
         keywords = [

@@ -1,9 +1,12 @@
-"""How a stage runs: find its artifact by key, or make it once, in this process or in one of its own.
+"""How a stage runs: find its artifact by key, or compute it in this process or in a process of its own.
 
-A stage is a file `tasks/<folder>/<name>.py` with a function of the same name: `def generate(work: Work) -> None` writes its
-payload into `work.out`. Beside the function are a `Settings` (StageSettings), an integer `VERSION` to raise when its output
-changes, and the `LIBRARIES` that shape its output. If settings decide on more, `libraries(settings) -> (name, ...)` adds
-libraries and `parts(settings) -> [(family, name)]` names the parts it uses.
+A stage is a file `tasks/<folder>/<name>.py` with a function of the same name. For example, `def generate(work: Work) -> None`
+writes its payload into `work.out`. The file also defines:
+
+- `Settings`, a StageSettings. Every field enters the key.
+- `VERSION`, an integer to raise when the output changes.
+- `LIBRARIES`, the names of the libraries that shape the output.
+- If settings decide on more: `libraries(settings) -> (name, ...)`, and `parts(settings) -> [(family, name)]` for the parts.
 """
 
 from __future__ import annotations
@@ -31,28 +34,29 @@ from tasks.run.work import Stage, Tick, Work, device_of, give_back_memory, gpus,
 
 Input = Artifact | External
 Around = Callable[[Work], AbstractContextManager[Work]]
+RESUME = "resume the campaign that made it"
 
 
 @dataclass(frozen=True)
 class Notes:
-    """What a run tells the person who watches it."""
+    """How stage calls report to the person who runs them, and which stages that person wants recomputed."""
 
     tick: Tick = silent
     warn: Callable[[str], None] = lambda message: None
-    use: Callable[[str], None] = lambda key: None  # told the key before the artifact is looked for
-    refresh: frozenset[str] = frozenset()  # stages to make again where their source changed
-    warned: set[str] = field(default_factory=set)  # stages whose changed source this run has warned about
+    use: Callable[[str], None] = lambda key: None  # called with each key, before its artifact is looked up
+    refresh: frozenset[str] = frozenset()  # stages to recompute if their source changed
+    warned: set[str] = field(default_factory=set)  # stages whose changed source has been reported in this run
 
 
 def describe(stage: Stage, settings: BaseModel, inputs: Mapping[str, Input], seed: int) -> Job:
-    """The Job of a stage call: everything that shapes its output."""
+    """The Job of a stage call: everything that shapes its output. Its hash is the artifact's key."""
     from tasks.run.parts import libraries_of, version_of
 
     module = module_of(stage)
-    bound = module.parts(settings) if hasattr(module, "parts") else []
-    chosen = module.libraries(settings) if hasattr(module, "libraries") else ()
-    libraries = {name: importlib.metadata.version(name) for name in (*module.LIBRARIES, *chosen)}
-    for part in bound:
+    parts = module.parts(settings) if hasattr(module, "parts") else []
+    more = module.libraries(settings) if hasattr(module, "libraries") else ()
+    libraries = {name: importlib.metadata.version(name) for name in (*module.LIBRARIES, *more)}
+    for part in parts:
         libraries |= libraries_of(*part)
     return Job(
         stage=stage.__name__,
@@ -60,7 +64,7 @@ def describe(stage: Stage, settings: BaseModel, inputs: Mapping[str, Input], see
         settings=settings.model_dump(mode="json"),
         inputs={name: artifact.digest for name, artifact in sorted(inputs.items())},
         seed=seed,
-        parts={f"{family}:{name}": version_of(family, name) for family, name in bound},
+        parts={f"{family}:{name}": version_of(family, name) for family, name in parts},
         libraries=libraries,
     )
 
@@ -76,31 +80,34 @@ def perform(
     notes: Notes = Notes(),
     around: Around = contextlib.nullcontext,
 ) -> Artifact:
-    """Return the stage's artifact, computing it only where no whole one exists. Where it is computed, `around` is entered with
-    the work, and gives the work to be done.
+    """The artifact of a stage call. It is computed only if the store has no complete one.
+
+    Args:
+        around: a context manager entered with the stage's Work while it is computed. It yields the Work that is passed on.
 
     Raises:
-        StageFailed: the stage could not finish; whatever it had committed to scratch is kept for the next attempt.
+        StageFailed: the stage could not finish. The next attempt continues from what it had written to scratch.
     """
     job = describe(stage, settings, inputs, seed)
     notes.use(job.key)
-    found = _find(store, job, notes)
-    if found is not None:
-        return found
-    with store.attempt(job.key, lambda: notes.warn(f"{job.stage}: another process is making this artifact; waiting for it")):
-        found = _find(store, job, Notes())  # what there is to say has been said
-        if found is not None:  # somebody else made it while we waited
-            return found
-        paths = {name: _present(store, artifact, hardware, notes) for name, artifact in inputs.items()}
+    stored = _find(store, job, notes)
+    if stored is not None:
+        return stored
+    with store.attempt(job.key, lambda: notes.warn(f"{job.stage}: another process is computing this artifact; waiting for it")):
+        stored = _find(store, job, Notes())  # silently: the first call has warned already
+        if stored is not None:  # another process computed it while this one waited
+            return stored
+        paths = {name: _payload(store, artifact, hardware, notes) for name, artifact in inputs.items()}
         return _make(store, job, settings, inputs, paths, hardware, notes, around)
 
 
 def _find(store: Store, job: Job, notes: Notes) -> Artifact | None:
-    found = store.find(job.key)
-    if found is None:
+    """The stored artifact, unless it is damaged or the user wants it refreshed."""
+    stored = store.find(job.key)
+    if stored is None:
         return None
-    if found.absent == "damaged":
-        notes.warn(f"{job.stage} {job.key[:12]} was damaged (set aside in {store.root / 'quarantine'}); making it again")
+    if stored.absent == "damaged":
+        notes.warn(f"{job.stage} {job.key[:12]} was damaged and moved to {store.root / 'quarantine'}; recomputing it")
         return None
     if store.manifest(job.key)["fingerprint"] != fingerprint(job.stage, job.parts):
         if job.stage in notes.refresh:
@@ -109,10 +116,10 @@ def _find(store: Store, job: Job, notes: Notes) -> Artifact | None:
         if job.stage not in notes.warned:
             notes.warned.add(job.stage)
             notes.warn(
-                f"{job.stage}: its source changed since this artifact was made, VERSION did not; "
-                f"reusing it (--refresh {job.stage} makes it again)"
+                f"{job.stage}: its source changed since this artifact was made, but its VERSION did not; "
+                f"reusing the artifact (pass --refresh {job.stage} to recompute it)"
             )
-    return found
+    return stored
 
 
 def _make(
@@ -127,54 +134,54 @@ def _make(
 ) -> Artifact:
     partial = store.root / "partial" / job.key
     work = Work(job.key, settings, paths, job.seed, partial / "payload", partial / "scratch", hardware, notes.tick)
-    began, found = time.time(), sorted(path.name for path in work.scratch.iterdir())
+    began, left_over = time.time(), sorted(path.name for path in work.scratch.iterdir())
     try:
-        with around(work) as watched, turn_on_gpu(job, hardware, notes):
-            if own_process(hardware) or launched(job.stage, hardware):
+        with around(work) as wrapped, hold_gpus(job, hardware, notes):
+            if own_process(hardware) or runs_under_accelerate(job.stage, hardware):
                 from tasks.run.worker import run_apart
 
-                run_apart(job.stage, watched)
+                run_apart(job.stage, wrapped)
             else:
                 try:
-                    getattr(stage_module(job.stage), job.stage)(watched)
+                    getattr(stage_module(job.stage), job.stage)(wrapped)
                 finally:
                     give_back_memory()
         events = work.events()
         for event in events:
             notes.warn(f"{job.stage}: {event}")
-        # found: what an earlier attempt had left
-        log = {"began": began, "seconds": time.time() - began, "found": found, "events": events}
+        # "found": the files in scratch that an earlier attempt left
+        log = {"began": began, "seconds": time.time() - began, "found": left_over, "events": events}
         log |= {"failures": failure.earlier(work.scratch)}
         input_keys = {name: artifact.key for name, artifact in inputs.items()}
         return store.commit(job, input_keys, fingerprint(job.stage, job.parts), log)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise HomeError(f"{job.stage}: no room left on {store.root}; free some, then run the same command again") from error
+        raise HomeError(f"{job.stage}: no space left on {store.root}; free some, then run the same command again") from error
 
 
 @contextlib.contextmanager
-def turn_on_gpu(job: Job, hardware: Hardware, notes: Notes) -> Iterator[None]:
-    """Hold every GPU this process sees while a stage computes on one; other stages pass freely.
+def hold_gpus(job: Job, hardware: Hardware, notes: Notes) -> Iterator[None]:
+    """Lock every GPU that this process sees while a stage computes on one. A stage that needs no GPU does not wait.
 
-    A flock per GPU, shared by all homes of a user on this host: the kernel frees it when the process dies, where a slot of
-    Prefect's would stay taken for minutes. Inputs are whole before it is taken, so its holder never waits for an artifact,
-    and a fixed order of GPUs rules out that two stages wait for each other.
+    There is a flock per GPU for all homes of a user on this host. The kernel frees it when the process dies; a Prefect
+    concurrency slot would stay occupied for minutes. No deadlock is possible: the inputs are complete before the first lock,
+    so its holder never waits for an artifact, and GPUs are locked in a fixed order.
     """
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as locks:
         if on_gpu(job, hardware):
             for gpu in gpus():
                 lock = (
                     Path(tempfile.gettempdir()) / f"ratchet-{os.getuid()}-gpu-{gpu.replace('/', '-')}.lock"
                 )  # a MIG's name has /
-                held.enter_context(locked(lock, lambda gpu=gpu: notes.warn(f"{job.stage}: GPU {gpu} is busy; waiting for it")))  # type: ignore[misc]
+                locks.enter_context(locked(lock, lambda gpu=gpu: notes.warn(f"{job.stage}: GPU {gpu} is busy; waiting for it")))  # type: ignore[misc]
         yield
 
 
 def on_gpu(job: Job, hardware: Hardware) -> bool:
-    """Whether a stage computes on a GPU: it loads models itself (torch shapes its output), or a part of it takes a device.
+    """Whether a stage computes on a GPU: torch is in its LIBRARIES, or one of its parts has a parameter `device`.
 
-    One whose engine asks a server loads none.
+    A stage whose engine sends requests to a server loads no model.
     """
     from tasks.run.parts import asks_server, takes_device
 
@@ -185,49 +192,57 @@ def on_gpu(job: Job, hardware: Hardware) -> bool:
     return models and device_of(hardware) == "cuda"
 
 
-def launched(stage: str, hardware: Hardware) -> bool:
-    """Whether a stage runs under `accelerate launch`: those that train do, where the recipe names a configuration."""
+def runs_under_accelerate(stage: str, hardware: Hardware) -> bool:
+    """Whether a stage runs under `accelerate launch`: a training stage does, if the recipe sets hardware.accelerate."""
     return bool(hardware.accelerate) and getattr(stage_module(stage), "LAUNCHED", False)
 
 
 def own_process(hardware: Hardware) -> bool:
-    """A process per stage is the sure way to free a GPU; on a CPU it would only cost imports (7-12 s)."""
+    """Whether a stage runs in a process of its own. Only the end of a process surely frees a GPU's memory.
+
+    On a CPU a process would only repeat the imports, which take 7-12 s.
+    """
     if hardware.isolation != "auto":
         return hardware.isolation == "process"
     return device_of(hardware) == "cuda"
 
 
-def _present(store: Store, artifact: Input, hardware: Hardware, notes: Notes) -> Path:
-    """The payload folder of an input; an evicted or damaged one is made again from its manifest."""
+def _payload(store: Store, artifact: Input, hardware: Hardware, notes: Notes) -> Path:
+    """The payload folder of an input. An evicted or damaged payload is recomputed from the manifest."""
     if isinstance(artifact, External):
         return artifact.path
-    now = store.find(artifact.key)
-    if now is not None and not now.absent:
-        return now.path
+    stored = store.find(artifact.key)
+    if stored is not None and not stored.absent:
+        return stored.path
     return remake(store, artifact, hardware, notes).path
 
 
 def remake(store: Store, artifact: Artifact, hardware: Hardware, notes: Notes) -> Artifact:
-    """Make an evicted or damaged artifact again from its manifest, its own inputs first; its digest must come out the same."""
-    known = store.find(artifact.key)
-    if known is None:
-        raise StageFailed(f"{artifact.stage} {artifact.key[:12]} is gone, its manifest too; resume the campaign that made it")
+    """Recompute an evicted or damaged artifact from its manifest, its own inputs first.
+
+    Raises:
+        StageFailed: a manifest or an input is missing, or the new payload has another digest.
+    """
+    short = f"{artifact.stage} {artifact.key[:12]}"
+    stored = store.find(artifact.key)
+    if stored is None:
+        raise StageFailed(f"cannot recompute {short}: expected its manifest in the store, found none; {RESUME}")
     manifest = store.manifest(artifact.key)
-    notes.warn(f"{artifact.stage} {artifact.key[:12]} was {known.absent or 'moved'}; making it again")
+    notes.warn(f"{short} was {stored.absent or 'moved'}; recomputing it")
     inputs: dict[str, Input] = {}
     for name, key in manifest["input_keys"].items():
-        found = store.find(key) if key else None
-        if found is None:
-            raise StageFailed(f"cannot make {artifact.stage} {artifact.key[:12]} again: its input '{name}' is gone")
-        inputs[name] = found
+        stored_input = store.find(key) if key else None
+        if stored_input is None:
+            raise StageFailed(f"cannot recompute {short}: expected its input '{name}' in the store, found none; {RESUME}")
+        inputs[name] = stored_input
     job = Job(**manifest["job"])
     settings = stage_module(job.stage).Settings.model_validate(manifest["job"]["settings"])
     with store.attempt(job.key):
-        paths = {name: _present(store, found, hardware, notes) for name, found in inputs.items()}
-        made = _make(store, job, settings, inputs, paths, hardware, notes)
-    if made.digest != artifact.digest:
+        paths = {name: _payload(store, stored_input, hardware, notes) for name, stored_input in inputs.items()}
+        recomputed = _make(store, job, settings, inputs, paths, hardware, notes)
+    if recomputed.digest != artifact.digest:
         raise StageFailed(
-            f"{artifact.stage} {artifact.key[:12]} came out different when made again ({made.digest[:12]}, was "
-            f"{artifact.digest[:12]}); this can happen on a GPU: use keep.checkpoints = 'all' there"
+            f"{short}: expected the digest {artifact.digest[:12]} again, found {recomputed.digest[:12]} after recomputing it; "
+            "a GPU may compute other bytes each time: set keep.checkpoints = 'all' there"
         )
-    return made
+    return recomputed

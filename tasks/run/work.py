@@ -1,4 +1,4 @@
-"""What a stage function gets: its inputs, settings, seed and folders; and what several stages ask of their surroundings."""
+"""What a stage function receives (inputs, settings, seed, folders), and helpers that stages share: device, GPUs, memory."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ EVENTS = "events.txt"
 
 
 def silent(done: int, total: int) -> None:
-    """The progress callback of somebody who does not look."""
+    """A progress callback that shows nothing."""
 
 
 class StageSettings(BaseModel):
-    """What shapes a stage's output, beside its inputs and seed. All of it enters the key, so a misspelt setting is refused."""
+    """What shapes a stage's output besides its inputs and seed. Every field enters the key; an unknown name is refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage function gets. Payload goes to `out`; `scratch` survives a crash and is removed on commit."""
+    """What a stage function receives. It writes its payload to `out`. `scratch` survives a crash and is removed on commit."""
 
     key: str
     settings: Any  # the stage module's own Settings
@@ -49,23 +49,23 @@ class Work:
     tick: Tick = silent
 
     def record(self, event: str) -> None:
-        """Note what a reader of the artifact must know and no digest shows, such as a retry; it ends in its log.json."""
+        """Note an event for the artifact's log.json, such as a retry. It is not part of the digest."""
         with (self.scratch / EVENTS).open("a") as file:
             file.write(event.replace("\n", " ") + "\n")
 
     def events(self) -> list[str]:
-        """What this attempt and those before it recorded."""
+        """The events that this attempt and earlier ones recorded."""
         path = self.scratch / EVENTS
         return path.read_text().splitlines() if path.exists() else []
 
 
 def module_of(stage: Stage) -> ModuleType:
-    """Where a stage is defined: its Settings, VERSION and LIBRARIES are there too."""
+    """The module that defines a stage, with its Settings, VERSION and LIBRARIES."""
     return sys.modules[stage.__module__]
 
 
 def stage_module(name: str) -> ModuleType:
-    """The module of a stage that a manifest or a job names. The file has the stage's name: `tasks/<folder>/<name>.py`.
+    """The module of the stage `name`, as a manifest or a job file gives it: `tasks/<folder>/<name>.py`.
 
     Raises:
         StageFailed: no folder of tasks/ has such a file.
@@ -73,10 +73,13 @@ def stage_module(name: str) -> ModuleType:
     for folder in pkgutil.iter_modules(tasks.__path__):
         if folder.ispkg and importlib.util.find_spec(module := f"tasks.{folder.name}.{name}"):
             return importlib.import_module(module)
-    raise StageFailed(f"expected a stage '{name}' in tasks/, found none; its artifact was made by another version of Ratchet")
+    raise StageFailed(
+        f"expected a stage '{name}' in tasks/, found none: another version of Ratchet made its artifact; use that version"
+    )
 
 
 def device_of(hardware: Hardware) -> str:
+    """ "cuda" or "cpu"; "auto" is resolved by what torch finds."""
     if hardware.device != "auto":
         return hardware.device
     import torch
@@ -85,7 +88,7 @@ def device_of(hardware: Hardware) -> str:
 
 
 def give_back_memory() -> None:
-    """Return to the GPU what torch keeps of what was freed: another process, such as vLLM's, cannot use it otherwise."""
+    """Return freed memory that torch caches to the GPU. Otherwise no other process, such as vLLM's, could use it."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         gc.collect()
@@ -93,16 +96,16 @@ def give_back_memory() -> None:
 
 
 def gpus() -> list[str]:
-    """The GPUs this process may use, sorted: as CUDA_VISIBLE_DEVICES names them, else all of this host."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    if named:
-        return sorted({name.strip() for name in named.split(",")})
+    """The GPUs that this process may use, sorted: those in CUDA_VISIBLE_DEVICES, or all GPUs of this host."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if visible:
+        return sorted({name.strip() for name in visible.split(",")})
     import torch
 
     return [str(number) for number in range(max(torch.cuda.device_count(), 1))]
 
 
 def chunks(total: int, size: int) -> Iterator[range]:
-    """Ranges that cover 0..total; the last one holds the remainder, no row is dropped."""
+    """Ranges of `size` that cover 0..total. The last one holds the remainder, so no row is dropped."""
     for start in range(0, total, size):
         yield range(start, min(start + size, total))

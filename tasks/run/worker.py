@@ -1,7 +1,7 @@
-"""One stage in a process of its own: `python -m tasks.run.worker JOB.json`. The sure way to give a GPU's memory back.
+"""One stage in a process of its own: `python -m tasks.run.worker JOB.json`. Its end surely frees the GPU's memory.
 
-A stage that trains becomes several processes where the recipe names an accelerate configuration: this process turns into
-`accelerate launch`, which starts this module once per rank. Rank 0 speaks and writes the artifact.
+If the recipe names an accelerate configuration, a training stage becomes several processes. This process then turns into
+`accelerate launch`, which starts this module once per rank. Rank 0 reports progress and writes the artifact.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from data.recipe.settings import Hardware
 from tasks.run import failure
 from tasks.run.work import Work, device_of, gpus, stage_module
 
-TICK = "ratchet-tick "
-END = 100_000  # bytes of a child's stderr that are kept: torch's summary of failed ranks and what was printed before it
+TICK = "ratchet-tick "  # starts a line of progress on stdout
+END = 100_000  # bytes of a child's stderr that are kept: enough for torch's summary of failed ranks and the lines before it
 PR_SET_PDEATHSIG = 1
 
 
 def run_apart(stage: str, work: Work) -> None:
-    """Run a stage in a child process, passing its progress on; the child never outlives this process.
+    """Run a stage in a child process and pass its progress on. The child never outlives this process.
 
     Raises:
-        RatchetError: one of ours that the stage raised, as its own type.
-        StageFailed: anything else, with its type and its whole message; or the child was killed (the signal).
+        RatchetError: the stage raised one of our own errors. It keeps its type.
+        StageFailed: the stage raised any other error, named with its type and whole message, or a signal killed the child.
     """
     job = work.scratch / "job.json"
     fields = {
@@ -49,7 +49,7 @@ def run_apart(stage: str, work: Work) -> None:
     }
     job.write_text(json.dumps(fields))
     checkout = str(Path(__file__).parents[2])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([checkout, *sys.path])} | _one_gpu(stage, work.hardware)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([checkout, *sys.path])} | _first_gpu(stage, work.hardware)
     failure.clear(work.scratch)
     command = [sys.executable, "-m", "tasks.run.worker", str(job)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -60,7 +60,7 @@ def run_apart(stage: str, work: Work) -> None:
 
 
 def _attend(child: subprocess.Popen[str], work: Work) -> tuple[int, str]:
-    """Pass on a child's progress and its stderr until it ends; its exit code and the end of its output."""
+    """Pass on a child's progress and stderr until it ends. Returns its exit code and the end of its output."""
     assert child.stdout is not None
     assert child.stderr is not None
     lines: deque[str] = deque(maxlen=failure.LINES)
@@ -75,24 +75,25 @@ def _attend(child: subprocess.Popen[str], work: Work) -> tuple[int, str]:
             else:
                 lines.append(line)
         code = child.wait()
-        listener.join(timeout=5)  # a process that the child started may still hold the other end
+        listener.join(timeout=5)  # a process that the child started may still keep the pipe open
     finally:
         _end(child)
     return code, "".join(lines) + errors.decode(errors="replace")
 
 
 def _pass_on(pipe: IO[str], end: bytearray) -> None:
-    """Copy a pipe to this process's stderr as it comes, and keep its end."""
+    """Copy a pipe to this process's stderr as data arrives, and collect its last bytes in `end`."""
     with pipe:
         while chunk := os.read(pipe.fileno(), 65536):
-            with contextlib.suppress(OSError):  # this process has no stderr; the child must not wait for one
+            with contextlib.suppress(OSError):  # this process may have no stderr; the child must not block
                 os.write(2, chunk)
             end += chunk
             del end[:-END]
 
 
 def _end(child: subprocess.Popen[str]) -> None:
-    if child.poll() is None:  # interrupted: the child goes first
+    """Terminate a child that still runs, because this process was interrupted."""
+    if child.poll() is None:
         child.terminate()
         try:
             child.wait(timeout=10)
@@ -103,21 +104,21 @@ def _end(child: subprocess.Popen[str]) -> None:
         child.stdout.close()
 
 
-def _one_gpu(stage: str, hardware: Hardware) -> dict[str, str]:
-    """What a training in one process may see of several GPUs: the Trainer would spread its batches over all of them."""
-    alone = getattr(stage_module(stage), "LAUNCHED", False) and not hardware.accelerate and device_of(hardware) == "cuda"
-    return {"CUDA_VISIBLE_DEVICES": gpus()[0]} if alone else {}
+def _first_gpu(stage: str, hardware: Hardware) -> dict[str, str]:
+    """The environment that shows training in one process the first GPU only. The Trainer would spread batches over all GPUs."""
+    one_process = getattr(stage_module(stage), "LAUNCHED", False) and not hardware.accelerate and device_of(hardware) == "cuda"
+    return {"CUDA_VISIBLE_DEVICES": gpus()[0]} if one_process else {}
 
 
 def die_with_parent(parent: int) -> None:
-    """Ask the kernel to kill this process when its parent dies, even by SIGKILL; checks that it is not too late.
+    """Ask the kernel to kill this process when its parent dies, even by SIGKILL. Exits if the parent is dead already.
 
-    vLLM is told to run in it: a process of its own would live on, and hold the GPU.
+    Also makes vLLM run inside this process: a process of its own would survive and keep the GPU's memory.
     """
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        sys.exit("the process that asked for this stage is gone")
+        sys.exit("the process that started this stage has ended")
 
 
 def main(path: str) -> int:
@@ -131,7 +132,7 @@ def main(path: str) -> int:
 
 
 def _work(path: str) -> None:
-    """Do the job of a file, or become the launcher of the processes that do it."""
+    """Run the job of a file, or turn into the launcher of the processes that run it."""
     job: dict[str, Any] = json.loads(Path(path).read_text())
     module, hardware = stage_module(job["stage"]), Hardware.model_validate(job["hardware"])
     rank = os.environ.get("RANK")
@@ -139,8 +140,8 @@ def _work(path: str) -> None:
     if rank is None and hardware.accelerate and getattr(module, "LAUNCHED", False):
         launch = ["-m", "accelerate.commands.launch", "--config_file", hardware.accelerate, "-m", "tasks.run.worker", path]
         if device_of(hardware) == "cpu":
-            os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # else "cpu:0", to which torch cannot load a save's optimizer
-        os.execv(sys.executable, [sys.executable, *launch])  # still dies with the parent: the kernel keeps that over exec
+            os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # the default "cpu:0" cannot load a saved optimizer
+        os.execv(sys.executable, [sys.executable, *launch])  # it still dies with its parent: exec keeps that
 
     def tick(done: int, total: int) -> None:
         if rank in (None, "0"):
@@ -149,7 +150,7 @@ def _work(path: str) -> None:
     work = Work(
         key=job["key"],
         settings=module.Settings.model_validate(job["settings"]),
-        inputs={name: Path(place) for name, place in job["inputs"].items()},
+        inputs={name: Path(path) for name, path in job["inputs"].items()},
         seed=job["seed"],
         out=Path(job["out"]),
         scratch=Path(job["scratch"]),
@@ -159,7 +160,7 @@ def _work(path: str) -> None:
     if rank is not None and device_of(hardware) == "cuda":
         import torch
 
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # before a model is loaded: "cuda" is the first GPU otherwise
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # before a model is loaded; the default is the first GPU
     getattr(module, job["stage"])(work)
 
 

@@ -1,1 +1,1 @@
-"""What a completion is worth: scorers, the verifiers behind them, and the combined reward."""
+"""Scores of completions: scorers, the verifiers among them, and the reward that combines their scores."""

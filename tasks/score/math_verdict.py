@@ -1,6 +1,7 @@
-"""The verdict of math-verify on one answer, and a shortcut to the same verdict for the commonest answers.
+"""The verdict of math-verify on one answer, and a shortcut that gives the same verdict for the most common answers.
 
-An item is a (gold, text) pair; its verdict is the (value, status, detail) of a Score.
+An item is a pair (gold answer, completion text). Its verdict is the (value, status, detail) of a Score. The gold answer is the
+verified correct answer of the prompt.
 """
 
 from __future__ import annotations
@@ -12,48 +13,47 @@ from typing import Any
 
 from tasks.score.scorers import printable
 
-ANCHORS = ("$", "\\boxed", "\\(", "\\[")  # what math-verify takes LaTeX from
+ANCHORS = ("$", "\\boxed", "\\(", "\\[")  # where math-verify expects LaTeX
 PROSE = re.compile(r"(-?[\d.,/]+%?|[A-Za-z]+)(\s+[A-Za-z]{2,}\.?)+")  # "72 dollars", "forty two"
 
 Item = tuple[str, str]
 Verdict = tuple[float | None, str, str | None]
 
-# Whole numbers as everybody writes them, in the three places where they stand last.
+# Whole numbers in their usual forms, at the three places where one can end a text.
 _WHOLE = "0|-?[1-9][0-9]{0,11}|[1-9][0-9]{0,2}(?:,[0-9]{3}){1,3}"
 _GOLD = re.compile(_WHOLE)
 _LAST = re.compile(rf"(?:^|[A-Za-z:#>][ \n])\$?({_WHOLE})\.?\s*\Z")
-_SAID = re.compile(rf"(?i:answer)(?: is)?:? \$?({_WHOLE})\.?\s*\Z")
+_AFTER_ANSWER = re.compile(rf"(?i:answer)(?: is)?:? \$?({_WHOLE})\.?\s*\Z")
 _BOXED = re.compile(r"\\boxed\{(0|-?[1-9][0-9]{0,11})\}(?:\s|\\\)|\\\]|\$|\.)*\Z")
-_TAIL = 60  # characters: a number, what stands before it and a little space after it
+_TAIL = 60  # characters: enough for a number, the word before it and some space after it
 _ANSWER, _FINAL = re.compile("(?i:answer)"), re.compile("(?i:final answer)")
 
 
 def shortcut(gold: str, text: str) -> Verdict | None:
-    """The verdict that `judge` would reach, for a whole number that plainly ends the text; None where it takes more to tell.
+    """The verdict that `judge` would give, if a whole number plainly ends the text; otherwise None.
 
-    math-verify looks for answers in an order: after "final answer" and in boxes, after "answer", then the last of all numbers
-    and formulas. So a number at the very end is the answer unless one of those stands before it. After a letter and a space no
-    formula can reach into the number, and two whole numbers are equal or they are not. Every pattern takes time linear in the
-    text, as this runs in the stage's own process.
+    math-verify looks for an answer first after "final answer" and in boxes, then after "answer", then as the last number or
+    formula. So a number at the very end is the answer, unless one of the earlier places exists. No formula can extend over a
+    letter and a space into the number. The time of each pattern is linear in the text, as this runs in the stage's own process.
     """
     if not _GOLD.fullmatch(gold):
         return None
     boxes, answers = text.count("\\boxed") + text.count("\\fbox"), len(_ANSWER.findall(text))
     if boxes == 1 and not _FINAL.search(text):
-        found = _BOXED.search(text, text.rfind("\\boxed"))
+        match = _BOXED.search(text, text.rfind("\\boxed"))
     elif not boxes and answers < 2:
-        found = (_SAID if answers else _LAST).search(text, max(0, len(text) - _TAIL))
+        match = (_AFTER_ANSWER if answers else _LAST).search(text, max(0, len(text) - _TAIL))
     else:
         return None
-    if found is None:
+    if match is None:
         return None
-    number = found[1].replace(",", "")
+    number = match[1].replace(",", "")
     return float(int(number) == int(gold.replace(",", ""))), "ok", number
 
 
 def judge(gold: str, text: str, timeout: float) -> Verdict:
-    """The verdict, in a process of its own: the kernel ends it where it takes more than `timeout` CPU seconds."""
-    signal.setitimer(signal.ITIMER_PROF, timeout)  # SIGPROF keeps its default action: the kernel ends the process
+    """The verdict on one item. Call it in a worker process: after `timeout` CPU seconds the kernel ends the process."""
+    signal.setitimer(signal.ITIMER_PROF, timeout)  # the default action of SIGPROF ends the process
     try:
         return _verdict(gold, text)
     except MemoryError:
@@ -68,35 +68,35 @@ def _verdict(gold: str, text: str) -> Verdict:
     from math_verify import parse, verify
     from sympy.core import random
 
-    random.seed(0)  # sympy tests equality at random points: the same item must always get the same verdict
+    random.seed(0)  # sympy tests equality at random points; equal items must get equal verdicts
     golds = _parse_gold(gold)
     if not golds:
         return None, "gold_parse_failure", None
-    found = parse(text, parsing_timeout=0)  # 0: no signal.alarm of its own
-    if not found:
+    answers = parse(text, parsing_timeout=0)  # 0: math-verify sets no signal.alarm
+    if not answers:
         return 0.0, "no_answer_found", None
-    right = verify(golds, found, timeout_seconds=0)
-    read = found[-1]  # the string it was read from, as a rule; printing an expression could take forever
-    return float(right), "ok", printable(read) if isinstance(read, str) else None
+    correct = verify(golds, answers, timeout_seconds=0)
+    read = answers[-1]  # usually the string that was parsed; an expression is not printed, as that could take forever
+    return float(correct), "ok", printable(read) if isinstance(read, str) else None
 
 
-@functools.lru_cache(maxsize=256)  # the samples of a prompt share their gold
+@functools.lru_cache(maxsize=256)  # the samples of a prompt share their gold answer
 def _parse_gold(gold: str) -> list[Any]:
-    """Gold answers are bare ("72", "\\frac{3}{4}", "x+1"): read as LaTeX, else as plain text.
+    """Parse a bare gold answer ("72", "\\frac{3}{4}", "x+1") as LaTeX, or else as plain text.
 
-    Read plainly, "3\\sqrt{13}" is 3; LaTeX first lets all 500 golds of MATH-500 verify against their solutions. Prose is read
-    plainly only, because LaTeX reads "forty two" as a product of letters.
+    As plain text, "3\\sqrt{13}" would be 3. With LaTeX first, all 500 gold answers of MATH-500 verify against their solutions.
+    Prose is parsed as plain text only, because as LaTeX "forty two" is a product of letters.
     """
     from math_verify import parse
 
     readings = [gold] if PROSE.fullmatch(gold.strip()) else [f"${gold}$", gold]
     if any(anchor in gold for anchor in ANCHORS):
         readings.reverse()
-    return next((found for text in readings if (found := parse(text, parsing_timeout=0))), [])
+    return next((parsed for text in readings if (parsed := parse(text, parsing_timeout=0))), [])
 
 
 def warm_up() -> None:
-    """What math-verify loads late is no item's time."""
+    """Load what math-verify imports on first use, so that it does not count as time of the first item."""
     import math_verify
 
     math_verify.verify(math_verify.parse("$x$", parsing_timeout=0), [], timeout_seconds=0)

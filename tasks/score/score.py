@@ -1,4 +1,4 @@
-"""Score completions with one scorer, shard by shard. One artifact per scorer, so a new scorer never re-runs an old one."""
+"""Score completions with one scorer, shard by shard. Each scorer has its own artifact, so a new scorer re-runs no other."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tasks.score.scorers import Score
 
 VERSION = 2
 LIBRARIES = ("math-verify", "latex2sympy2_extended", "sympy", "regex")
-AHEAD = "ahead.parquet"  # in scratch: SCORES made by score_while_generating.py
-SHARD = 2048  # completions at least; small enough to lose, large enough to keep a process pool busy
+EARLY_SCORES = "early_scores.parquet"  # in scratch: SCORES from score_while_generating.py
+SHARD = 2048  # completions per shard, at least: small enough to compute again, large enough for a process pool
 
 Row = dict[str, Any]
 
@@ -30,7 +30,7 @@ class Settings(StageSettings):
     scorer: str
     settings: dict[str, Any]
     split: str
-    loading: dict[str, Any] = Field(default_factory=dict)  # dtype and trust_remote_code, for a scorer with a model
+    loading: dict[str, Any] = Field(default_factory=dict)  # dtype and trust_remote_code, for a scorer that loads a model
 
 
 def parts(settings: Settings) -> list[tuple[str, str]]:
@@ -40,17 +40,20 @@ def parts(settings: Settings) -> list[tuple[str, str]]:
 def score(work: Work) -> None:
     """SCORES: one row per row of `inputs["completions"]`, in its order.
 
-    A scorer with a parameter `verdicts` gets, row for row, the values in `inputs["verdicts"]`: the verifier's SCORES. One with
-    a parameter `checkpoint` gets the folder `inputs["checkpoint"]`, and loads it once; `rollouts`: SCORES of continuations.
+    Three parameters of a scorer are filled from inputs:
+
+    - `verdicts`: the values of the verifier's SCORES in `inputs["verdicts"]`, one per row;
+    - `checkpoint`: the folder `inputs["checkpoint"]`, which the scorer loads once;
+    - `rollouts`: the folder `inputs["rollouts"]`, the SCORES of continuations.
     """
     s: Settings = work.settings
     prompts = tables.read(work.inputs["prompts"] / f"{s.split}.parquet", tables.PROMPTS).to_pylist()
     by_id = {row["prompt_id"]: row for row in prompts}
     completions = read_completions(work.inputs["completions"])
     verdicts = _verdicts(work)
-    known = _ahead(work, completions)
+    early = _early_scores(work, completions)
     scorer = None
-    made: list[pa.Table] = []
+    scored_shards: list[pa.Table] = []
     with contextlib.ExitStack() as closing:
         for index, rows in enumerate(shards(completions["prompt_id"].to_pylist(), SHARD)):
             work.tick(rows.start, completions.num_rows)
@@ -58,30 +61,33 @@ def score(work: Work) -> None:
             table = tables.read_shard(file, tables.SCORES)
             if table is None:
                 batch = as_rows(completions.slice(rows.start, len(rows)))
-                rest = [row for row in batch if row["completion_id"] not in known]
+                rest = [row for row in batch if row["completion_id"] not in early]
                 if rest:
-                    scorer = scorer or _bind(work, closing)
+                    scorer = scorer or _scorer(work, closing)
                 fresh = iter(scored(s.scorer, scorer, by_id, rest, verdicts))
-                table = tables.from_rows([known.get(row["completion_id"]) or next(fresh) for row in batch], tables.SCORES)
+                table = tables.from_rows([early.get(row["completion_id"]) or next(fresh) for row in batch], tables.SCORES)
                 tables.write_shard(table, tables.SCORES, file)
-            made.append(table)
-    tables.write(pa.concat_tables(made or [tables.SCORES.empty_table()]), tables.SCORES, work.out / "scores.parquet")
+            scored_shards.append(table)
+    tables.write(pa.concat_tables(scored_shards or [tables.SCORES.empty_table()]), tables.SCORES, work.out / "scores.parquet")
     work.tick(completions.num_rows, completions.num_rows)
 
 
-def _ahead(work: Work, completions: pa.Table) -> dict[str, Row]:
-    """SCORES rows made ahead, by completion; only of prompts all of whose completions here have one."""
-    table = tables.read_shard(work.scratch / AHEAD, tables.SCORES)
+def _early_scores(work: Work, completions: pa.Table) -> dict[str, Row]:
+    """The SCORES rows that were computed during generation, by completion id.
+
+    A prompt counts only if all its completions have a score: a scorer may compare the samples of a prompt.
+    """
+    table = tables.read_shard(work.scratch / EARLY_SCORES, tables.SCORES)
     if table is None:
         return {}
-    made = {row["completion_id"]: row for row in table.to_pylist()}
+    by_completion = {row["completion_id"]: row for row in table.to_pylist()}
     pairs = list(zip(completions["completion_id"].to_pylist(), completions["prompt_id"].to_pylist(), strict=True))
-    open_prompts = {prompt for completion, prompt in pairs if completion not in made}
-    return {completion: made[completion] for completion, prompt in pairs if prompt not in open_prompts}
+    incomplete = {prompt for completion, prompt in pairs if completion not in by_completion}
+    return {completion: by_completion[completion] for completion, prompt in pairs if prompt not in incomplete}
 
 
-def _bind(work: Work, closing: contextlib.ExitStack) -> Any:
-    """The scorer, closed at the end where it has a `close`."""
+def _scorer(work: Work, closing: contextlib.ExitStack) -> Any:
+    """The configured scorer. If it has a method `close`, that is called at the end of the stage."""
     s: Settings = work.settings
     surroundings = {"requests": work.hardware.requests, "scratch": work.scratch, "record": work.record}
     supplied = {"workers": work.hardware.workers, **surroundings, **s.loading}
@@ -95,14 +101,18 @@ def _bind(work: Work, closing: contextlib.ExitStack) -> Any:
 
 
 def shards(prompt_ids: Sequence[str], least: int) -> Iterator[range]:
-    """Runs of whole prompts, each at least `least` rows but the last: a scorer sees all samples of a prompt at once.
+    """Ranges of rows with whole prompts, so that a scorer sees all samples of a prompt at once.
+
+    Each range has at least `least` rows, except the last one.
 
     Raises:
-        TableError: the samples of a prompt do not stand together.
+        TableError: the samples of a prompt are not consecutive.
     """
     sizes = [len(list(group)) for _, group in itertools.groupby(prompt_ids)]
     if len(sizes) != len(set(prompt_ids)):
-        raise TableError("completions: expected the samples of a prompt to stand together, found a prompt in two places")
+        raise TableError(
+            "completions: expected the samples of a prompt to be consecutive, found a prompt in two places; sort them"
+        )
     start = stop = 0
     for size in sizes:
         stop += size
@@ -114,7 +124,7 @@ def shards(prompt_ids: Sequence[str], least: int) -> Iterator[range]:
 
 
 def _verdicts(work: Work) -> dict[str, float | None] | None:
-    """The verifier's values by completion_id, where the scorer wants them."""
+    """The verifier's values by completion_id, or None if the scorer does not need them."""
     if "verdicts" not in work.inputs:
         return None
     table = tables.read(work.inputs["verdicts"] / "scores.parquet", tables.SCORES)
@@ -124,18 +134,18 @@ def _verdicts(work: Work) -> dict[str, float | None] | None:
 def scored(
     name: str, scorer: Any, prompts: dict[str, Row], rows: Sequence[Row], verdicts: dict[str, float | None] | None
 ) -> list[Row]:
-    """SCORES rows. A completion that never came (an engine's request failed) has no score: it is not a wrong answer."""
+    """SCORES rows. A completion whose request failed (finish reason "error") has no score, because it is no wrong answer."""
     batch = [row for row in rows if row["finish_reason"] != "error"]
-    found = iter(_called(name, scorer, prompts, batch, verdicts) if batch else [])
-    return [_plain(row, Score(None, "no_completion") if row["finish_reason"] == "error" else next(found)) for row in rows]
+    scores = iter(_scores(name, scorer, prompts, batch, verdicts) if batch else [])
+    return [_row(row, Score(None, "no_completion") if row["finish_reason"] == "error" else next(scores)) for row in rows]
 
 
-def _plain(row: Row, score: Score) -> Row:
-    known = {"value": score.value, "status": score.status, "detail": score.detail}
-    return {"completion_id": row["completion_id"], "prompt_id": row["prompt_id"], **known}
+def _row(completion: Row, score: Score) -> Row:
+    ids = {"completion_id": completion["completion_id"], "prompt_id": completion["prompt_id"]}
+    return {**ids, "value": score.value, "status": score.status, "detail": score.detail}
 
 
-def _called(
+def _scores(
     name: str, scorer: Any, prompts: dict[str, Row], batch: Sequence[Row], verdicts: dict[str, float | None] | None
 ) -> list[Score]:
     aligned = [prompts[row["prompt_id"]] for row in batch]
@@ -143,30 +153,32 @@ def _called(
     def call(first: int, last: int) -> list[Score]:
         rows = batch[first:last]
         more = {} if verdicts is None else {"verdicts": [verdicts[row["completion_id"]] for row in rows]}
-        said: list[Score] = scorer(aligned[first:last], rows, **more)
-        return said
+        scores: list[Score] = scorer(aligned[first:last], rows, **more)
+        return scores
 
     try:
         scores = call(0, len(batch))
     except (EndpointError, StageFailed):
-        raise  # a server's doing: no row is to blame, and looking for one would ask it all over again
+        raise  # caused by a server or a model, not by a row; looking for a row would send all requests again
     except Exception as error:
-        raise ScorerFailed(f"scorer '{name}' failed on {_blame(call, batch)}: {error!r}") from error
+        raise ScorerFailed(f"scorer '{name}' failed on {_failing_row(call, batch)}: {error!r}") from error
     if len(scores) != len(batch) or not all(isinstance(score, Score) for score in scores):
-        raise ScorerFailed(f"scorer '{name}': expected {len(batch)} Score values, found {len(scores)}; see tasks/scorers")
+        raise ScorerFailed(
+            f"scorer '{name}': expected {len(batch)} Score values, found {len(scores)}; see tasks/score/scorers/__init__.py"
+        )
     for row, score in zip(batch, scores, strict=True):
         if score.value is not None and not math.isfinite(score.value):
             raise ScorerFailed(
-                f"scorer '{name}' gave {score.value} to completion {row['completion_id']}: expected a number or None"
+                f"scorer '{name}': expected a finite number or None for completion {row['completion_id']}, found {score.value}"
             )
     return scores
 
 
-def _blame(call: Callable[[int, int], list[Score]], batch: Sequence[Row]) -> str:
-    """Find the row: the first one the scorer refuses on its own."""
-    for place, row in enumerate(batch):
+def _failing_row(call: Callable[[int, int], list[Score]], batch: Sequence[Row]) -> str:
+    """The first row on which the scorer also fails when called with that row alone, as text for an error message."""
+    for index, row in enumerate(batch):
         try:
-            call(place, place + 1)
+            call(index, index + 1)
         except Exception:
             return f"completion {row['completion_id']} of prompt {row['prompt_id']}: {row['text'][:80]!r}"
-    return f"a batch of {len(batch)} rows, though on none of them alone"
+    return f"a batch of {len(batch)} rows, but on none of them alone"

@@ -1,11 +1,11 @@
-"""Scoring beside generation: shards are scored as they land, while the rest is drawn.
+"""Scoring during generation: each finished shard is scored while the next ones are sampled.
 
-A score's key holds the digest of all completions, so nothing can be stored before the last one is drawn. What is scored ahead
-waits in memory and is put into the score stage's scratch; the stage takes from there the prompts all of whose completions were
-scored ahead, and scores the others itself. So its output is the same with and without.
+The key of a score artifact contains the digest of all completions, so no score can be stored before the last completion. The
+early scores stay in memory, and are then written to the scratch folder of the score stage. The stage uses them for prompts
+whose completions all have one, and scores the other prompts itself. So its output is the same as without early scores.
 
-A thread is enough: a GPU or a server draws in another process, and math-verify judges in processes of its own. Only the shelf's
-own scorers that need no model and no other score are run: what they say of a prompt depends on its samples alone.
+A thread is enough, because a GPU or a server samples in another process and math-verify runs in processes of its own. Only
+shipped scorers that need no model and no other score are run early: their score depends only on the samples of a prompt.
 """
 
 from __future__ import annotations
@@ -29,34 +29,34 @@ from tasks.score import score
 
 
 class ScoreWhileGenerating:
-    """The scores of a round so far. `generating` goes around a generate stage, `scoring` around a score stage."""
+    """The early scores of a round. `generating` is entered around a generate stage, `scoring` around a score stage."""
 
     def __init__(self, scorers: Sequence[score.Settings], workers: int) -> None:
-        self.scorers = [settings for settings in scorers if stands_alone(settings)]
+        self.scorers = [settings for settings in scorers if can_run_early(settings)]
         self.workers = workers
-        self.said: dict[str, list[Future[pa.Table]]] = {_name(settings): [] for settings in self.scorers}
+        self.early: dict[str, list[Future[pa.Table]]] = {_name(settings): [] for settings in self.scorers}
 
     @contextmanager
     def generating(self, work: Work) -> Iterator[Work]:
-        """The same work, looked at whenever it tells how far it is."""
-        thread, seen = ThreadPoolExecutor(1, thread_name_prefix="ahead"), set[Path]()
+        """The same work. Whenever it reports progress, its new shards are scored."""
+        thread, submitted = ThreadPoolExecutor(1, thread_name_prefix="early-scores"), set[Path]()
 
         def tick(done: int, total: int) -> None:
             work.tick(done, total)
-            for path in sorted(set(work.scratch.glob(generate.SHARDS)) - seen):
+            for path in sorted(set(work.scratch.glob(generate.SHARDS)) - submitted):
                 shard = tables.read_shard(path, tables.COMPLETIONS)
                 if shard is not None:
-                    seen.add(path)
+                    submitted.add(path)
                     for settings in self.scorers:
                         future = thread.submit(self._score, settings, work.inputs["prompts"], shard)
-                        self.said[_name(settings)].append(future)
+                        self.early[_name(settings)].append(future)
 
         try:
             yield replace(work, tick=tick)
         except BaseException:
             thread.shutdown(wait=False, cancel_futures=True)
             raise
-        thread.shutdown(wait=False)  # what is waiting is still scored
+        thread.shutdown(wait=False)  # shards that wait are still scored
 
     def _score(self, settings: score.Settings, prompts: Path, shard: pa.Table) -> pa.Table:
         table = tables.read(prompts / f"{settings.split}.parquet", tables.PROMPTS)
@@ -67,24 +67,26 @@ class ScoreWhileGenerating:
 
     @contextmanager
     def scoring(self, work: Work) -> Iterator[Work]:
-        """The same work, its scratch holding what was scored ahead. A shard on which the scorer failed is left to the stage,
-        which names the row."""
-        said = self.said.get(_name(work.settings), [])
+        """The same work, with the early scores in its scratch folder.
+
+        A shard on which the scorer failed is left out. The stage then scores it again and names the row.
+        """
+        futures = self.early.get(_name(work.settings), [])
         try:
-            made = [future.result() for future in said if not future.cancelled() and future.exception() is None]
-        except BaseException:  # interrupted: what still waits would hold the process up
-            for future in chain(*self.said.values()):
+            scored = [future.result() for future in futures if not future.cancelled() and future.exception() is None]
+        except BaseException:  # interrupted: waiting shards would delay the end of the process
+            for future in chain(*self.early.values()):
                 future.cancel()
             raise
-        if made:
-            tables.write_shard(pa.concat_tables(made), tables.SCORES, work.scratch / score.AHEAD)
+        if scored:
+            tables.write_shard(pa.concat_tables(scored), tables.SCORES, work.scratch / score.EARLY_SCORES)
         yield work
 
 
-def stands_alone(settings: score.Settings) -> bool:
-    """Whether a scorer can be run before all is drawn: it is the shelf's own, and the stage gives it nothing but workers."""
-    bound = all_parts.dependencies("scorers", settings.scorer, settings.settings)
-    return not any(":" in name for _, name in bound) and all_parts.needs("scorers", settings.scorer) <= {"workers", "prompts"}
+def can_run_early(settings: score.Settings) -> bool:
+    """Whether a scorer can run before all completions exist: it is shipped, and needs no input but workers and prompts."""
+    used = all_parts.dependencies("scorers", settings.scorer, settings.settings)
+    return not any(":" in name for _, name in used) and all_parts.needs("scorers", settings.scorer) <= {"workers", "prompts"}
 
 
 def _name(settings: score.Settings) -> str:

@@ -1,4 +1,4 @@
-"""Numbers with units, as people write them in answers: read, and compared after conversion."""
+"""Numbers with units in answers: how they are read, converted and compared."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _LONG = {"kilo": "1000", "centi": "0.01", "milli": "0.001"}  # before meter, gra
 
 
 def _units() -> dict[str, tuple[str, Fraction]]:
-    known = {}
+    units = {}
     for line in _TABLE.strip().splitlines():
         dimension, _, entries = line.partition(" ")
         for entry in entries.split(","):
             name, size = entry.split()
-            known[name] = (dimension, Fraction(size))
+            units[name] = (dimension, Fraction(size))
     for prefixes, bases in ((_SHORT, "m g s l w j"), (_LONG, "meter metre gram liter litre watt joule second")):
-        known |= {
-            prefix + base: (known[base][0], known[base][1] * Fraction(factor))
+        units |= {
+            prefix + base: (units[base][0], units[base][1] * Fraction(factor))
             for prefix, factor in prefixes.items()
             for base in bases.split()
         }
-    return known
+    return units
 
 
 UNITS = _units()
@@ -49,14 +49,14 @@ Quantity = tuple[Fraction, tuple[str, Fraction] | None]  # the number as written
 
 def last_quantity(text: str) -> Quantity | None:
     """The last number in a text, with the unit that follows it or the currency before it."""
-    found = next(reversed(list(QUANTITY.finditer(text))), None)
-    if found is None:
+    match = next(reversed(list(QUANTITY.finditer(text))), None)
+    if match is None:
         return None
-    number = Fraction(found["whole"].replace(",", ""))
-    if rest := found["rest"]:
+    number = Fraction(match["whole"].replace(",", ""))
+    if rest := match["rest"]:
         number = number / int(rest[1:]) if rest[0] == "/" else number + Fraction("0" + rest)
-    number *= Fraction(10) ** int(found["power"] or 0) * (-1 if found["sign"] else 1)
-    return number, _unit(found["unit"] or "") or _unit(found["money"] or "")
+    number *= Fraction(10) ** int(match["power"] or 0) * (-1 if match["sign"] else 1)
+    return number, _unit(match["unit"] or "") or _unit(match["money"] or "")
 
 
 def _unit(name: str) -> tuple[str, Fraction] | None:
@@ -65,13 +65,13 @@ def _unit(name: str) -> tuple[str, Fraction] | None:
 
 
 def in_base_units(quantity: Quantity) -> str:
-    """The same text for the same quantity, whatever the unit it was written in."""
+    """A text that is equal for equal quantities, whatever their units."""
     number, unit = quantity
     return f"{number * unit[1]} {unit[0]}" if unit else str(number)
 
 
 def agree(a: Quantity, b: Quantity, tolerance: float) -> bool:
-    """Equal within a relative tolerance; converted where both name a unit, and as written where one does not."""
+    """Whether two quantities are equal within a relative tolerance. They are converted if both have a unit."""
     (x, unit), (y, other) = a, b
     if unit and other:
         if unit[0] != other[0]:

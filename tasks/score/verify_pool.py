@@ -1,8 +1,8 @@
-"""math-verify in worker processes: hostile text costs its own time limit, never the stage.
+"""math-verify in worker processes: a hostile text costs its own time limit, and cannot stop the stage.
 
-The kernel keeps the limits: it denies memory, and it kills a worker that exceeds its CPU time even inside one long call in C,
-which a tower of powers is. A worker gets a few items at a time and answers one by one, so that its death costs the item it was
-judging and no other.
+The kernel enforces the limits. It denies memory, and it kills a worker that exceeds its CPU time, even inside one long call in
+C such as a tower of powers. A worker gets a few items at a time and answers them one by one, so that its death costs only the
+item it was judging.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from tasks.run.work import chunks
 from tasks.score import math_verdict
 from tasks.score.math_verdict import Item, Verdict
 
-TEXT_CAP = 10_000  # characters handed to the parser, from the tail: answers stand at the end, and its regexes are quadratic
+TEXT_CAP = 10_000  # characters for the parser, from the end: answers are at the end, and the parser's regexes are quadratic
 MEMORY_CAP = 2 << 30  # bytes of address space per worker
-AT_ONCE = 16  # items sent together; a message costs about as much as an easy verdict
+AT_ONCE = 16  # items per message; a message costs about as much as an easy verdict
 PR_SET_PDEATHSIG = 1
 
 _lock = threading.RLock()
-_starting = threading.Lock()  # multiprocessing keeps a list of its children that two threads must not change at once
+_starting = threading.Lock()  # two threads must not change multiprocessing's list of children at once
 _running: _Pool | None = None
 
 
 def verify_all(items: Sequence[Item], timeout: float, workers: int) -> list[Verdict]:
-    """Verdicts in the order of the items; identical items are verified once. `timeout` is in CPU seconds per item.
+    """Verdicts in the order of the items. Identical items are verified once.
 
-    Time is CPU time because a verdict must not depend on how busy the machine is.
+    `timeout` is in CPU seconds per item, so that a verdict does not depend on how busy the machine is.
     """
     clipped = [(gold, text[-TEXT_CAP:]) for gold, text in items]
     verdicts = {item: math_verdict.shortcut(*item) for item in clipped}
@@ -48,14 +48,17 @@ def verify_all(items: Sequence[Item], timeout: float, workers: int) -> list[Verd
         with _lock:
             try:
                 verdicts.update(zip(hard, _pool(workers).verify(hard, timeout), strict=True))
-            except BaseException:  # interrupted: what is still queued must not run before the next call's items
+            except BaseException:  # interrupted: queued items must not run before those of the next call
                 _close()
                 raise
     return [verdict for item in clipped if (verdict := verdicts[item])]
 
 
 def _pool(workers: int) -> _Pool:
-    """Kept between calls, as a worker takes a second to start; not shared with a forked child, which lacks its threads."""
+    """The pool. It is kept between calls, because a worker needs a second to start.
+
+    A forked child process lacks the pool's threads, so it gets a pool of its own.
+    """
     global _running
     if _running and (_running.process, _running.workers) != (os.getpid(), workers):
         _close()
@@ -76,20 +79,23 @@ def _close() -> None:
 
 
 class _Pool:
-    """A thread per worker. PR_SET_PDEATHSIG fires when the THREAD that started a worker ends, so workers must not be started
-    by a caller's thread, which may be short-lived."""
+    """A thread per worker process.
+
+    PR_SET_PDEATHSIG kills a worker when the thread that started it ends. So workers are not started by a caller's thread,
+    which may be short-lived.
+    """
 
     def __init__(self, workers: int) -> None:
         self.process, self.workers, self.closed = os.getpid(), workers, False
         self.threads = ThreadPoolExecutor(workers, thread_name_prefix="verify")
-        self.ones: dict[int, _Worker] = {}  # thread id -> its worker
+        self.by_thread: dict[int, _Worker] = {}  # thread id -> its worker process
 
     def verify(self, items: Sequence[Item], timeout: float) -> list[Verdict]:
         batches = [items[rows.start : rows.stop] for rows in chunks(len(items), AT_ONCE)]
         futures = [self.threads.submit(self._verify, batch, timeout) for batch in batches]
-        while (waited := wait(futures, timeout=1.0, return_when=FIRST_EXCEPTION)).not_done:  # a second, to notice Ctrl-C
-            for future in waited.done:
-                future.result()  # raises where a worker cannot start
+        while (progress := wait(futures, timeout=1.0, return_when=FIRST_EXCEPTION)).not_done:  # a second, to notice Ctrl-C
+            for future in progress.done:
+                future.result()  # raises if a worker cannot start
         return [verdict for future in futures for verdict in future.result()]
 
     def _verify(self, items: Sequence[Item], timeout: float) -> list[Verdict]:
@@ -101,45 +107,45 @@ class _Pool:
             if len(verdicts) == len(items):
                 break
             self._drop(threading.get_ident())
-            if last is None and died_at == len(verdicts):  # killed from outside it would not die twice at one item
+            if last is None and died_at == len(verdicts):  # a kill from outside would not hit the same item twice
                 last = (None, "crashed", "its worker died twice")
             died_at = len(verdicts)
             verdicts += [last] if last else []
         return verdicts
 
     def _worker(self) -> _Worker:
-        """This thread's worker, started where there is none.
+        """This thread's worker, started if there is none.
 
         Raises:
             BrokenExecutor: workers cannot start.
         """
         me = threading.get_ident()
-        for _ in range(2):  # one may be killed from outside while it starts
+        for _ in range(2):  # it may be killed from outside while it starts
             if self.closed:
                 raise CancelledError
-            if me in self.ones:
-                return self.ones[me]
-            self.ones[me] = _Worker()
-            if self.ones[me].ready():
-                return self.ones[me]
+            if me in self.by_thread:
+                return self.by_thread[me]
+            self.by_thread[me] = _Worker()
+            if self.by_thread[me].ready():
+                return self.by_thread[me]
             self._drop(me)
-        raise BrokenExecutor("the processes that verify answers cannot start; their errors are on stderr")
+        raise BrokenExecutor("expected the processes that verify answers to start, they ended; see their errors on stderr")
 
     def _drop(self, thread: int) -> None:
-        if one := self.ones.pop(thread, None):
-            one.stop()
+        if worker := self.by_thread.pop(thread, None):
+            worker.stop()
 
     def close(self) -> None:
         self.closed = True
         self.threads.shutdown(wait=False, cancel_futures=True)
         for wait_for_threads in (False, True):  # a thread may have been starting its worker
             self.threads.shutdown(wait=wait_for_threads)
-            for thread in list(self.ones):
+            for thread in list(self.by_thread):
                 self._drop(thread)
 
 
 class _Worker:
-    """One process, and our end of a pipe to it: items go in a few at a time, verdicts come back one by one."""
+    """One worker process and a pipe to it. Items are sent a few at a time, verdicts come back one by one."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would copy the locks of torch's and Prefect's threads
@@ -151,19 +157,19 @@ class _Worker:
         theirs.close()
 
     def ready(self) -> bool:
-        """Wait until it can judge; False where it died before."""
+        """Wait until it can judge. False if it died before."""
         try:
             return bool(self.pipe.recv())
         except (EOFError, OSError):
             return False
 
     def judge(self, items: Sequence[Item], timeout: float) -> tuple[list[Verdict], Verdict | None]:
-        """The verdicts it reached and, where it stopped early, what is known of the item it stopped at."""
+        """The verdicts it reached, and the verdict on the item at which it stopped early: None if it did not, or if unknown."""
         reached: list[Verdict] = []
         try:
             self.pipe.send((items, timeout))
             for _ in items:
-                if not self.pipe.poll(4 * timeout + 20):  # the kernel keeps the limit; this is for a stopped machine
+                if not self.pipe.poll(4 * timeout + 20):  # the kernel enforces the limit; this is for a suspended process
                     return reached, (None, "timeout", "wall clock")
                 reached.append(self.pipe.recv())
         except (EOFError, OSError):
@@ -179,7 +185,7 @@ class _Worker:
 
 
 def _serve(pipe: Connection, parent: int, prepare: Callable[[int], None], judge: Callable[[str, str, float], Verdict]) -> None:
-    """The worker's life, until its parent closes the pipe."""
+    """The main function of a worker process. It ends when the parent closes the pipe."""
     prepare(parent)
     with contextlib.suppress(EOFError):
         pipe.send(True)
@@ -193,11 +199,11 @@ def _prepare(parent: int) -> None:
     """Runs once in every worker, before its first item."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the line above
+        if os.getppid() != parent:  # the parent died before the line above
             os._exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers itself
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent ends its workers
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_CAP, MEMORY_CAP))
-    warnings.simplefilter("ignore")  # sympy compiles what it reads: hostile text would fill stderr with SyntaxWarnings
+    warnings.simplefilter("ignore")  # sympy compiles the text: hostile text would fill stderr with SyntaxWarnings
     logging.disable(logging.CRITICAL)
     math_verdict.warm_up()

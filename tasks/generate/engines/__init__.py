@@ -1,8 +1,8 @@
-"""The shelf of engines: what draws completions from a checkpoint.
+"""Engines sample completions from a checkpoint.
 
 Signature: `(checkpoint: Path, *, settings, device: str, dtype: str, trust_remote_code: bool) -> Engine`. The settings are the
-part's own; the stage gives the rest where the signature has it. Batches and seeds are given by the stage, so that what is drawn
-never depends on what is left to do. A library that shapes what is drawn is named in the file's LIBRARIES, by part.
+part's own. The stage passes the other parameters to an engine that has them. The stage also chooses batches and seeds, so that
+samples never depend on how much is left to sample. A file's LIBRARIES name, by part, the libraries that shape samples.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Decoding:
 class Batch:
     """Prompts decoded together.
 
-    `seed` is for an engine that draws the whole batch from one stream of random numbers. `seeds`, one per prompt, are for one
-    that gives each completion a stream of its own: sample j of prompt i draws from `seeds[i] + j`, no two equal in a stage.
+    `seed` is for an engine that samples the whole batch from one stream of random numbers. `seeds`, one per prompt, are for an
+    engine that gives each completion a stream of its own: sample j of prompt i has seed `seeds[i] + j`, unique in a stage.
     """
 
     prompts: Sequence[Row]
@@ -40,45 +40,49 @@ class Batch:
 
 
 class EngineLost(Exception):
-    """The engine ran out of memory or died. What it had finished is kept; the stage tries again with smaller batches."""
+    """The engine ran out of memory or died. Finished shards are kept, and the stage tries again with smaller batches."""
 
 
 class Engine(Protocol):
     def sample(self, batches: Sequence[Batch], decoding: Decoding) -> Iterator[tuple[int, list[Row]]]:
-        """Each batch as it finishes, in any order: its index, and `decoding.n` rows per prompt, in order.
+        """Yields each batch when it is finished, in any order: its index, and `decoding.n` rows per prompt, in order.
 
-        A row has text, token_ids, logprobs (at temperature 1), finish_reason and the seed it was drawn with. An engine that
-        decodes continuously has as many sequences in flight as the largest batch holds.
+        A row has text, token_ids, logprobs (at temperature 1), finish_reason and the seed it was sampled with. An engine with
+        continuous batching decodes as many sequences at a time as the largest batch holds.
 
         Raises:
             EngineLost: out of memory, or its process died.
         """
 
     def length(self, prompt: Row) -> int:
-        """Prompt length in tokens; the stage sorts by it so that batches waste little padding."""
+        """The length of a prompt in tokens. The stage sorts prompts by it, so that batches need little padding."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free the memory. The engine is not used again."""
 
 
 @runtime_checkable
 class WarmEngine(Engine, Protocol):
-    """An engine that can outlive a stage: see tasks/generate/warm.py, which proves each reload by `logprobs`."""
+    """An engine that can be kept for the next stage. tasks/generate/warm.py checks each reload by `logprobs`."""
 
     def sleep(self) -> None:
-        """Give back what it can while others use the device. Afterwards `holds` may be None."""
+        """Free as much device memory as possible until the next `reload`. Afterwards `holds` may be None."""
 
     def holds(self) -> Path | None:
         """The checkpoint whose weights are in memory now."""
 
     def reload(self, checkpoint: Path) -> None:
-        """Take another checkpoint of the same shape; nothing remembered of the old one may be used again."""
+        """Load another checkpoint of the same shape. No cache of the old one may be used again."""
 
     def logprobs(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
-        """As `tasks.models.models.completion_logprobs`: per (prompt ids, completion ids), one number per completion token."""
+        """Log-probabilities as in `tasks.models.models.completion_logprobs`.
+
+        Per pair (prompt ids, completion ids), one number per completion token.
+        """
 
 
 class Texts:
-    """Between messages, token ids and rows, the same way for every engine that holds a model."""
+    """Turns messages into token ids and token ids into rows, in the same way for every engine that loads a model."""
 
     def __init__(self, checkpoint: Path, trust_remote_code: bool) -> None:
         self.tokenizer = load_tokenizer(checkpoint, trust_remote_code)
@@ -94,7 +98,7 @@ class Texts:
         return len(self.render(prompt))
 
     def row(self, tokens: list[int], logprobs: list[float]) -> Row:
-        """Cut at the first stop token, which belongs to the completion; a row without one was cut by the limit."""
+        """A row from sampled tokens, cut after the first stop token. Without a stop token the finish reason is "length"."""
         end = next((i + 1 for i, token in enumerate(tokens) if token in self.stops), None)
         tokens = tokens[:end]
         text = self.tokenizer.decode(tokens if end is None else tokens[:-1], skip_special_tokens=True)

@@ -1,4 +1,4 @@
-"""The engine that asks a server: any that speaks OpenAI's chat completions."""
+"""The engine for servers: any server with OpenAI's chat completions API."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from data.errors import StageFailed
 from data.recipe.settings import Requests
 from tasks.generate.engines import Batch, Decoding, Engine, Row
-from tasks.generate.openai_client import Ask, Reply, Server, Usage, draw
+from tasks.generate.openai_client import Ask, Reply, Server, Usage, replies_to
 
 
 def endpoint(
@@ -23,10 +23,11 @@ def endpoint(
     scratch: Path,
     record: Callable[[str], None],
 ) -> Engine:
-    """Whatever model an OpenAI-compatible server has; the checkpoint is not asked, so evaluation takes another engine.
+    """Samples from the model of an OpenAI-compatible server. It ignores the checkpoint, so evaluation needs another engine.
 
-    `url` ends in /v1, `key_variable` names the environment variable that holds the API key. Concurrency, time-outs, retries,
-    rate and prices are in [hardware.requests]. Prompt and decoding go as they are; a seed goes along, which servers may ignore.
+    `url` ends in /v1. `key_variable` names the environment variable that holds the API key. Concurrency, time-outs, retries,
+    rate and prices are in [hardware.requests]. Each request has the prompt, the decoding settings and a seed. A server may
+    ignore the seed.
     """
     return _Endpoint(Server(url=url, model=model, key_variable=key_variable), requests, scratch, record)
 
@@ -40,35 +41,38 @@ class _Endpoint:
     usage: Usage = field(default_factory=Usage)
 
     def length(self, prompt: Row) -> int:
-        return sum(len(message["content"]) for message in prompt["messages"])  # nothing is padded
+        return sum(len(message["content"]) for message in prompt["messages"])  # characters will do: nothing is padded
 
     def sample(self, batches: Sequence[Batch], decoding: Decoding) -> Iterator[tuple[int, list[Row]]]:
-        """Each batch as its last reply comes in. A request the server refuses becomes a row of finish_reason "error".
+        """Yields each batch when its last reply has arrived. A refused request becomes a row with finish_reason "error".
 
         Raises:
-            StageFailed: requests were lost (every attempt failed), or none was ever answered. What was answered is journalled.
+            StageFailed: requests were lost (every attempt failed), or all were refused. Replies are kept in the journal.
         """
         journal = self.scratch / "replies.jsonl"
-        places = {ask.id: (index, place, ask) for index, batch in enumerate(batches) for place, ask in _asks(batch, decoding.n)}
-        asks = [ask for _, _, ask in places.values()]
+        position_of = {
+            ask.id: (index, position, ask) for index, batch in enumerate(batches) for position, ask in _asks(batch, decoding.n)
+        }
+        asks = [ask for _, _, ask in position_of.values()]
         rows: dict[int, dict[int, Row]] = {index: {} for index in range(len(batches))}
         failed: list[Reply] = []
-        wanted = {"temperature": decoding.temperature, "top_p": decoding.top_p, "max_tokens": decoding.max_tokens}
-        for reply in draw(self.server, asks, wanted, self.requests, journal):
+        fields = {"temperature": decoding.temperature, "top_p": decoding.top_p, "max_tokens": decoding.max_tokens}
+        for reply in replies_to(self.server, asks, fields, self.requests, journal):
             self._note(reply)
             if reply.status != "ok":
                 failed.append(reply)
             if reply.status == "lost":
                 continue
-            index, place, ask = places[reply.id]
-            rows[index][place] = _row(reply, ask.seed)
+            index, position, ask = position_of[reply.id]
+            rows[index][position] = _row(reply, ask.seed)
             if len(rows[index]) == len(batches[index].prompts) * decoding.n:
                 yield index, [row for _, row in sorted(rows[index].items())]
         lost = sum(reply.status == "lost" for reply in failed)
         if lost or (failed and not journal.exists()):
             raise StageFailed(
                 f"{self.server.url}: {lost} of {len(asks)} requests got no answer in {self.requests.attempts} attempts, "
-                f"{len(failed) - lost} were refused; the last: {failed[-1].failures[-1]}. What was answered is kept: run again"
+                f"{len(failed) - lost} were refused; the last one: {failed[-1].failures[-1]}. Replies are kept: run the same "
+                "command again to send only the missing requests"
             )
 
     def _note(self, reply: Reply) -> None:
@@ -79,11 +83,11 @@ class _Endpoint:
 
     def close(self) -> None:
         if self.usage.requests:
-            self.record(f"{self.server.url}: {self.usage.told(self.requests)}")
+            self.record(f"{self.server.url}: {self.usage.summary(self.requests)}")
 
 
 def _asks(batch: Batch, n: int) -> Iterator[tuple[int, Ask]]:
-    """One per completion: its place in the batch's rows, and the request; its seed is one of its own in the stage."""
+    """One request per completion, with its position in the batch's rows. Its seed is unique in the stage."""
     for i, (prompt, seed) in enumerate(zip(batch.prompts, batch.seeds, strict=True)):
         for sample in range(n):
             identity = f"{prompt['prompt_id']}/{seed + sample}"

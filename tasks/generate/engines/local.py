@@ -1,4 +1,4 @@
-"""Engines that hold the model in this process: transformers."""
+"""The engine that samples with transformers, in this process."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from tasks.generate.engines import Batch, Decoding, Engine, EngineLost, Row, Tex
 from tasks.models.models import load_model
 from tasks.run.work import give_back_memory
 
-VERSIONS = {"transformers": 2}  # 2: the checkpoint's own generation settings change nothing
+VERSIONS = {"transformers": 2}  # 2: ignores the checkpoint's own generation settings
 
 BLOWN_UP = (
-    "the model's logits are not finite numbers: expected a checkpoint that was trained to the end, found one that blew up; "
-    "lower train.learning_rate, or take another model"
+    "the model's logits are not finite numbers: expected finite logits, found NaN or infinity, so its training diverged; "
+    "lower train.learning_rate, or use another model"
 )
 
 
 def transformers(checkpoint: Path, *, device: str = "cpu", dtype: str = "float32", trust_remote_code: bool = False) -> Engine:
-    """`generate` of transformers: slow on large models, exact and everywhere."""
+    """Samples with `generate` of transformers. It runs everywhere, and is slow for large models."""
     return _Transformers(checkpoint, device, dtype, trust_remote_code)
 
 
@@ -31,7 +31,9 @@ class _Transformers(Texts):
         super().__init__(checkpoint, trust_remote_code)
         self.tokenizer.padding_side = "left"
         self.model = load_model(checkpoint, device, dtype, trust_remote_code)
-        self.model.generation_config = GenerationConfig()  # or the checkpoint's own (a repetition penalty) fills what is unset
+        self.model.generation_config = (
+            GenerationConfig()
+        )  # else the checkpoint's own, such as a repetition penalty, would apply
 
     def sample(self, batches: Sequence[Batch], decoding: Decoding) -> Iterator[tuple[int, list[Row]]]:
         import torch
@@ -39,15 +41,15 @@ class _Transformers(Texts):
         for index, batch in enumerate(batches):
             lost = ""
             try:
-                rows = self._draw(batch.prompts, decoding, batch.seed)
+                rows = self._sample_batch(batch.prompts, decoding, batch.seed)
             except torch.OutOfMemoryError as error:
-                lost = str(error)  # the error itself holds what the frames it came through held: the model, and its cache
+                lost = str(error)  # only the text: the error refers to its frames, and so to the model and its cache
             if lost:
                 raise EngineLost(f"out of memory: {lost}")
             yield index, [{**row, "seed": batch.seed} for row in rows]
 
-    def _draw(self, prompts: Sequence[Row], decoding: Decoding, seed: int) -> list[Row]:
-        """One padded batch from one stream of random numbers."""
+    def _sample_batch(self, prompts: Sequence[Row], decoding: Decoding, seed: int) -> list[Row]:
+        """The rows of one padded batch, sampled from one stream of random numbers."""
         import torch
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
@@ -72,7 +74,7 @@ class _Transformers(Texts):
                 **batch,
                 generation_config=config,
                 logits_processor=LogitsProcessorList([tap]),
-                stopping_criteria=StoppingCriteriaList([tap.after]),
+                stopping_criteria=StoppingCriteriaList([tap.after_token]),
             )
         new = out[:, batch["input_ids"].shape[1] :].tolist()
         return [self.row(tokens, logprobs) for tokens, logprobs in zip(new, tap.rows(), strict=True)]
@@ -83,10 +85,10 @@ class _Transformers(Texts):
 
 
 class _LogprobTap:
-    """Keeps only the sampled token's log-probability per step (at temperature 1), not the whole vocabulary's.
+    """Keeps the log-probability of each sampled token (at temperature 1), not those of the whole vocabulary.
 
-    As a logits processor it sees the raw logits (custom processors run before temperature and top-p), as a stopping criterion
-    the token that was drawn from them.
+    As a logits processor it sees the raw logits, because custom processors run before temperature and top-p. As a stopping
+    criterion it sees the token that was sampled from them.
     """
 
     def __init__(self) -> None:
@@ -97,15 +99,15 @@ class _LogprobTap:
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         self.logits = scores.float()
         self.norms = self.logits.logsumexp(-1)
-        if not self.norms.isfinite().all():  # before a token is drawn: greedy decoding would go on without a word
+        if not self.norms.isfinite().all():  # greedy decoding would continue without an error
             raise StageFailed(BLOWN_UP)
         return scores
 
-    def after(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+    def after_token(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         import torch
 
-        taken = self.logits.gather(1, input_ids[:, -1:])[:, 0]
-        self.steps.append(taken - self.norms)
+        sampled = self.logits.gather(1, input_ids[:, -1:])[:, 0]
+        self.steps.append(sampled - self.norms)
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
     def rows(self) -> list[list[float]]:

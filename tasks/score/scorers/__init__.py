@@ -1,22 +1,22 @@
-"""The shelf of scorers: `(prompts, completions, *, settings) -> list[Score]`.
+"""Scorers: `(prompts, completions, *, settings) -> list[Score]`.
 
-prompts[i] is the prompt row (PROMPTS) of completions[i] (COMPLETIONS); Score i belongs to completions[i]. A part's
-name in a recipe is the name of a public function or class here; keyword-only parameters are its settings, except `workers`,
-which comes from the recipe's [hardware] and never enters a key. The first scorer of a recipe is its verifier.
+prompts[i] is the prompt (a row of PROMPTS) of completions[i] (a row of COMPLETIONS), and Score i belongs to completions[i]. A
+recipe names a scorer by the name of a public function or class in this folder. Keyword-only parameters are its settings, except
+those in SUPPLIED of tasks/run/parts.py, such as `workers`. The first scorer of a recipe is its verifier.
 
-A value of None means "does not apply", 0.0 means "wrong", and an exception stops the round with the row named. The verifiers
-agree on what a status says (and `detail` holds what they read, for whoever looks into a table):
+A value of None means "does not apply", 0.0 means "wrong", and an exception stops the round and names the row. The gold answer
+is the verified correct answer of a prompt. All verifiers use these statuses; `detail` has the answer that they read:
 
-| status | value | says |
+| status | value | meaning |
 |---|---|---|
 | ok | 1.0 or 0.0 | judged |
-| no_answer_found | 0.0 | the completion holds no answer in the demanded form: it is plainly not the right one |
-| truncated | 0.0 | cut at the token limit: the answer, if there is one, might have gone on, so it never counts as right |
+| no_answer_found | 0.0 | the completion has no answer in the demanded form, so it is wrong |
+| truncated | 0.0 | cut at the token limit: its answer may be incomplete, so it never counts as right |
 | no_answer | None | the prompt has no gold answer |
-| gold_parse_failure | None | the gold answer cannot be read; says nothing about the completion |
-| timeout, crashed | None | judging took too long or too much memory; nobody knows whether it was right |
-| parse_failure | None | a judge's answer cannot be read; says nothing about the completion |
-| refused | None | a judge's server refused to answer |
+| gold_parse_failure | None | the gold answer cannot be read, so the completion is not judged |
+| timeout, crashed | None | judging needed too much time or memory, so it is unknown whether the completion is right |
+| parse_failure | None | a judge's verdict cannot be read, so the completion is not judged |
+| refused | None | a judge's server refused the request |
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NOT_PARTS = ("Score", "gold_answer", "answer_part", "printable")
 
 @dataclass(frozen=True)
 class Score:
-    """One row of data.rows.tables.SCORES, less its ids."""
+    """One row of data.rows.tables.SCORES, without its ids."""
 
     value: float | None
     status: str = "ok"
@@ -38,19 +38,19 @@ class Score:
 
 
 def gold_answer(prompt: Row) -> str | None:
-    """The gold answer; an empty one is none, or an empty completion would be right."""
+    """The gold answer, or None. An empty one counts as None, because else an empty completion would be right."""
     return (prompt["answer"] or "").strip() or None
 
 
 def answer_part(text: str) -> str:
-    """What a completion gives as its answer: inside its last <answer> tags, else what follows </think>, else all of it.
+    """The answer in a completion: the text in its last <answer> tags, else the text after </think>, else all of it.
 
-    At most the last 10,000 characters: answers stand at the end, and hostile text is long.
+    Only the last 10,000 characters are read: answers are at the end, and hostile text is long.
     """
     text = text[-10_000:].rpartition("</think>")[2]
     return text.rpartition("<answer>")[2].partition("</answer>")[0].strip()
 
 
 def printable(text: str) -> str:
-    """The start of a text, fit for a table: Parquet refuses lone surrogates."""
+    """The first 80 characters of a text, with lone surrogates escaped, which Parquet does not accept."""
     return text[:80].encode("utf-8", "backslashreplace").decode()

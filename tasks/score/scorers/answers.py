@@ -1,4 +1,4 @@
-"""Verifiers that compare an answer with the prompt's gold answer: to the letter, or as mathematics."""
+"""Verifiers that compare a completion's answer with the gold answer, as text or as mathematics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tasks.score.scorers import Row, Score, gold_answer, printable
 
 
 def exact_match(prompts: Sequence[Row], completions: Sequence[Row], *, after: str = "") -> list[Score]:
-    """1.0 where the text after the last `after` (all of it by default), stripped, is the gold answer to the letter."""
+    """1.0 if the text after the last `after` (by default the whole text), stripped, equals the gold answer exactly."""
     return [_exact(prompt, completion, after) for prompt, completion in zip(prompts, completions, strict=True)]
 
 
@@ -32,11 +32,12 @@ def _exact(prompt: Row, completion: Row, after: str) -> Score:
 def math_equivalence(
     prompts: Sequence[Row], completions: Sequence[Row], *, timeout: Annotated[float, Gt(0)] = 5.0, workers: int = 2
 ) -> list[Score]:
-    """1.0 where math-verify finds the answer mathematically equal to the gold one. `timeout` is in CPU seconds a completion.
+    """1.0 if math-verify finds the answer equal to the gold answer. `timeout` is in CPU seconds per completion.
 
-    The answer is looked for in the last 10,000 characters (`verify_pool.TEXT_CAP`), boxed or not, as math-verify does it. It
-    is for mathematics: it reads a gold answer "Paris" as a product of five letters; use exact_match for words.
-    Source: https://github.com/huggingface/Math-Verify, 0.9.0, with its defaults less its time limits, which need a main thread.
+    math-verify looks for the answer in the last 10,000 characters (`verify_pool.TEXT_CAP`), in a box or elsewhere. Use it for
+    mathematics only: it reads a gold answer "Paris" as a product of five letters. For words use exact_match.
+    Source: https://github.com/huggingface/Math-Verify, 0.9.0, with its defaults, but without its time limits, which need the
+    main thread.
     """
     rows = list(zip(prompts, completions, strict=True))
     scores = [_unjudged(prompt, completion) for prompt, completion in rows]
@@ -46,7 +47,7 @@ def math_equivalence(
 
 
 def _unjudged(prompt: Row, completion: Row) -> Score | None:
-    """The score of what needs no judging."""
+    """The score of a completion that needs no judging; None for any other."""
     if gold_answer(prompt) is None:
         return Score(None, "no_answer")
     return Score(0.0, "truncated") if completion["finish_reason"] == "length" else None

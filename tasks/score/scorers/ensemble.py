@@ -1,4 +1,4 @@
-"""Several scorers as one: conservative aggregates, over any scorers, ensembles among them."""
+"""Several scorers as one, by a conservative aggregate. The members may be ensembles too."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tasks.score.scorers import Row, Score
 class ensemble:
     """One value from several scorers: their mean, median, min (worst case) or mean - penalty * sd (uncertainty-weighted).
 
-    `members` = [{ scorer = "...", settings = {...} }, ...]. What one member cannot judge has no value: an aggregate over
-    fewer would be another scale. Reward-model ensembles, https://arxiv.org/abs/2312.09244 and
-    https://arxiv.org/abs/2310.02743 (there with the variance); what all members get wrong together stays wrong.
+    `members` = [{ scorer = "...", settings = {...} }, ...]. If one member gives no value, the ensemble gives none: an aggregate
+    over fewer members would be on another scale. Reward-model ensembles: https://arxiv.org/abs/2312.09244 and
+    https://arxiv.org/abs/2310.02743 (with the variance instead of the sd). An error that all members share stays.
     """
 
     def __init__(
@@ -36,18 +36,18 @@ class ensemble:
 
     @staticmethod
     def parts(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """The members and theirs, for the key: their versions count like this part's own."""
-        found = []
+        """The members and their own dependencies: their versions enter the key."""
+        dependencies = []
         for name, inner in map(_member, settings["members"]):
             part = all_parts.find("scorers", name)
-            found += [("scorers", name), *(part.parts(inner) if hasattr(part, "parts") else [])]
-        return found
+            dependencies += [("scorers", name), *(part.parts(inner) if hasattr(part, "parts") else [])]
+        return dependencies
 
     def __call__(self, prompts: Sequence[Row], completions: Sequence[Row]) -> list[Score]:
         columns = [scorer(prompts, completions) for scorer in self.scorers]
-        return [self._together(scores) for scores in zip(*columns, strict=True)]
+        return [self._combined(scores) for scores in zip(*columns, strict=True)]
 
-    def _together(self, scores: Sequence[Score]) -> Score:
+    def _combined(self, scores: Sequence[Score]) -> Score:
         values = [score.value for score in scores if score.value is not None]
         detail = " ".join("-" if score.value is None else f"{score.value:.4g}" for score in scores)
         if len(values) < len(scores):
@@ -75,9 +75,10 @@ def _member(member: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     name, settings = member.get("scorer"), member.get("settings", {})
     if not isinstance(name, str) or not isinstance(settings, dict) or set(member) - {"scorer", "settings"}:
         raise PartError(f"ensemble: expected members as {{ scorer = 'NAME', settings = {{...}} }}, found {dict(member)}")
-    if asked := sorted(all_parts.needs("scorers", name) & {"checkpoint", "verdicts"}):
+    if inputs := sorted(all_parts.needs("scorers", name) & {"checkpoint", "verdicts"}):
         raise PartError(
-            f"ensemble: member '{name}' asks for {', '.join(asked)}, which only a [[score]] of its own gets; see reward.how"
+            f"ensemble: member '{name}' needs {', '.join(inputs)}, which only a [[score]] of its own gets; "
+            "add it as a [[score]] and set reward.how"
         )
     all_parts.check_settings("scorers", name, settings)
     return name, settings

@@ -1,4 +1,4 @@
-"""Scorers of form, whatever the answer: the demanded format, and the script the text is written in."""
+"""Scorers of form, not of the answer: the demanded format, and the script of the text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _compiles(pattern: str) -> str:
     try:
         regex.compile(pattern)
     except regex.error as error:
-        raise ValueError(f"expected a regular expression: {error}") from error
+        raise ValueError(f"expected a regular expression, found {pattern!r}: {error}") from error
     return pattern
 
 
@@ -35,11 +35,11 @@ def _is_script(name: str) -> str:
 def format(
     prompts: Sequence[Row], completions: Sequence[Row], *, pattern: Annotated[str, AfterValidator(_compiles)]
 ) -> list[Score]:
-    """1.0 where the whole stripped text matches the regular expression, e.g. `(?s)<think>.*</think>.*`, else 0.0.
+    """1.0 if the whole stripped text matches the regular expression, e.g. `(?s)<think>.*</think>.*`, else 0.0.
 
-    The pattern is yours, the text is the model's: a match that takes longer than a second is a "timeout" with no value.
+    A match that needs more than a second has status timeout and no value.
     """
-    import regex  # unlike re, it can be told to stop
+    import regex  # unlike re, it has a time limit
 
     compiled = regex.compile(pattern)
     return [_matches(compiled, completion["text"].strip()) for completion in completions]
@@ -55,16 +55,16 @@ def _matches(compiled: Any, text: str) -> Score:
 def language_share(
     prompts: Sequence[Row], completions: Sequence[Row], *, script: Annotated[str, AfterValidator(_is_script)] = "Latin"
 ) -> list[Score]:
-    """Share of the letters that belong to the Unicode `script` (Latin, Cyrillic, Han, ...); a text without letters has none.
+    """The share of letters that belong to the Unicode `script` (Latin, Cyrillic, Han, ...). No letters: no value.
 
-    DeepSeek-R1's language-consistency reward (https://arxiv.org/abs/2501.12948) is the share of words in the target language;
-    scripts tell English from Chinese, not from French.
+    DeepSeek-R1's language-consistency reward (https://arxiv.org/abs/2501.12948) is the share of words in the target language.
+    A script can tell English from Chinese, but not from French.
     """
     import regex
 
-    letters, wanted = regex.compile(r"\p{L}"), regex.compile(rf"[\p{{L}}&&\p{{Script={script}}}]", regex.VERSION1)
-    return [_share(len(wanted.findall(c["text"])), len(letters.findall(c["text"]))) for c in completions]
+    letters, of_script = regex.compile(r"\p{L}"), regex.compile(rf"[\p{{L}}&&\p{{Script={script}}}]", regex.VERSION1)
+    return [_share(len(of_script.findall(c["text"])), len(letters.findall(c["text"]))) for c in completions]
 
 
-def _share(wanted: int, letters: int) -> Score:
-    return Score(wanted / letters) if letters else Score(None, "no_letters")
+def _share(of_script: int, letters: int) -> Score:
+    return Score(of_script / letters) if letters else Score(None, "no_letters")

@@ -1,4 +1,4 @@
-"""The scorer that scores nothing itself: it takes over what a file of recorded completions says of each."""
+"""The scorer that reads its values from a file of recorded completions."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from tasks.score.scorers import Row, Score
 
 
 def imported(prompts: Sequence[Row], completions: Sequence[Row], *, column: str, answer: str = "") -> list[Score]:
-    """The number in a column of the recorded file: true is 1.0, null does not apply; `answer` is the column of what was read.
+    """The number in a column of the recorded file. true is 1.0, false is 0.0, and null means "does not apply".
 
-    A list of one number counts as that number; `answer` becomes the score's detail, which majority@k votes on.
+    A list of one number counts as that number. `answer` names the column with the completion's answer. It becomes the score's
+    detail, which majority@k votes on.
 
     Raises:
-        ValueError: a completion that was not recorded, a column that is not there, or a value that is no number.
+        ValueError: the completion was not recorded, the column is missing, or a value is not a number.
     """
     return [_score(completion, column, answer) for _, completion in zip(prompts, completions, strict=True)]
 
@@ -33,12 +34,12 @@ def _score(completion: Row, column: str, answer: str) -> Score:
 
 def _value(completion: Row, column: str) -> Any:
     if "record" not in completion:
-        raise ValueError("imported scores come with recorded completions: set generate.engine = 'recorded'")
+        raise ValueError("expected recorded completions, found sampled ones; set generate.engine = 'recorded'")
     try:
         return value_of(completion["record"], column)
     except KeyError:
-        found = ", ".join(completion["record"]) or "none"
-        raise ValueError(f"expected column '{column}' beside the completion, found {found}") from None
+        columns = ", ".join(completion["record"]) or "none"
+        raise ValueError(f"expected column '{column}' in the completion's record, found {columns}") from None
 
 
 def _unpacked(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Judges: a language model as scorer, asked with a template from `data/judges/`; and what it said of pairs, as a table."""
+"""Judges: a language model as scorer, prompted with a template of `data/judges/`; and its comparisons as a table."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ NOT_PARTS = ("comparisons",)
 VERSIONS = {"judge": 2}
 LIBRARIES = {"judge": ("torch", "transformers", "tokenizers")}
 
-# What chat formats write around turns. Spelled out in a judged text, a tokenizer would read it as the end of the user's turn.
+# Control tokens of chat formats. If a judged text spells one out, a tokenizer would read it as the end of the user's turn.
 CONTROL = re.compile(r"<\|[^<>|]{1,40}\|>|</?s>|<(?:bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>")
 
 
-def _known(name: str) -> str:
+def _is_template(name: str) -> str:
     try:
         templates.load(name)
     except RecipeError as error:
@@ -40,23 +40,23 @@ def _known(name: str) -> str:
 
 
 class judge:
-    """What a model says a completion is worth, 0 to 1, asked with a template of `data/judges/`; which model: score.checkpoint.
+    """A model's rating of a completion, from 0 to 1, with a template of `data/judges/`. score.checkpoint names the model.
 
-    With `engine` = "endpoint" it is a server's: score.checkpoint = "", and `engine_settings` has url and model.
+    To use a server, set `engine` = "endpoint" and score.checkpoint = "", and give url and model in `engine_settings`.
 
-    One verdict per distinct (prompt, text). A template that compares is asked for every two texts of a prompt in both orders,
-    each text against the next `opponents` in a circle (0 = all), and the value is the mean share won. An answer that cannot be
-    read is status parse_failure, value None: such a completion is neither chosen nor rejected.
+    There is one verdict per distinct (prompt, text). A template that compares gets pairs of a prompt's texts, in both orders.
+    Each text meets the next `opponents` texts in a circle (0 = all others), and its value is the mean share won. A verdict that
+    cannot be read has status parse_failure and no value, so that the completion is neither chosen nor rejected.
 
-    `reading` = "sampled" draws `samples` answers and averages those that can be read (3 at temperature 0.7, top-p 0.9:
-    Self-Rewarding Language Models, https://arxiv.org/abs/2401.10020). "expected" weighs each label's worth by its probability
-    right after the lead (G-Eval, https://arxiv.org/abs/2303.16634); it needs the model in this process.
+    `reading` = "sampled" samples `samples` verdicts and averages those that can be read (3 at temperature 0.7, top-p 0.9:
+    Self-Rewarding Language Models, https://arxiv.org/abs/2401.10020). "expected" weights the value of each label by its
+    probability right after the lead (G-Eval, https://arxiv.org/abs/2303.16634). It needs the model in this process.
     """
 
     def __init__(
         self,
         *,
-        template: Annotated[str, AfterValidator(_known)],
+        template: Annotated[str, AfterValidator(_is_template)],
         reading: Literal["sampled", "expected"] = "sampled",
         opponents: Annotated[int, Ge(0)] = 0,
         samples: Annotated[int, Ge(1)] = 3,
@@ -84,7 +84,9 @@ class judge:
             self.control = re.compile("|".join([CONTROL.pattern, *special]))
         if reading == "expected":
             if checkpoint is None:
-                raise PartError("scorers 'judge': reading = 'expected' needs a model in this process; set score.checkpoint")
+                raise PartError(
+                    "scorers 'judge': reading = 'expected' needs a model in this process, found none; set score.checkpoint"
+                )
             self.model = models.load_model(checkpoint, **loading)
             self.lead, self.labels = _label_tokens(self.tokenizer, self.template)
             self.ask = self._expected
@@ -95,7 +97,7 @@ class judge:
 
     @staticmethod
     def parts(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """What a verdict stands on besides: the template's text, and the engine where answers are sampled.
+        """What a verdict depends on: the template's text and, if verdicts are sampled, the engine.
 
         Raises:
             PartError: a wrong setting of the engine.
@@ -106,78 +108,82 @@ class judge:
         return [("judges", settings["template"]), ("engines", settings["engine"])]
 
     def close(self) -> None:
-        """Give the engine's memory back; one that asks a server says what that cost."""
+        """Close the engine, which frees its memory or records the cost of its requests."""
         if hasattr(self, "engine"):
             self.engine.close()
 
     def __call__(self, prompts: Sequence[Row], completions: Sequence[Row]) -> list[Score]:
-        asked = {prompt["prompt_id"]: self._plain(prompt) for prompt in prompts}
-        made = self._compare(asked, completions) if self.template.compares else self._rate(asked, completions)
-        return [made[row["prompt_id"], row["text"]] for row in completions]
+        prompt_texts = {prompt["prompt_id"]: self._plain(prompt) for prompt in prompts}
+        score_all = self._compare if self.template.compares else self._rate
+        scores = score_all(prompt_texts, completions)
+        return [scores[row["prompt_id"], row["text"]] for row in completions]
 
     # -- one text, or two -------------------------------------------------------------------------------------------------
-    def _rate(self, asked: Mapping[str, str], completions: Sequence[Row]) -> dict[tuple[str, str], Score]:
+    def _rate(self, prompt_texts: Mapping[str, str], completions: Sequence[Row]) -> dict[tuple[str, str], Score]:
         texts = list(dict.fromkeys((row["prompt_id"], row["text"]) for row in completions))
-        return dict(zip(texts, self.ask([self._fill(asked[p], completion=text) for p, text in texts]), strict=True))
+        return dict(zip(texts, self.ask([self._fill(prompt_texts[p], completion=text) for p, text in texts]), strict=True))
 
-    def _compare(self, asked: Mapping[str, str], completions: Sequence[Row]) -> dict[tuple[str, str], Score]:
+    def _compare(self, prompt_texts: Mapping[str, str], completions: Sequence[Row]) -> dict[tuple[str, str], Score]:
         games = [
             (first, second)
             for rows in by_prompt(completions).values()
             for pair in _circle(unique_texts(rows), self.opponents)
             for first, second in (pair, pair[::-1])
         ]
-        questions = [self._fill(asked[a["prompt_id"]], first=a["text"], second=b["text"]) for a, b in games]
+        questions = [self._fill(prompt_texts[a["prompt_id"]], first=a["text"], second=b["text"]) for a, b in games]
         won: dict[str, list[float | None]] = {}
-        said: dict[str, dict[str, float | None]] = {}
+        first_against: dict[str, dict[str, float | None]] = {}
         for (a, b), score in zip(games, self.ask(questions), strict=True):
             won.setdefault(a["completion_id"], []).append(score.value)
             won.setdefault(b["completion_id"], []).append(None if score.value is None else 1 - score.value)
-            said.setdefault(a["completion_id"], {})[b["completion_id"]] = score.value
-        made = {}
+            first_against.setdefault(a["completion_id"], {})[b["completion_id"]] = score.value
+        scores = {}
         for row in (row for rows in by_prompt(completions).values() for row in unique_texts(rows)):
-            who = row["completion_id"]
-            score = _mean(won[who]) if who in won else Score(None, "no_opponent")
-            detail = json.dumps({"as": who, "first_against": said.get(who, {})})
-            made[row["prompt_id"], row["text"]] = Score(score.value, score.status, detail)
-        return made
+            own = row["completion_id"]
+            score = _mean(won[own]) if own in won else Score(None, "no_opponent")
+            detail = json.dumps({"as": own, "first_against": first_against.get(own, {})})
+            scores[row["prompt_id"], row["text"]] = Score(score.value, score.status, detail)
+        return scores
 
     # -- the question -----------------------------------------------------------------------------------------------------
     def _plain(self, prompt: Row) -> str:
-        """The conversation as one text; a single message is that text."""
+        """The conversation as one text. A single message is used as it is."""
         messages = prompt["messages"]
         return messages[0]["content"] if len(messages) == 1 else "\n\n".join(f"{m['role']}: {m['content']}" for m in messages)
 
     def _fill(self, prompt: str, **judged: str) -> str:
-        """The template around the texts, in which control tokens are broken: only the chat template may end a turn."""
+        """The template, filled with the texts. Control tokens in them are broken: only the chat template may end a turn."""
         broken = {name: self.control.sub(lambda t: f"{t[0][0]}\u200b{t[0][1:]}", text) for name, text in judged.items()}
         return self.template.fill({"prompt": prompt, **broken})
 
-    # -- two ways to read an answer ---------------------------------------------------------------------------------------
+    # -- two ways to read a verdict ---------------------------------------------------------------------------------------
     def _sampled(self, questions: Sequence[str]) -> list[Score]:
-        asked = list(dict.fromkeys(questions))  # two texts may fill a template alike, once their control tokens are broken
-        rows: list[Row] = [{"prompt_id": _hash(q), "messages": [{"role": "user", "content": q}]} for q in asked]
+        distinct = list(dict.fromkeys(questions))  # two texts may be equal once their control tokens are broken
+        rows: list[Row] = [{"prompt_id": _hash(q), "messages": [{"role": "user", "content": q}]} for q in distinct]
         batches = []
         for part in chunks(len(rows), max(1, self.batch // self.samples)):
-            seeds = [int(rows[i]["prompt_id"][:12], 16) for i in part]  # of the question alone: asked again, answered the same
+            seeds = [
+                int(rows[i]["prompt_id"][:12], 16) for i in part
+            ]  # from the question alone, so that it gets the same answer again
             batches.append(Batch([rows[i] for i in part], seeds[0] & 0x7FFFFFFF, seeds))
         answers = dict(self.engine.sample(batches, self.decoding))
         flat = [row for index in range(len(batches)) for row in answers[index]]
-        said = {q: self._read(flat[i * self.samples : (i + 1) * self.samples]) for i, q in enumerate(asked)}
-        return [said[question] for question in questions]
+        score_of = {q: self._read(flat[i * self.samples : (i + 1) * self.samples]) for i, q in enumerate(distinct)}
+        return [score_of[question] for question in questions]
 
     def _read(self, answers: Sequence[Row]) -> Score:
-        """The mean of the answers that can be read; one that was cut off has not come to its verdict.
+        """The mean of the verdicts that can be read. An answer that was cut off has no verdict.
 
-        Where the server refused every request (status refused) the judge has said nothing, readable or not.
+        If the server refused every request, the status is refused.
         """
         if all(row["finish_reason"] == "error" for row in answers):
             return Score(None, "refused")
         cut = ("length", "error")
         values = [None if row["finish_reason"] in cut else self.template.read(row["text"]) for row in answers]
-        said = {"values": values} if any(v is not None for v in values) else {"answer": ascii(answers[0]["text"][-200:])}
+        readable = any(value is not None for value in values)
+        detail = {"values": values} if readable else {"answer": ascii(answers[0]["text"][-200:])}
         score = _mean(values)
-        return Score(score.value, score.status, json.dumps(said))
+        return Score(score.value, score.status, json.dumps(detail))
 
     def _expected(self, questions: Sequence[str]) -> list[Score]:
         sequences = [models.render(self.tokenizer, [{"role": "user", "content": q}]) + self.lead for q in questions]
@@ -185,7 +191,7 @@ class judge:
         scores = []
         pad = self.tokenizer.pad_token_id
         for p in models.next_token_probabilities(self.model, sequences, tokens, pad, self.batch):
-            mass = sum(p)  # near 0 where the judge would rather say something else than any label
+            mass = sum(p)  # near 0 if the judge would rather answer with something other than a label
             value = sum(a * b for a, b in zip(p, worth, strict=True)) / mass if mass > 0 else None
             scores.append(Score(value, "parse_failure" if value is None else "ok", json.dumps({"mass": round(mass, 6)})))
         return scores
@@ -195,7 +201,7 @@ def _label_tokens(tokenizer: Any, template: Template) -> tuple[list[int], dict[i
     """The token ids of the lead, and the token of each label with its worth.
 
     Raises:
-        PartError: a label is not one token of its own after the lead, so that its probability cannot be read at one place.
+        PartError: a label is not a single token after the lead, so that its probability cannot be read at one position.
     """
     space = "" if len(template.lead) == 1 else " "
     ids = {label: tokenizer(template.lead + space + label, add_special_tokens=False)["input_ids"] for label in template.labels}
@@ -204,14 +210,14 @@ def _label_tokens(tokenizer: Any, template: Template) -> tuple[list[int], dict[i
         shared += 1
     if any(len(i) != shared + 1 for i in ids.values()) or len({i[-1] for i in ids.values()}) < len(ids):
         raise PartError(
-            f"scorers 'judge': reading = 'expected' needs labels of one token each after '{template.lead}', this tokenizer "
-            f"makes {ids}; use reading = 'sampled', or a template with other labels"
+            f"scorers 'judge': reading = 'expected' needs labels of one token each after '{template.lead}', found {ids} with "
+            "this tokenizer; use reading = 'sampled', or a template with other labels"
         )
     return next(iter(ids.values()))[:shared], {ids[label][-1]: worth for label, worth in template.labels.items()}
 
 
 def _circle(rows: Sequence[Row], opponents: int) -> list[tuple[Row, Row]]:
-    """Every two rows once; with a limit, each row and the next `opponents` of it in a circle."""
+    """All pairs of rows, or with a limit the pairs of each row and its next `opponents` rows in a circle."""
     count = len(rows)
     reach = min(opponents or count, count - 1)
     pairs = {tuple(sorted((i, (i + step) % count))) for i in range(count) for step in range(1, reach + 1)}
@@ -219,8 +225,8 @@ def _circle(rows: Sequence[Row], opponents: int) -> list[tuple[Row, Row]]:
 
 
 def _mean(values: Sequence[float | None]) -> Score:
-    known = [value for value in values if value is not None]
-    return Score(sum(known) / len(known)) if known else Score(None, "parse_failure")
+    readable = [value for value in values if value is not None]
+    return Score(sum(readable) / len(readable)) if readable else Score(None, "parse_failure")
 
 
 def _hash(text: str) -> str:
@@ -230,12 +236,12 @@ def _hash(text: str) -> str:
 def comparisons(scores: Sequence[Row]) -> list[Row]:
     """Every verdict on two texts, from the SCORES rows of a judge that compares: prompt_id, first_id, second_id, first_wins.
 
-    `first_wins` is 1.0, 0.0 or between, None where the answer could not be read. Both orders of a pair are rows of their own.
+    `first_wins` is between 0.0 and 1.0, or None if the verdict could not be read. Each order of a pair has a row.
     """
-    said = {}
+    verdicts = {}
     for row in scores:
         if row["detail"] and row["status"] != "no_opponent":
             detail = json.loads(row["detail"])
-            for second, value in detail.get("first_against", {}).items():  # a judge that rates writes other details
-                said[detail["as"], second] = {"prompt_id": row["prompt_id"], "first_wins": value}
-    return [{"first_id": first, "second_id": second, **what} for (first, second), what in said.items()]
+            for second, value in detail.get("first_against", {}).items():  # a judge that rates has other details
+                verdicts[detail["as"], second] = {"prompt_id": row["prompt_id"], "first_wins": value}
+    return [{"first_id": first, "second_id": second, **verdict} for (first, second), verdict in verdicts.items()]

@@ -1,4 +1,4 @@
-"""Scorers that ask a model nothing and read what it thinks from its probabilities."""
+"""Scorers that read a model's probabilities instead of sampling from it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ LIBRARIES = {"mean_logprob": ("torch", "transformers", "tokenizers")}
 
 
 class mean_logprob:
-    """Mean log-probability per token, in nats, that the model of score.checkpoint gives the completion: how sure it is of it.
+    """The mean log-probability per token, in nats, of the completion under the model of score.checkpoint.
 
-    With the policy as model this is self-rewarding by likelihood ("sharpening", https://arxiv.org/abs/2412.01951, there the
-    sum): it can only make the policy surer of what it prefers already. A completion cut at the token limit is scored as it is.
+    With the policy as the model this is self-rewarding by likelihood ("sharpening", https://arxiv.org/abs/2412.01951, which
+    uses the sum). It can only make the policy more certain of what it prefers already. A completion that was cut at the token
+    limit is scored as it is.
     """
 
     def __init__(
@@ -30,7 +31,9 @@ class mean_logprob:
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
         distinct = list(dict.fromkeys((tuple(p), tuple(c)) for p, c in sequences))
-        order = sorted(range(len(distinct)), key=lambda i: len(distinct[i][0]) + len(distinct[i][1]))  # little padding
+        order = sorted(
+            range(len(distinct)), key=lambda i: len(distinct[i][0]) + len(distinct[i][1])
+        )  # so that batches need little padding
         values = models.completion_logprobs(self.model, [distinct[i] for i in order], self.tokenizer.pad_token_id)
         mean = {distinct[i]: sum(v) / len(v) if v else None for i, v in zip(order, values, strict=True)}
         return [Score(mean[tuple(p), tuple(c)]) for p, c in sequences]

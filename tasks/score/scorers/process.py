@@ -1,4 +1,4 @@
-"""Process scores: how far each step of a solution still leads to the answer, estimated by sampling on from it."""
+"""Process scores: how likely each step of a solution leads to the correct answer, estimated by sampled continuations."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tasks.score.scorers import Row, Score
 
 
 class step_rollouts:
-    """The worst step's value: the share of `samples` continuations after it that end right; of the last step, the verdict.
+    """The value of the worst step: the share of `samples` continuations after it that end with the correct answer.
 
-    `separator` ends a step, at most `steps` are told apart, and `detail` holds all their values: the first 0 is the first wrong
-    step. The model of score.checkpoint goes on from every distinct start as [generate] decodes, the verifier judges the whole;
-    with a step whose verdicts are all unknown, nothing is claimed. Math-Shepherd, https://arxiv.org/abs/2312.08935 (8 samples,
-    the least of the steps).
+    The last step's value is the verifier's verdict. `separator` ends a step, and there are at most `steps` of them. `detail`
+    has the values of all steps; the first 0 is the first wrong step. The model of score.checkpoint continues every distinct
+    start, decoded as in [generate], and the verifier judges the whole text. If a step has no verdict at all, there is no value.
+    Math-Shepherd, https://arxiv.org/abs/2312.08935 (8 samples, minimum over the steps).
     """
 
     def __init__(
@@ -33,11 +33,11 @@ class step_rollouts:
         rollouts: Path,
     ) -> None:
         self.separator, self.steps = separator, steps
-        known: dict[str, list[float]] = defaultdict(list)
+        verdicts: dict[str, list[float]] = defaultdict(list)
         for row in tables.read(rollouts / "scores.parquet", tables.SCORES).to_pylist():
             if row["value"] is not None:
-                known[row["prompt_id"]].append(float(row["value"] >= 1.0))
-        self.reached = {start: sum(right) / len(right) for start, right in known.items()}
+                verdicts[row["prompt_id"]].append(float(row["value"] >= 1.0))
+        self.value_of_start = {start: sum(right) / len(right) for start, right in verdicts.items()}
 
     def __call__(self, prompts: Sequence[Row], completions: Sequence[Row], *, verdicts: Sequence[float | None]) -> list[Score]:
         return [
@@ -47,7 +47,7 @@ class step_rollouts:
 
     def _score(self, prompt: Row, completion: Row, verdict: float | None) -> Score:
         starts = begun(prompt["messages"], completion["text"], self.separator, self.steps)
-        steps = [*(self.reached.get(tables.prompt_id(messages)) for messages in starts), verdict]
-        known = [step for step in steps if step is not None]
+        steps = [*(self.value_of_start.get(tables.prompt_id(messages)) for messages in starts), verdict]
+        values = [step for step in steps if step is not None]
         detail = json.dumps(steps)
-        return Score(min(known), "ok", detail) if len(known) == len(steps) else Score(None, "no_verdict", detail)
+        return Score(min(values), "ok", detail) if len(values) == len(steps) else Score(None, "no_verdict", detail)

@@ -1,4 +1,4 @@
-"""Verifiers of the built-in puzzles. They check the answer itself, so that every solution counts, not only the stored one."""
+"""Verifiers of the built-in puzzles. They check the answer itself, so any solution counts, not only the stored one."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from data.worlds.countdown import PUZZLE, solves
 from data.worlds.knights_knaves import assignment
 from tasks.score.scorers import Row, Score, answer_part, gold_answer, printable
 
-VERSIONS = {"knights_knaves": 2}  # 2: equal solutions are told alike
+VERSIONS = {"knights_knaves": 2}  # 2: equal solutions have equal details
 
 
 def countdown(prompts: Sequence[Row], completions: Sequence[Row]) -> list[Score]:
-    """1.0 where the expression reaches the target with + - * / and each given number at most once, and nothing else.
+    """1.0 if the expression reaches the target with only + - * / and each given number at most once.
 
-    The gold answer reads `24 from 3, 5, 9`; `= 24` after the expression is allowed. No power, so `2**3` is no answer.
+    The gold answer has the form `24 from 3, 5, 9`. `= 24` after the expression is allowed. Powers such as `2**3` are not.
     """
     return [_countdown(gold_answer(p), c) for p, c in zip(prompts, completions, strict=True)]
 
@@ -36,13 +36,13 @@ def _countdown(gold: str | None, completion: Row) -> Score:
 
 
 def knights_knaves(prompts: Sequence[Row], completions: Sequence[Row]) -> list[Score]:
-    """1.0 where everybody of the gold answer, and nobody else, is called what they are; "a knight or a knave" is no answer."""
+    """1.0 if everybody in the gold answer, and nobody else, is named correctly. "a knight or a knave" is no answer."""
     return [_knights(gold_answer(p), c) for p, c in zip(prompts, completions, strict=True)]
 
 
-def _told(said: dict[str, bool]) -> str:
-    """The same text for the same solution: +knight -knave."""
-    return " ".join(f"{'+' if knight else '-'}{name}" for name, knight in sorted(said.items()))
+def _written(is_knight: dict[str, bool]) -> str:
+    """A text that is equal for equal solutions: +name for a knight, -name for a knave."""
+    return " ".join(f"{'+' if knight else '-'}{name}" for name, knight in sorted(is_knight.items()))
 
 
 def _knights(gold: str | None, completion: Row) -> Score:
@@ -53,5 +53,7 @@ def _knights(gold: str | None, completion: Row) -> Score:
         return Score(None, "gold_parse_failure")
     if completion["finish_reason"] == "length":
         return Score(0.0, "truncated", printable(text))
-    said = assignment(text)
-    return Score(0.0, "no_answer_found") if said is None else Score(float(said == truth), "ok", printable(_told(said)))
+    answer = assignment(text)
+    if answer is None:
+        return Score(0.0, "no_answer_found")
+    return Score(float(answer == truth), "ok", printable(_written(answer)))

@@ -1,4 +1,4 @@
-"""Reward models: any sequence-classification checkpoint with one output, from a directory or trained in the round."""
+"""Reward models: any sequence-classification checkpoint with one output, from a folder or trained in the round."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ LIBRARIES = {"reward_model": ("torch", "transformers", "tokenizers")}
 
 
 class reward_model:
-    """The output of a sequence-classification model on prompt and completion, unbounded; which one: score.checkpoint.
+    """The unbounded output of a sequence-classification model for prompt and completion. score.checkpoint names the model.
 
-    Bradley-Terry reward models, https://arxiv.org/abs/2203.02155. Texts are tokenised by the model's own tokenizer; what was
-    cut gets no end-of-sequence token. A sequence over `max_length` tokens has status too_long and no value. Where none could
-    be fitted (checkpoint = "trained", too few pairs) the status is not_fitted, and the round has no reward.
+    Bradley-Terry reward models: https://arxiv.org/abs/2203.02155. The model's own tokenizer is used. A completion that was cut
+    gets no end-of-sequence token. A sequence of more than `max_length` tokens has status too_long and no value. If
+    score.checkpoint = "trained" and there were too few pairs to fit, the status is not_fitted and the round has no reward.
     """
 
     def __init__(
@@ -42,13 +42,16 @@ class reward_model:
         self.tokenizer = models.load_tokenizer(checkpoint, trust_remote_code)
         self.model = AutoModelForSequenceClassification.from_pretrained(
             checkpoint,
-            dtype=torch.float32,  # bfloat16 has steps of 1/32 from 4 on: ties, and orders that swap
+            dtype=torch.float32,  # from 4 on bfloat16 has steps of 1/32, which would make ties and change orders
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
         )
         if self.model.config.num_labels != 1:
-            raise ModelError(f"{checkpoint}: expected a reward model with one output, found {self.model.config.num_labels}")
+            raise ModelError(
+                f"{checkpoint}: expected a reward model with one output, found {self.model.config.num_labels}; "
+                "set score.checkpoint to another model"
+            )
         self.model.config.pad_token_id = self.tokenizer.pad_token_id
         self.model.to(device).eval()
 
@@ -62,10 +65,10 @@ class reward_model:
         ]
         scores = [Score(None, "too_long")] * len(sequences)
         fitting = sorted((i for i, ids in enumerate(sequences) if len(ids) <= self.max_length), key=lambda i: len(sequences[i]))
-        for places in chunks(len(fitting), self.batch):
-            batch = [fitting[place] for place in places]
-            for place, value in zip(batch, self._values([sequences[i] for i in batch]), strict=True):
-                scores[place] = Score(value)
+        for members in chunks(len(fitting), self.batch):
+            batch = [fitting[member] for member in members]
+            for i, value in zip(batch, self._values([sequences[i] for i in batch]), strict=True):
+                scores[i] = Score(value)
         return scores
 
     def _values(self, sequences: Sequence[Sequence[int]]) -> list[float]:

@@ -1,7 +1,7 @@
-"""Scorers of length and repetition, to be weighed beside the verifier (each stays a table of its own). Lengths are in tokens.
+"""Scorers of length and repetition, for use with the verifier in a weighted reward. Lengths are in tokens.
 
-Accuracy with format, as in DeepSeek-R1 or TinyZero (1 for right, 0.1 for well-formed), needs no scorer of its own: give the
-verifier and `format` their weights. A completion whose tokens are not known has no value here.
+A reward of accuracy and format, as in DeepSeek-R1 or TinyZero (1 for right, 0.1 for well-formed), needs no scorer of its own:
+give weights to the verifier and to `format`. A completion without token ids has no value here.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Verdicts = Sequence[float | None]
 
 
 def kimi_length(prompts: Sequence[Row], completions: Sequence[Row], *, verdicts: Verdicts) -> list[Score]:
-    """0.5 for a prompt's shortest sample down to -0.5 for its longest; a wrong one never gains by being short.
+    """From 0.5 for a prompt's shortest sample to -0.5 for its longest. A wrong sample never gains by being short.
 
-    Kimi k1.5, https://arxiv.org/abs/2501.12599: 0.5 - (len - min) / (max - min) over the samples of the prompt, for wrong ones
-    at most 0; 0 where all are equally long.
+    Kimi k1.5, https://arxiv.org/abs/2501.12599: 0.5 - (len - min) / (max - min) over the samples of the prompt, at most 0 for
+    wrong ones. It is 0 if all samples have the same length.
     """
 
     def shape(length: int, right: bool, lengths: list[int], _: list[int]) -> float:
@@ -37,10 +37,10 @@ def kimi_length(prompts: Sequence[Row], completions: Sequence[Row], *, verdicts:
 def efficient_length(
     prompts: Sequence[Row], completions: Sequence[Row], *, alpha: Annotated[float, Ge(0)], verdicts: Verdicts
 ) -> list[Score]:
-    """1 - alpha * sigmoid(z) where right, z the length against the prompt's right samples; 0 where wrong.
+    """1 - alpha * sigmoid(z) for a right sample, 0 for a wrong one. z is the length, standardised over the right samples.
 
-    Training language models to reason efficiently, https://arxiv.org/abs/2502.04463 (there alpha goes from 0 to 0.4). It holds
-    the accuracy already: give the verifier weight 0 beside it.
+    Training language models to reason efficiently, https://arxiv.org/abs/2502.04463 (alpha from 0 to 0.4). The value includes
+    the accuracy, so give the verifier weight 0.
     """
 
     def shape(length: int, right: bool, _: list[int], among: list[int]) -> float:
@@ -65,10 +65,10 @@ def cosine_length(
     exceeded: float = -10.0,
     verdicts: Verdicts,
 ) -> list[Score]:
-    """From `_short` at no tokens to `_long` at `max_tokens` along a cosine; `exceeded` where it was cut or is longer.
+    """Follows a cosine from `_short` at 0 tokens to `_long` at `max_tokens`. A cut or longer completion has `exceeded`.
 
-    Demystifying long chain-of-thought, https://arxiv.org/abs/2502.03373; the defaults are those of its run scripts: short is
-    best where right and worst where wrong.
+    Demystifying long chain-of-thought, https://arxiv.org/abs/2502.03373, with the defaults of its run scripts. Among right
+    completions short ones are best, among wrong ones they are worst.
     """
 
     def shape(row: Row, length: int, right: bool) -> float:
@@ -79,35 +79,35 @@ def cosine_length(
 
     lengths = [_tokens(row) for row in completions]
     rows = zip(completions, lengths, verdicts, strict=True)
-    return [_nothing(n, v) if n is None or v is None else Score(shape(row, n, v >= 1.0)) for row, n, v in rows]
+    return [_no_value(n, v) if n is None or v is None else Score(shape(row, n, v >= 1.0)) for row, n, v in rows]
 
 
 def soft_overlong(
     prompts: Sequence[Row], completions: Sequence[Row], *, max_tokens: Annotated[int, Ge(1)], cache: Annotated[int, Gt(0)]
 ) -> list[Score]:
-    """0 up to `max_tokens - cache` tokens, then falling in a line to -1 at `max_tokens` and beyond.
+    """0 up to `max_tokens - cache` tokens, then linearly down to -1 at `max_tokens` and beyond.
 
-    DAPO, https://arxiv.org/abs/2503.14476 (there 16,384 tokens and a cache of 4,096).
+    DAPO, https://arxiv.org/abs/2503.14476 (16,384 tokens and a cache of 4,096).
     """
     lengths = [_tokens(row) for row in completions]
     return [
-        _nothing(length, 0.0) if length is None else Score(-min(1.0, max(0.0, (length - max_tokens + cache) / cache)))
+        _no_value(length, 0.0) if length is None else Score(-min(1.0, max(0.0, (length - max_tokens + cache) / cache)))
         for length in lengths
     ]
 
 
 def repetition(prompts: Sequence[Row], completions: Sequence[Row], *, n: Annotated[int, Ge(1)] = 3) -> list[Score]:
-    """Minus the share of `n`-grams of tokens that came before: 0 where none does, near -1 in a loop.
+    """Minus the share of token `n`-grams that are repeats: 0 without repetition, near -1 in a loop.
 
-    The scalar form of https://arxiv.org/abs/2502.03373 with n and sign as in TRL's get_repetition_penalty_reward; the paper's
-    own runs punish single tokens within repeated 40-grams, which a reward per completion cannot.
+    The scalar form of https://arxiv.org/abs/2502.03373, with n and sign as in TRL's get_repetition_penalty_reward. The paper's
+    runs punish single tokens inside repeated 40-grams, which a reward per completion cannot do.
     """
     return [_repeats(row["token_ids"], n) for row in completions]
 
 
 def _repeats(tokens: Sequence[int] | None, n: int) -> Score:
     if tokens is None:
-        return _nothing(None, 0.0)
+        return _no_value(None, 0.0)
     grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     return Score(len(set(grams)) / len(grams) - 1.0 if grams else 0.0)
 
@@ -126,7 +126,7 @@ def _shaped_within_prompts(completions: Sequence[Row], verdicts: Verdicts, shape
     scores = []
     for row, length, verdict in zip(completions, lengths, verdicts, strict=True):
         if length is None or verdict is None:
-            scores.append(_nothing(length, verdict))
+            scores.append(_no_value(length, verdict))
         else:
             prompt = row["prompt_id"]
             scores.append(Score(shape(length, verdict >= 1.0, every[prompt], among[prompt])))
@@ -137,5 +137,5 @@ def _tokens(row: Row) -> int | None:
     return None if row["token_ids"] is None else len(row["token_ids"])
 
 
-def _nothing(length: int | None, verdict: float | None) -> Score:
+def _no_value(length: int | None, verdict: float | None) -> Score:
     return Score(None, "no_tokens" if length is None else "no_verdict")
