@@ -18,20 +18,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.errors import EndpointError, PartError, RecipeError, StageFailed
+from data.labels import Label
 from data.recipe.recipe import Recipe
 from data.recipe.settings import Hardware, Requests
 from data.rows import tables
 from data.store.store import Artifact, External, Store, digest_of, hash_folder
-from flows.commands.check import check_parts
-from flows.round.judging import anchors
-from flows.round.scoring import scores
+from flows.commands.part_rules import check_parts
+from flows.round.judging import anchor_texts
+from flows.round.scoring import scores_of_round
 from flows.round.stages import Stages
 from tasks.generate import openai_client
 from tasks.generate.engines import Batch, Decoding
 from tasks.generate.engines.endpoint import endpoint
 from tasks.generate.openai_client import Ask, Reply, Server, draw
 from tasks.run.stage import perform
-from tasks.run.work import stage_module
+from tasks.run.work import Stage, stage_module
 from tasks.score import score
 from tests.micro import micro
 
@@ -276,23 +277,23 @@ def test_a_campaign_learns_from_what_a_server_says(server: Unreliable, run_micro
 
 
 def test_each_engine_has_its_work(tmp_path: Path) -> None:
-    # the round is drawn by generate.engine; what is measured, probed or frozen is drawn from the checkpoint, by evaluate.engine
-    drawn: dict[str, str] = {}
+    # The round is sampled by generate.engine; what is measured, probed or frozen is sampled by evaluate.engine.
+    engine_of: dict[str, str] = {}
 
-    def call(label: str, stage: str, settings: Any, inputs: Any, seed: int, around: Any) -> Artifact:
-        if stage == "generate":
-            drawn[label] = settings.engine
-        return Artifact(label, label, stage, tmp_path)
+    def call(label: Label, stage: Stage, settings: Any, inputs: Any, seed: int, around: Any) -> Artifact:
+        if stage.__name__ == "generate":
+            engine_of[label.text] = settings.engine
+        return Artifact(label.text, label.text, stage.__name__, tmp_path)
 
     engine = ('generate.engine="endpoint"', 'generate.settings={url="http://127.0.0.1:9/v1", model="m"}')
     stages = Stages(SimpleNamespace(recipe=micro("tiny_raft", *engine)), 1, call)  # type: ignore[arg-type]
     some = stages.prepare()
     stages.generate(some, some)
     stages.evaluate(some, some, {})
-    anchors(stages, some, some)
-    assert drawn.pop("generate") == "endpoint"
-    assert set(drawn) == {"evaluate/greedy", "evaluate/sampled", "anchors/drawn"}
-    assert set(drawn.values()) == {"transformers"}
+    anchor_texts(stages, some, some)
+    assert engine_of.pop("generate") == "endpoint"
+    assert set(engine_of) == {"evaluate/greedy", "evaluate/sampled", "anchors/completions"}
+    assert set(engine_of.values()) == {"transformers"}
     with pytest.raises(RecipeError, match=r"pool\.base samples checkpoint 0"):
         micro("tiny_raft", *engine, "pool.base=true")
 
@@ -370,7 +371,7 @@ def test_a_judge_has_one_model_here_or_at_a_server(server: Unreliable, tmp_path:
 
     with pytest.raises(PartError, match="asks a model; set its checkpoint"):
         check_parts(recipe("", template="additive5"))
-    with pytest.raises(PartError, match="asks a server, and its checkpoint is 'policy'"):
+    with pytest.raises(PartError, match="asks a server, but its checkpoint is 'policy'"):
         check_parts(recipe("policy", **judging(server)))
     with pytest.raises(PartError, match=r"engines 'endpoint': .*modle"):
         check_parts(recipe("", **judging(server, engine_settings={"url": server.url, "modle": "j"})))
@@ -378,13 +379,13 @@ def test_a_judge_has_one_model_here_or_at_a_server(server: Unreliable, tmp_path:
     check_parts(right)
     asked: dict[str, set[str]] = {}
 
-    def call(label: str, stage: str, settings: Any, inputs: Any, seed: int, around: Any) -> Artifact:
-        asked[label] = set(inputs)
-        return Artifact(label, label, stage, tmp_path)
+    def call(label: Label, stage: Stage, settings: Any, inputs: Any, seed: int, around: Any) -> Artifact:
+        asked[label.text] = set(inputs)
+        return Artifact(label.text, label.text, stage.__name__, tmp_path)
 
     stages = Stages(SimpleNamespace(recipe=right), 1, call)  # type: ignore[arg-type]
     some = stages.prepare()
-    scores(stages, some, some, {"policy": some, "base": some})
+    scores_of_round(stages, some, some, {"policy": some, "base": some})
     assert asked["score/judge"] == {"prompts", "completions"}
 
 

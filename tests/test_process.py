@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from data.rows import tables
 from data.store.campaign import Campaign
-from flows.round.artifacts import held
+from flows.round.artifacts import load
 from tasks.generate.prefixes import begun
 from tasks.models import models
 from tasks.score.scorers import Score
@@ -83,7 +83,7 @@ def test_a_campaign_scores_steps(run_micro: Callable[..., Campaign]) -> None:
     made = campaign.rounds()[1].artifacts
 
     def read(label: str, file: str, schema: Any) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = tables.read(held(campaign.store, made[label]).file(file), schema).to_pylist()
+        rows: list[dict[str, Any]] = tables.read(load(campaign.store, made[label]).file(file), schema).to_pylist()
         return rows
 
     texts = [row["text"] for row in read("generate", "completions.parquet", tables.COMPLETIONS)]

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from data.errors import PartError, TableError
 from data.rows import tables
 from data.store.campaign import Campaign
-from flows.commands.check import check_parts
-from flows.round.artifacts import held
+from flows.commands.part_rules import check_parts
+from flows.round.artifacts import load
 from tasks.run.parts import needs
 from tasks.score import score
 from tasks.score.scorers import Score
@@ -51,7 +51,7 @@ def test_a_scorer_that_asks_gets_the_verdicts(run_micro: Callable[..., Campaign]
     campaign = run_micro("tiny_raft", ECHO, "rounds=1")
     made = campaign.rounds()[1].artifacts
     first, echo = (made[f"score/{name}"] for name in ("tests.micro:ends_even", "tests.test_score:Echo"))
-    rows = [tables.read(held(campaign.store, ref).file("scores.parquet"), tables.SCORES) for ref in (first, echo)]
+    rows = [tables.read(load(campaign.store, ref).file("scores.parquet"), tables.SCORES) for ref in (first, echo)]
     assert rows[0]["value"].to_pylist() == rows[1]["value"].to_pylist()
     assert set(rows[1]["detail"].to_pylist()) == {"4"}
     inputs = [campaign.store.manifest(ref.key)["job"]["inputs"] for ref in (first, echo)]

@@ -15,7 +15,7 @@ import pytest
 from data.recipe.loss import Loss
 from data.recipe.settings import Score
 from data.store.campaign import Campaign, Metric, Round
-from flows.round.finish import missing
+from flows.round.finish import needs_replay
 from registry.projection import note
 from tasks.bias import bias, overoptimisation
 from tasks.bias.alarm_rule import judge
@@ -345,8 +345,14 @@ def test_what_a_later_round_compares_with_is_missed(campaign: Campaign) -> None:
     *past, last = campaign.rounds()
     made = {ref.key: label for finished in past for label, ref in finished.artifacts.items()}
     inputs = {name: key for name, key in inputs_of(campaign, last, "bias").items() if key in made}
-    assert {"previous/twins", "base/1/twins", "previous/observed", "previous/verdicts", "earlier"} <= inputs.keys()
-    assert not missing(campaign, past)
+    assert {
+        "previous/counterfactuals",
+        "base/1/counterfactuals",
+        "previous/observed",
+        "previous/verdicts",
+        "earlier",
+    } <= inputs.keys()
+    assert not needs_replay(campaign, past)
     for name, key in inputs.items():
         with lost(campaign, key):
-            assert missing(campaign, past), f"{name}: {made[key]}"
+            assert needs_replay(campaign, past), f"{name}: {made[key]}"
