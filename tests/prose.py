@@ -1,7 +1,7 @@
 """Sentence lengths of the Markdown files and of what the program prints: `python -m tests.prose [FILES] [--before REV]`.
 
 Code blocks, tables and headings are left out of a Markdown file. What the program prints are the docstrings of commands, the
-messages of raise statements and the descriptions of recipe settings.
+help of their options, the messages of raise statements and of rules, and the descriptions of recipe settings.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import argparse
 import ast
 import re
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
+N = TypeVar("N", bound=ast.AST)
 ROOT = Path(__file__).parent.parent
 ROOMS = ("data", "tasks", "registry", "flows")
 SKIPPED = re.compile(r"^\s*(#|\||<!--|!\[)")  # headings, tables, comments, images
@@ -73,20 +75,37 @@ def of_markdown(text: str) -> Prose:
 
 
 # -- what the program prints ---------------------------------------------------------------------------------------------
-def command_docstrings(trees: Sequence[ast.Module]) -> Iterator[str]:
-    """Docstrings of the functions that `app.command` registers or that show examples, without these."""
-    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    registered = {
-        argument.id
-        for call in calls
-        if isinstance(call.func, ast.Call) and _is_command(call.func)
-        for argument in call.args
-        if isinstance(argument, ast.Name)
-    }
-    for function in (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
-        text, *examples = re.split(r"\n\s*Examples?:", ast.get_docstring(function) or "")
-        if examples or function.name in registered or any(map(_is_command, function.decorator_list)):
-            yield text
+def command_docstrings(sources: Mapping[str, str]) -> Iterator[str]:
+    """Docstrings of the functions that flows/cli.py registers as commands, without their examples."""
+    cli = sources.get("flows/cli.py")
+    if cli is None:
+        return
+    functions = {(path, f.name): f for path, text in sources.items() for f in _functions(ast.parse(text))}
+    for place in registered(ast.parse(cli)):
+        yield re.split(r"\n\s*Examples?:", ast.get_docstring(functions[place]) or "")[0]
+
+
+def registered(cli: ast.Module) -> Iterator[tuple[str, str]]:
+    """(file, function) of each command: `@app.command()`, `app.command()(f)`, and `for c in (f, g): app.command()(c)`."""
+    modules = {alias.asname or alias.name: node.module for node in _nodes(cli, ast.ImportFrom) for alias in node.names}
+    for own in _functions(cli):
+        if any(_is_command(decorator) for decorator in own.decorator_list):
+            yield "flows/cli.py", own.name
+    in_loop = {loop.target.id: loop.iter for loop in _nodes(cli, ast.For) if isinstance(loop.target, ast.Name)}
+    for call in _nodes(cli, ast.Call):
+        if _is_command(call.func) and isinstance(call.func, ast.Call):
+            arguments = (name for argument in call.args for name in _nodes(argument, ast.Name))
+            for function in (f for name in arguments for f in _nodes(in_loop.get(name.id, name), ast.Name)):
+                module = modules.get(function.id)
+                yield (module.replace(".", "/") + ".py" if module else "flows/cli.py"), function.id
+
+
+def _nodes(tree: ast.AST, kind: type[N]) -> Iterator[N]:
+    return (node for node in ast.walk(tree) if isinstance(node, kind))
+
+
+def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
+    return _nodes(tree, ast.FunctionDef)
 
 
 def _is_command(node: ast.AST) -> bool:
@@ -94,11 +113,26 @@ def _is_command(node: ast.AST) -> bool:
     return isinstance(called, ast.Attribute) and called.attr in ("command", "callback")
 
 
+def option_helps(tree: ast.Module) -> Iterator[str]:
+    """`typer.Option(..., help="...")`, also of arguments."""
+    for call in _nodes(tree, ast.Call):
+        if isinstance(call.func, ast.Attribute) and call.func.attr in ("Option", "Argument"):
+            yield from (_text(keyword.value) for keyword in call.keywords if keyword.arg == "help")
+
+
 def messages(tree: ast.Module) -> Iterator[str]:
-    """The texts of raise statements; what an f-string fills in counts as one word."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-            yield from (text for argument in node.exc.args if words(text := _text(argument)) > 2)
+    """The texts of raise statements, and those that rules yield; what an f-string fills in counts as one word."""
+    for node in _nodes(tree, ast.Raise):
+        if isinstance(node.exc, ast.Call):
+            yield from _sentences(node.exc.args)
+    for function in _functions(tree):
+        if function.returns and ast.unparse(function.returns) == "Messages":
+            yield from _sentences(node.value for node in _nodes(function, ast.Yield) if node.value)
+
+
+def _sentences(nodes: Iterable[ast.expr]) -> Iterator[str]:
+    """Texts of more than two words; fewer are a name or a path."""
+    return (text for node in nodes if words(text := _text(node)) > 2)
 
 
 def _text(node: ast.AST) -> str:
@@ -121,18 +155,18 @@ def descriptions(tree: ast.Module) -> Iterator[str]:
             yield from (_text(keyword.value) for keyword in node.keywords if keyword.arg == "description")
 
 
-def printed(sources: Mapping[str, str]) -> dict[str, Prose]:
-    """A row per kind of printed sentence, from Python sources by path."""
+PRINTED = ("docstrings of commands", "help of options", "error messages", "recipe settings")
+
+
+def printed(sources: Mapping[str, str]) -> dict[str, list[str]]:
+    """What the program prints, by kind, from Python sources by path."""
     trees = [ast.parse(text) for text in sources.values()]
-    kinds = {
-        "docstrings of commands": list(command_docstrings(trees)),
-        "error messages": [text for tree in trees for text in messages(tree)],
-        "recipe settings": [text for tree in trees for text in descriptions(tree)],
-    }
-    return {kind: _of_texts(texts) for kind, texts in kinds.items()}
+    of_trees = (option_helps, messages, descriptions)
+    texts = [list(command_docstrings(sources)), *([text for tree in trees for text in of(tree)] for of in of_trees)]
+    return dict(zip(PRINTED, texts, strict=True))
 
 
-def _of_texts(texts: Sequence[str]) -> Prose:
+def of_texts(texts: Sequence[str]) -> Prose:
     lengths = (words(one) for text in texts for p in paragraphs(text) for one in sentences(p))
     return Prose(sum(len(text.splitlines()) for text in texts), tuple(lengths))
 
@@ -169,7 +203,8 @@ def rows(files: Mapping[str, str], wanted: Sequence[str] = ()) -> Iterator[tuple
         lengths = tuple(length for prose in chosen.values() for length in prose.lengths)
         yield "all of these", Prose(sum(prose.lines for prose in chosen.values()), lengths)
     if not wanted:
-        yield from printed({name: text for name, text in files.items() if name.endswith(".py")}).items()
+        sources = {name: text for name, text in files.items() if name.endswith(".py")}
+        yield from ((kind, of_texts(texts)) for kind, texts in printed(sources).items())
 
 
 def table(files: Mapping[str, str], wanted: Sequence[str] = ()) -> str:
@@ -186,9 +221,9 @@ def table(files: Mapping[str, str], wanted: Sequence[str] = ()) -> str:
 
 
 def longest(text: str, above: int) -> list[str]:
-    """The sentences of a Markdown text with more than `above` words, the longest first."""
-    found = [one for p in paragraphs(text) for one in sentences(p) if words(one) > above]
-    return sorted(found, key=words, reverse=True)
+    """The sentences of a text with more than `above` words, the longest first."""
+    long = [sentence for p in paragraphs(text) for sentence in sentences(p) if words(sentence) > above]
+    return sorted(long, key=words, reverse=True)
 
 
 def main() -> None:

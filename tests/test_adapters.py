@@ -16,7 +16,7 @@ from data.errors import PartError, ReferenceMismatch
 from data.rows import tables
 from data.store.campaign import Campaign
 from data.store.store import hash_folder
-from flows.commands.check import can_hold_four_bits
+from flows.commands.part_rules import check_parts
 from tasks.models import models
 from tasks.run.work import Work, stage_module
 from tasks.train import rows
@@ -192,10 +192,10 @@ def test_what_four_bits_need_is_said_before_anything_runs(monkeypatch: pytest.Mo
     four_bit = ("tiny_dpo", "train.lora={four_bit=true}")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     with pytest.raises(PartError, match=r"one process; leave out hardware\.accelerate"):
-        can_hold_four_bits(micro(*four_bit, "hardware.accelerate=two.yaml"))
+        check_parts(micro(*four_bit, "hardware.accelerate=two.yaml"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(PartError, match=r"four_bit needs bitsandbytes, which is not installed; it comes with \./ratchet setup"):
-        can_hold_four_bits(micro(*four_bit))
+    with pytest.raises(PartError, match=r"four_bit needs bitsandbytes, which is not installed. Run \./ratchet setup"):
+        check_parts(micro(*four_bit))
 
 
 @pytest.mark.slow

@@ -111,8 +111,8 @@ def test_too_little_disk(
     # Claim: a campaign that would not fit is refused before it starts, with what is needed and what is there.
     monkeypatch.setattr("flows.commands.check.free_bytes", lambda place: 1_000_000)
     error = refused(ratchet, capsys, home, "run", "tiny_raft")
-    assert "expected room for about" in error
-    assert "1.0 MB" in error
+    assert "of free space in" in error
+    assert "found 1.0 MB" in error
 
 
 @pytest.mark.parametrize("name", ["../escape", "/abs", "a b", "", "-dash", "x" * 65])

@@ -23,14 +23,13 @@ from data.recipe.recipe import Recipe
 from data.recipe.settings import Hardware, Requests
 from data.rows import tables
 from data.store.store import Artifact, External, Store, digest_of, hash_folder
-from flows.commands.check import check_parts
+from flows.commands.part_rules import check_parts
 from flows.round.judging import anchor_texts
 from flows.round.scoring import scores_of_round
 from flows.round.stages import Stages
 from tasks.generate import openai_client
 from tasks.generate.engines import Batch, Decoding
 from tasks.generate.engines.endpoint import endpoint
-from tasks.generate.generate import generate
 from tasks.generate.openai_client import Ask, Reply, Server, replies_to
 from tasks.run.stage import perform
 from tasks.run.work import Stage, stage_module
@@ -280,13 +279,13 @@ def test_a_campaign_learns_from_what_a_server_says(server: Unreliable, run_micro
 
 
 def test_each_engine_has_its_work(tmp_path: Path) -> None:
-    # the round is drawn by generate.engine; what is measured, probed or frozen is drawn from the checkpoint, by evaluate.engine
-    drawn: dict[str, str] = {}
+    # The round is sampled by generate.engine; what is measured, probed or frozen is sampled by evaluate.engine.
+    engine_of: dict[str, str] = {}
 
     def call(label: Label, stage: Stage, settings: Any, inputs: Any, seed: int, around: Any) -> Artifact:
-        if stage is generate:
-            drawn[label.text] = settings.engine
-        return Artifact(label.text, label.text, "", tmp_path)
+        if stage.__name__ == "generate":
+            engine_of[label.text] = settings.engine
+        return Artifact(label.text, label.text, stage.__name__, tmp_path)
 
     engine = ('generate.engine="endpoint"', 'generate.settings={url="http://127.0.0.1:9/v1", model="m"}')
     stages = Stages(SimpleNamespace(recipe=micro("tiny_raft", *engine)), 1, call)  # type: ignore[arg-type]
@@ -294,9 +293,9 @@ def test_each_engine_has_its_work(tmp_path: Path) -> None:
     stages.generate(some, some, max_tokens=48)
     stages.evaluate(some, some, {})
     anchor_texts(stages, some, some)
-    assert drawn.pop("generate") == "endpoint"
-    assert set(drawn) == {"evaluate/greedy", "evaluate/sampled", "anchors/completions"}
-    assert set(drawn.values()) == {"transformers"}
+    assert engine_of.pop("generate") == "endpoint"
+    assert set(engine_of) == {"evaluate/greedy", "evaluate/sampled", "anchors/completions"}
+    assert set(engine_of.values()) == {"transformers"}
     with pytest.raises(RecipeError, match=r"pool\.base samples checkpoint 0"):
         micro("tiny_raft", *engine, "pool.base=true")
 
@@ -374,7 +373,7 @@ def test_a_judge_has_one_model_here_or_at_a_server(server: Unreliable, tmp_path:
 
     with pytest.raises(PartError, match="asks a model; set its checkpoint"):
         check_parts(recipe("", template="additive5"))
-    with pytest.raises(PartError, match="asks a server, and its checkpoint is 'policy'"):
+    with pytest.raises(PartError, match="asks a server, but its checkpoint is 'policy'"):
         check_parts(recipe("policy", **judging(server)))
     with pytest.raises(PartError, match=r"engines 'endpoint': .*modle"):
         check_parts(recipe("", **judging(server, engine_settings={"url": server.url, "modle": "j"})))
@@ -384,7 +383,7 @@ def test_a_judge_has_one_model_here_or_at_a_server(server: Unreliable, tmp_path:
 
     def call(label: Label, stage: Stage, settings: Any, inputs: Any, seed: int, around: Any) -> Artifact:
         asked[label.text] = set(inputs)
-        return Artifact(label.text, label.text, "", tmp_path)
+        return Artifact(label.text, label.text, stage.__name__, tmp_path)
 
     stages = Stages(SimpleNamespace(recipe=right), 1, call)  # type: ignore[arg-type]
     some = stages.prepare()

@@ -262,7 +262,7 @@ def test_nothing_there_yet(
 ) -> None:
     # Claim: a home without a store is said so, with exit code 2, and not made.
     assert ratchet(*command, "--home", home) == 2
-    assert f"nothing stored below {home} yet" in capsys.readouterr().err
+    assert f"nothing is stored in {home} yet" in capsys.readouterr().err
     assert not home.exists()
 
 

@@ -14,7 +14,7 @@ from data.errors import PartError, RecipeError
 from data.recipe import templates
 from data.rows import tables
 from data.store.campaign import Campaign
-from flows.commands.check import check_parts
+from flows.commands.part_rules import check_parts
 from flows.round.artifacts import load
 from tasks.choose.pairers.rewards import best_vs_worst
 from tasks.generate.engines import Batch, Decoding

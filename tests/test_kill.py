@@ -48,7 +48,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(home: Path) -> None:
     os.kill(process.pid, signal.SIGINT)
     rest = process.stderr.read()
     assert process.wait(timeout=30) == 130
-    assert "interrupted" in rest
+    assert "Interrupted" in rest
     assert "Traceback" not in rest
     done = set(Store(home / "store").keys())
     assert len(done) >= 4

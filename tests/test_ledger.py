@@ -147,7 +147,14 @@ def test_answers_that_narrow_while_less_is_solved_are_a_stop(solved: float, stop
 ])  # fmt: skip
 def test_a_sentence_names_the_cause_of_the_last_step(step: float, low: float, high: float, says: str) -> None:
     # a step whose interval includes 0 has no cause, whatever was selected
-    selection: dict[str, Any] = {"pressure": 0.4, "pressure_low": 0.3, "pressure_high": 0.5, "gain": 0.75, "gain_low": 0.5, "gain_high": 0.9}
+    selection: dict[str, Any] = {
+        "pressure": 0.4,
+        "pressure_low": 0.3,
+        "pressure_high": 0.5,
+        "gain": 0.75,
+        "gain_low": 0.5,
+        "gain_high": 0.9,
+    }
     numbers = {"mean": 1.0, "base": 0.5, "drift": 0.5, "drift_low": 0.4, "drift_high": 0.6, "effect": 0.5, "p": 0.0}
     numbers |= {"effect_low": 0.4, "effect_high": 0.6, "p_by": 0.0, "step_p": 0.5, "step_p_by": 0.5}
     stepped = {"step": step, "step_low": low, "step_high": high, "step_effect": step}

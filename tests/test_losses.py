@@ -154,10 +154,10 @@ def test_online_rewards_have_no_verdicts() -> None:
     # a scorer that stands on the verifier's table is refused before anything runs
     from data.errors import PartError
     from data.recipe.recipe import load
-    from flows.commands.check import check_parts
+    from flows.commands.part_rules import check_parts
 
     sets = ["loss.name=grpo", "select=false", 'score=[{scorer="exact_match"}, {scorer="kimi_length"}]', "train.replay=false"]
-    with pytest.raises(PartError, match="'kimi_length' asks for verdicts, which grpo has not online"):
+    with pytest.raises(PartError, match="Scorer 'kimi_length' needs verifier verdicts; the online loss 'grpo' supplies none"):
         check_parts(load("tiny_raft", sets))
 
 

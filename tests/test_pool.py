@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data.errors import PartError, RecipeError
 from data.rows import tables
 from data.store.campaign import Campaign
-from flows.commands.check import check_parts
+from flows.commands.part_rules import check_parts
 from flows.round.artifacts import load
 from tasks.choose.pairers import origins as shelf
 from tests.micro import micro
@@ -86,7 +86,7 @@ def test_checkpoint_0_and_earlier_rounds(run_micro: Run) -> None:
 
 def test_what_cannot_be_is_refused() -> None:
     # A pairer that tells origins apart without a pool, given answers without a seed split, a template without the prompt.
-    with pytest.raises(PartError, match=r"set \[pool\]"):
+    with pytest.raises(PartError, match=r"Pairer 'given_vs_sample' compares .* by origin, .* Add \[pool\] with given"):
         check_parts(micro("tiny_dpo", pair("given_vs_sample")))
     with pytest.raises(RecipeError, match=r"set prompts\.seed"):
         micro("tiny_dpo", "pool.given=true", "prompts.seed=0", "model.path=x")

@@ -165,15 +165,15 @@ def test_too_few_pairs_for_a_reward_model_hold_the_round(run_micro: Any) -> None
     [
         (
             ("score.1.scorer=judge", "score.1.settings={template='additive5'}"),
-            "a reward model with one output, which 'judge' cannot ask",
+            "a reward model with one output, which 'judge' cannot use",
         ),
-        (("fit_reward.pairer=given_vs_sample",), "tells completions apart by origin; take one that goes by reward"),
+        (("fit_reward.pairer=given_vs_sample",), "compares completions by origin; use one that compares rewards"),
         (("score.1.checkpoint=",), "asks a model; set its checkpoint to"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused(sets: tuple[str, ...], says: str) -> None:
     # before anything runs
-    from flows.commands.check import check_parts
+    from flows.commands.part_rules import check_parts
     from tests.micro import micro
 
     with pytest.raises(PartError, match=says):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from data.errors import PartError, TableError
 from data.rows import tables
 from data.store.campaign import Campaign
-from flows.commands.check import check_parts
+from flows.commands.part_rules import check_parts
 from flows.round.artifacts import load
 from tasks.run.parts import needs
 from tasks.score import score

@@ -13,8 +13,9 @@ from data.recipe import recipe as recipes
 from data.rows import tables
 from data.store.campaign import Campaign
 from flows.commands import check
-from flows.commands.check import check_parts, cost
-from flows.commands.estimate import drawn, rows_per_prompt, seven_b
+from flows.commands.check import cost
+from flows.commands.estimate import rows_per_prompt, sampled_to_train_on, seven_b
+from flows.commands.part_rules import check_parts
 from flows.round.resolve import accumulation, micro_batches
 from flows.service import environment
 from tests.micro import SETS
@@ -61,7 +62,7 @@ def test_every_published_recipe_has_its_cost_on_7b(name: str, monkeypatch: pytes
 def test_the_cost_follows_what_changes_between_rounds_and_who_else_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     # a window that grows counts as long as it is; other samples and a judge's answers are decoded too; a cap bounds the pairs
     def of_four(*sets: str) -> tuple[int, int]:
-        return drawn(load_shipped("iterative_dpo", "generate.n=4", "generate.max_tokens=100", *sets), 10)
+        return sampled_to_train_on(load_shipped("iterative_dpo", "generate.n=4", "generate.max_tokens=100", *sets), 10)
 
     def judged(template: str) -> str:
         judge = f"{{scorer='judge', settings={{template='{template}', samples=3, max_tokens=50}}}}"
@@ -79,7 +80,7 @@ def test_the_cost_follows_what_changes_between_rounds_and_who_else_writes(monkey
     sampled = at_most[1]["completions"] - at_most[0]["completions"]
     assert told == sampled * load_shipped("iterative_dpo").generate.max_tokens + 5 * 3 * (4 * 3 * 50)  # 3 drawings judged
     longer = load_shipped("context_lengthening")
-    at = [drawn(longer.at_round(number), 10)[1] for number in (1, 3, 5)]
+    at = [sampled_to_train_on(longer.at_round(number), 10)[1] for number in (1, 3, 5)]
     assert at == [80 * 8192, 80 * 16384, 80 * 24576]
     most = {"iterative_dpo": 1, "irpo": 10, "kto": 8, "rso": 8, "self_rewarding": 1, "raft": 4, "grpo": 64}
     assert {name: rows_per_prompt(load_shipped(name)) for name in most} == most

@@ -54,15 +54,15 @@ class Loss(BaseModel):
 
     name: str = Field(
         "nll",
-        description=f"on selected completions: nll (as in SFT and RAFT); on pairs: {', '.join(DPO)}, orpo, cpo or simpo; "
-        f"on labelled completions: kto or apo_zero_unpaired; on ranked completions: rrhf, pro or lipo; online: "
+        description=f"on selected completions: nll (as in SFT and RAFT). On pairs: {', '.join(DPO)}, orpo, cpo or simpo. "
+        f"On labelled completions: kto or apo_zero_unpaired. On ranked completions: rrhf, pro or lipo. Online: "
         f"{', '.join(GRPO)} or rloo",
     )
     terms: dict[str, float] = Field(
         default_factory=dict,
-        description="further terms added to the loss, name = weight: any of TRL's pair losses; 'sft', TRL's NLL of the chosen "
-        "completion averaged over tokens; or 'nll', the NLL per completion (alpha in IRPO and ScPO). The loss itself has "
-        "weight 1 unless it is named here",
+        description="further terms added to the loss, name = weight. Any of TRL's pair losses; or 'sft', TRL's NLL of the "
+        "chosen completion averaged over tokens; or 'nll', the NLL per completion (alpha in IRPO and ScPO). The loss "
+        "itself has weight 1 unless it is named here",
     )
     beta: float = Field(
         0.1,
@@ -72,9 +72,9 @@ class Loss(BaseModel):
     )
     reference: Literal["previous", "base", "best", "ema"] = Field(
         "previous",
-        description="the reference checkpoint: previous = the head (the checkpoint the next round starts from); base = the "
-        "model the campaign started from; best = the best checkpoint the gate has accepted so far; ema = a moving "
-        "average of the heads so far",
+        description="the reference checkpoint. `previous` = the head, which is the checkpoint the next round starts from. "
+        "`base` = the model the campaign started from. `best` = the best checkpoint the gate has accepted so far. `ema` = a "
+        "moving average of the heads so far",
     )
     ema_decay: float = Field(
         0.9,

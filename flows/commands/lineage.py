@@ -1,4 +1,4 @@
-"""`ratchet lineage`: what an artifact was made of."""
+"""`ratchet lineage`: what an artifact was made from."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from data.errors import CampaignError
 from data.store.campaign import Campaign, names
 from data.store.store import Store
 from flows.commands.options import Home, Json, out
+from flows.commands.show import no_such_round
 from flows.service import environment
 
 if TYPE_CHECKING:
@@ -20,12 +21,16 @@ if TYPE_CHECKING:
 
 
 def lineage(
-    what: Annotated[str, typer.Argument(metavar="ARTIFACT|NAME", help="A campaign, or the beginning of a key or digest.")],
-    number: Annotated[int | None, typer.Option("--round", help="Which round's checkpoint (default: the last).")] = None,
+    what: Annotated[
+        str, typer.Argument(metavar="ARTIFACT|NAME", help="Name of a campaign, or the first characters of a key or digest.")
+    ],
+    number: Annotated[
+        int | None, typer.Option("--round", help="Round whose checkpoint to trace (default: the last finished one).")
+    ] = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Show what an artifact, or a round's checkpoint, was made of: models, data and settings, back to the prompts.
+    """Show what an artifact or a round's checkpoint was made from: models, data and settings, back to the prompts.
 
     Examples:
 
@@ -36,32 +41,32 @@ def lineage(
     from data.store.lineage import lineage as trace
     from data.store.lineage import resolve
 
-    place = environment.home_of(home)
-    if what in names(place):
-        campaign = Campaign.open(place, what)
+    folder = environment.home_of(home)
+    if what in names(folder):
+        campaign = Campaign.open(folder, what)
         rounds = {finished.round: finished for finished in campaign.rounds()}
-        wanted = max(rounds, default=0) if number is None else number
-        if wanted not in rounds:
-            raise CampaignError(f"campaign '{what}' has no finished round {wanted}; it has {len(rounds)} (0 is the base)")
-        store, key, name = campaign.store, rounds[wanted].checkpoint.key, f"{what} round {wanted}"
+        number = max(rounds, default=0) if number is None else number
+        if number not in rounds:
+            raise CampaignError(no_such_round(campaign, number))
+        store, key, name = campaign.store, rounds[number].checkpoint.key, f"{what} round {number}"
     else:
-        if not (place / "store").exists():
-            raise CampaignError(f"nothing stored below {place} yet; try: ratchet run tiny_raft")
-        store = Store(place / "store")
+        if not (folder / "store").exists():
+            raise CampaignError(f"nothing is stored in {folder} yet; start with: ratchet run tiny_raft")
+        store = Store(folder / "store")
         key, name = resolve(store, what), ""
-    found = trace(store, key, name)
+    node = trace(store, key, name)
     if as_json:
-        print(json.dumps(found.plain(), indent=1))
+        print(json.dumps(node.plain(), indent=1))
     else:
-        out.print(_tree(found))
+        out.print(_tree(node))
 
 
 def _tree(node: Node, parent: Tree | None = None) -> Tree:
     from rich.markup import escape
     from rich.tree import Tree
 
-    also = " [dim](above)[/dim]" if node.again else f" [yellow]{node.absent}[/yellow]" if node.absent else ""
-    title = f"{escape(node.name)}  [bold]{node.stage}[/bold] [dim]{node.key[:12]}[/dim] {node.digest[:12]}{also}".lstrip()
+    note = " [dim](above)[/dim]" if node.again else f" [yellow]{node.absent}[/yellow]" if node.absent else ""
+    title = f"{escape(node.name)}  [bold]{node.stage}[/bold] [dim]{node.key[:12]}[/dim] {node.digest[:12]}{note}".lstrip()
     branch = parent.add(title) if parent is not None else Tree(title)
     if node.settings:
         branch.add(f"[dim]{escape(_short(node))}[/dim]")
@@ -71,5 +76,8 @@ def _tree(node: Node, parent: Tree | None = None) -> Tree:
 
 
 def _short(node: Node) -> str:
-    told = [f"{name}={json.dumps(value)}" for name, value in node.settings.items() if value not in ("", None, {}, [], False)]
-    return ", ".join([*told, f"seed={node.seed}"])
+    """The settings that are not empty, on one line."""
+    settings = [
+        f"{name}={json.dumps(value)}" for name, value in node.settings.items() if value not in ("", None, {}, [], False)
+    ]
+    return ", ".join([*settings, f"seed={node.seed}"])

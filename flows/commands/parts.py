@@ -1,4 +1,4 @@
-"""`ratchet parts` and `ratchet recipes`: what a recipe can name, and the recipes that come with Ratchet."""
+"""`ratchet parts` and `ratchet recipes`: the parts that a recipe can name, and the recipes that come with Ratchet."""
 
 from __future__ import annotations
 
@@ -14,17 +14,23 @@ from flows.commands.options import Json, out
 
 
 def list_parts(
-    family: Annotated[str, typer.Argument(metavar="[FAMILY]", help="scorers, features, ... (all families by default).")] = "",
+    family: Annotated[
+        str, typer.Argument(metavar="[FAMILY]", help="A kind of part, e.g. scorers or features (default: all).")
+    ] = "",
     as_json: Json = False,
 ) -> None:
-    """List the parts a recipe can name, with their settings and where they are defined.
+    """List the parts that a recipe can name (scorers, pairers, engines, ...), with settings, defaults and source.
 
-    Example: ratchet parts scorers
+    Examples:
+
+      ratchet parts
+
+      ratchet parts scorers --json
     """
     from tasks.run import parts
 
     if family and family not in parts.FAMILIES:
-        raise PartError(f"no family '{family}': expected one of {', '.join(parts.FAMILIES)}")
+        raise PartError(f"no family of parts '{family}': expected one of {', '.join(parts.FAMILIES)}")
     listing = {name: parts.listing(name) for name in ([family] if family else parts.FAMILIES)}
     if as_json:
         print(json.dumps(listing, indent=1))
@@ -39,7 +45,10 @@ def list_parts(
 
 
 def list_recipes(as_json: Json = False) -> None:
-    """List the shipped recipes."""
+    """List the shipped recipes, with a line about each.
+
+    Example: ratchet recipes --json
+    """
     import tomllib
 
     rows = [

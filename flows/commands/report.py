@@ -1,4 +1,4 @@
-"""The tables that commands print: rounds, the test split, and what lies where."""
+"""The tables that commands print: rounds, and the test split at the end."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from flows.round.reporter import MARKS, percent
 
 
 def rounds_table(campaigns: list[Campaign]) -> Table:
-    """Rounds of one or more campaigns: accuracy with its interval, length, length gap, verdict."""
+    """Rounds of one or more campaigns: accuracy with its interval, length, length gap, alarm level, verdict."""
     table = plain_table(
         "round", "accuracy %", "pass@k %", "tokens", "gap", "alarm", "verdict",
-        caption="accuracy: greedy, held-out, with its 95% interval; k = samples; gap: chosen minus rejected tokens; "
-        "alarm: the gravest of the round",
+        caption="accuracy: greedy on held-out, with 95% interval. k: samples per prompt. tokens: mean per completion. "
+        "gap: chosen minus rejected tokens. alarm: highest level of the round",
     )  # fmt: skip
     for campaign in campaigns:
         table.add_section()
@@ -58,19 +58,20 @@ def number(metric: Metric | None, sign: bool = False) -> str:
 
 
 def final_table(campaigns: list[Campaign]) -> Table | None:
-    """Test and out-of-distribution accuracy, read once after the last round; None where no campaign has it."""
+    """Test and out-of-distribution accuracy, measured once after the last round; None if no campaign has it."""
     table = plain_table(
         "checkpoint", "test accuracy %", "points over base", "out of distribution",
-        caption="read once, at the end. base: round 0, head: what the gate left in front, last: the last round's",
+        caption="with 95% intervals, measured once, at the end. base: the model at the start; head: the checkpoint a next "
+        "round would start from; last: the last round's checkpoint",
     )  # fmt: skip
-    found = False
+    measured = False
     for campaign in campaigns:
         results: dict[str, dict[str, Any]] = campaign.final() or {}
-        found = found or any(results.values())
+        measured = measured or any(results.values())
         table.add_section()
         table.add_row(f"[bold]{campaign.name}[/bold]")
         for which, metrics in results.items():
             if which != "last" or metrics != results["head"]:
                 cells = [percent(metrics.get(key)) for key in ("accuracy", "accuracy_vs_base", "ood/accuracy")]
                 table.add_row(f"  {which}", *cells)
-    return table if found else None
+    return table if measured else None

@@ -1,4 +1,4 @@
-"""`ratchet run` and `ratchet resume`: a campaign to its end, then the tables, the links and the exit code."""
+"""`ratchet run` and `ratchet resume`: run a campaign to its end, then print its tables and links, and set the exit code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EXIT = {"done": 0, "stopped": 3, "waiting": 4}
 
 def run(
     source: Source,
-    name: Annotated[str, typer.Option(help="Name of the campaign (default: the recipe's).")] = "",
+    name: Annotated[str, typer.Option(help="Name of the campaign (default: the recipe's name).")] = "",
     model: Model = None,
     prompts: Prompts = None,
     columns: Columns = "",
@@ -36,7 +36,14 @@ def run(
     sets: Sets = None,
     refresh: Refresh = None,
 ) -> None:
-    """Run a recipe as a campaign; the same command again resumes it.
+    """Run a recipe as a campaign. The same command resumes a campaign that was interrupted.
+
+    Exit code 0: all rounds are done.
+    1: a stage or a service failed.
+    2: wrong use; nothing was started.
+    3: the gate stopped the campaign.
+    4: the gate waits for your decision (see `ratchet resume`).
+    130: interrupted; finished artifacts are kept.
 
     Examples:
 
@@ -46,17 +53,21 @@ def run(
 
       ratchet run raft --model ./my-model --prompts questions.jsonl --set generate.max_tokens=512
     """
-    given = overrides(model, prompts, columns)
-    finish_and_show(begin(source, name, environment.home_of(home), sets or [], given), refresh or [])
+    campaign = begin(source, name, environment.home_of(home), sets or [], overrides(model, prompts, columns))
+    finish_and_show(campaign, refresh or [])
 
 
 def resume(
     name: Name,
     home: Home = None,
-    decide: Annotated[str, typer.Option(help="Answer a gate that asks: promote, hold, roll_back or stop.")] = "",
+    decide: Annotated[
+        str, typer.Option(help="Your answer to a gate that waits for it: promote, hold, roll_back or stop.", metavar="DECISION")
+    ] = "",
     refresh: Refresh = None,
 ) -> None:
-    """Go on with a campaign from its last finished artifact, or answer its gate.
+    """Resume a campaign from its last finished artifact. If its gate waits for a decision, answer it with --decide.
+
+    Exit codes are those of `ratchet run`.
 
     Examples:
 
@@ -64,19 +75,19 @@ def resume(
 
       ratchet resume careful --decide promote
     """
-    place = environment.home_of(home)
-    campaign = Campaign.open(place, name)
-    environment.prepare(place)
+    folder = environment.home_of(home)
+    campaign = Campaign.open(folder, name)
+    environment.prepare(folder)
     if decide:
         campaign.decide(decide)
     finish_and_show(campaign, refresh or [])
 
 
 def begin(source: str, name: str, home: Path, sets: Sequence[str], overrides: Mapping[str, Any] = {}) -> Campaign:
-    """Start a campaign, or open the one of this name; whatever is wrong is said before anything is written.
+    """Start a campaign, or open the one with this name. Everything is checked before anything is written.
 
     Raises:
-        WrongUse: the recipe, its parts, prompts, model or home will not do, or the name is another recipe's.
+        WrongUse: the recipe, its parts, prompts, model or home cannot be used, or another recipe has the name.
     """
     from flows.commands.check import checked
 
@@ -89,7 +100,7 @@ def begin(source: str, name: str, home: Path, sets: Sequence[str], overrides: Ma
 
 
 def finish_and_show(campaign: Campaign, refresh: list[str]) -> None:
-    """Run a campaign to its end, show it, and exit with its code."""
+    """Run a campaign to its end, print its tables, and exit with the code of its state."""
     state: str = campaign.state
     if not nothing_to_run(campaign):
         state = run_to_end(campaign, refresh)
@@ -97,18 +108,18 @@ def finish_and_show(campaign: Campaign, refresh: list[str]) -> None:
     summary([campaign])
     if state == "waiting":
         question = campaign.pending() or {}
-        out.print(f"waiting for a person: {escape(str(question.get('reason', '')))}")
-        out.print(f"answer with: ratchet resume {campaign.name} --decide promote|hold|roll_back|stop")
+        out.print(f"The gate waits for your decision: {escape(str(question.get('reason', '')))}", soft_wrap=True)
+        out.print(f"Answer it with: ratchet resume {campaign.name} --decide promote|hold|roll_back|stop", soft_wrap=True)
     raise typer.Exit(EXIT[state])
 
 
 def nothing_to_run(campaign: Campaign) -> bool:
-    """Whether there is nothing to run: a person is asked, or all is done and delivered. Seen before Prefect starts."""
+    """Whether the gate waits for a decision, or all rounds are done and in MLflow. Checked before Prefect starts."""
     return campaign.state == "waiting" or (campaign.final() is not None and campaign.delivered and remembered(campaign.home))
 
 
 def run_to_end(campaign: Campaign, refresh: list[str]) -> str:
-    """Run what is left of a campaign, under Prefect or without; returns its state."""
+    """Run the rest of a campaign, with Prefect unless the recipe switches it off, and return its state."""
     with interruptible():
         from flows.round.improve import improve
         from flows.service.services import prefect_api
@@ -120,7 +131,7 @@ def run_to_end(campaign: Campaign, refresh: list[str]) -> str:
 
 
 def summary(campaigns: list[Campaign]) -> None:
-    """The table of rounds, the test table, where everything lies and how to open the UIs."""
+    """Print the tables of rounds and of the test split, the folder of all outputs, and how to open the UIs."""
     from flows.commands.report import final_table, rounds_table
     from flows.round.reporter import alarm_lines
 
@@ -133,47 +144,48 @@ def summary(campaigns: list[Campaign]) -> None:
     if final is not None:
         out.print(final)
     home = campaigns[0].home
-    out.print(f"everything lies below {home}: campaigns/, store/, mlflow.db, prefect/", soft_wrap=True)
+    out.print(f"Files:   {home} (campaigns/, store/, mlflow.db, prefect/)", soft_wrap=True)
     out.print(f"MLflow:  {ui_command(home) or os.environ['MLFLOW_TRACKING_URI']}", soft_wrap=True)
     out.print(f"Prefect: PREFECT_HOME={home / 'prefect'} {sys.executable} -m prefect server start", soft_wrap=True)
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end at once with a plain message and exit code 130; Prefect's threads must not hold up who wants out.
+    """End at Ctrl-C or SIGTERM with a plain message and exit code 130, without waiting for Prefect's threads.
 
-    Children end too: what runs them cleans up, and the kernel ends what is left. A second Ctrl-C does not wait for any of it.
+    Child processes end too: the code that started them stops them, and the kernel kills the others. A second Ctrl-C does not
+    wait for that.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for each in before:
-            signal.signal(each, signal.SIG_DFL)
+        for signal_number in handlers:
+            signal.signal(signal_number, signal.SIG_DFL)
         raise KeyboardInterrupt
 
-    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        for each in before:
-            signal.signal(each, stop)
+        for number in handlers:
+            signal.signal(number, stop)
         yield
     except KeyboardInterrupt:
-        print("interrupted; nothing finished is lost: the same command goes on from here", file=sys.stderr, flush=True)
+        print("Interrupted. Finished artifacts are kept; the same command resumes here.", file=sys.stderr, flush=True)
         os._exit(130)
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def links(campaigns: list[Campaign]) -> None:
-    """Where MLflow shows these campaigns; only after a run, since it takes MLflow seconds to start."""
+    """Print where MLflow shows these campaigns. Only after a run, since MLflow takes seconds to import."""
     from registry.compare import links as addresses
 
     try:
-        found = deliver(lambda: addresses(campaigns[0].home, [campaign.name for campaign in campaigns]), say)
+        address_of = deliver(lambda: addresses(campaigns[0].home, [campaign.name for campaign in campaigns]), say)
     except CampaignError as error:
-        found = None
+        address_of = None
         say(f"no MLflow links: {error}")
-    for what, address in (found or {}).items():
-        out.print(f"{what}: {address}", soft_wrap=True, style="dim")
+    for page, address in (address_of or {}).items():
+        out.print(f"{page}: {address}", soft_wrap=True, style="dim")
 
 
 def say(text: str) -> None:

@@ -15,25 +15,29 @@ from flows.service import environment
 
 
 def runs(home: Home = None, as_json: Json = False) -> None:
-    """List campaigns and their state.
+    """List all campaigns: state, finished rounds, and held-out accuracy of the last round in percent.
 
-    Example: ratchet runs --json
+    Examples:
+
+      ratchet runs
+
+      ratchet runs --home /data/runs --json
     """
     from rich import box
     from rich.table import Table
 
-    place = environment.home_of(home)
-    rows = [row_of(Campaign.open(place, name)) for name in names(place)]
+    folder = environment.home_of(home)
+    rows = [row_of(Campaign.open(folder, name)) for name in names(folder)]
     if as_json:
         print(json.dumps(rows, indent=1))
         return
     table = Table(pad_edge=False, box=box.SIMPLE_HEAD, collapse_padding=True)
-    for column in ("name", "state", "rounds", "accuracy", "about"):
+    for column in ("name", "state", "rounds", "accuracy %", "about"):
         table.add_column(column, no_wrap=True)
     for row in rows:
         value = "-" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f}"
         table.add_row(row["name"], row["state"], f"{row['rounds_done']}/{row['rounds']}", value, row["about"][:36])
-    out.print(table if rows else f"no campaigns below {place} yet; try: ratchet run tiny_raft")
+    out.print(table if rows else f"No campaigns in {folder} yet. Start one: ratchet run tiny_raft")
 
 
 def row_of(campaign: Campaign) -> dict[str, Any]:
@@ -52,12 +56,15 @@ def row_of(campaign: Campaign) -> dict[str, Any]:
 def show(
     name: Name,
     number: Annotated[
-        int | None, typer.Option("--round", help="One round in full: which model, reference and data made it.")
+        int | None,
+        typer.Option(
+            "--round", help="Print the record of this round as JSON: checkpoints, metrics, alarms, verdict, artifacts."
+        ),
     ] = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Show a campaign's rounds, or one round in full.
+    """Show a campaign's rounds: accuracy, length, alarms and verdicts. With --round, show one round in full.
 
     Examples:
 
@@ -70,15 +77,20 @@ def show(
     if number is not None:
         finished = [r for r in finished if r.round == number]
         if not finished:
-            raise CampaignError(
-                f"campaign '{name}' has no finished round {number}; it has {len(campaign.rounds())} (0 is the base)"
-            )
+            raise CampaignError(no_such_round(campaign, number))
     if as_json:
         print(json.dumps(described(campaign, finished), indent=1))
     elif number is None:
         summary([campaign])
     else:
         out.print_json(json.dumps({**finished[0].model_dump(mode="json"), "paths": paths(campaign, finished[0].artifacts)}))
+
+
+def no_such_round(campaign: Campaign, number: int) -> str:
+    """The message about a round that is not there."""
+    numbers = [finished.round for finished in campaign.rounds()]
+    finished = f"its finished rounds are 0 to {numbers[-1]}" if numbers else "none is finished yet"
+    return f"campaign '{campaign.name}' has no finished round {number}; {finished}"
 
 
 def described(campaign: Campaign, finished: list[Any]) -> dict[str, Any]:

@@ -19,17 +19,22 @@ from flows.service import environment
 
 def sweep(
     source: Source,
-    over: Annotated[list[str], typer.Option("--over", help="A setting and its values.", metavar="A.B=V,V")],
-    name: Annotated[str, typer.Option(help="Name of the sweep (default: the recipe's, with -sweep).")] = "",
+    over: Annotated[
+        list[str],
+        typer.Option("--over", help="A setting and its values, separated by commas. Can be repeated.", metavar="A.B=V,V"),
+    ],
+    name: Annotated[str, typer.Option(help="Name of the sweep (default: RECIPE-sweep).")] = "",
     model: Model = None,
     prompts: Prompts = None,
     home: Home = None,
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Run a recipe once for every combination of settings; what two of them have in common is computed once.
+    """Run a recipe once for every combination of settings. Stages that combinations share are computed once.
 
-    One that fails is told and the others go on; the same command again resumes.
+    If a campaign fails, its error is printed and the others go on. The same
+    command resumes all that are not done. The exit code is the highest of all
+    campaigns (see `ratchet run`).
 
     Examples:
 
@@ -41,34 +46,32 @@ def sweep(
     from flows.commands.check import checked
     from registry.sweeps import finish_sweep
 
-    place = environment.home_of(home)
+    folder = environment.home_of(home)
     name = name or f"{recipes.find(source).stem}-sweep"
-    given = overrides(model, prompts)
-    for cell in Sweep.plan(name, over).recipes(source, sets or [], given).values():
-        checked(cell, place)  # every one of them, before anything is written
-    environment.prepare(place)
-    planned = Sweep.start(place, name, over)
-    members = [planned.member(place, each, r) for each, r in planned.recipes(source, sets or [], given).items()]
+    changes = overrides(model, prompts)
+    for recipe in Sweep.plan(name, over).recipes(source, sets or [], changes).values():
+        checked(recipe, folder)  # every one of them, before anything is written
+    environment.prepare(folder)
+    planned = Sweep.start(folder, name, over)
+    members = [planned.member(folder, campaign, r) for campaign, r in planned.recipes(source, sets or [], changes).items()]
     before = set(members[0].store.keys())
     codes = [_run_one(number, member, len(members)) for number, member in enumerate(members, 1)]
     results = [{"campaign": m.name, **planned.campaigns[m.name], **_result(m)} for m in members]
     deliver(lambda: finish_sweep(members[0].home, planned, results), lambda text: err.print(text, soft_wrap=True, markup=False))
-    asked = [member.used() for member in members]
-    counts = {
-        "stages_asked_for": sum(map(len, asked)),
-        "distinct": len(set().union(*asked)),
-        "made_now": len(set(members[0].store.keys()) - before),
-    }
+    keys = [member.used() for member in members]
+    calls, distinct = sum(map(len, keys)), len(set().union(*keys))
+    new = len(set(members[0].store.keys()) - before)
     if as_json:
+        counts = {"stages_asked_for": calls, "distinct": distinct, "made_now": new}
         print(json.dumps({"name": name, "over": planned.over, "campaigns": results, **counts}, indent=1))
     else:
         _table(planned.over, results)
-        out.print(", ".join(f"{count} {what.replace('_', ' ')}" for what, count in counts.items()))
+        out.print(f"The campaigns use {calls} artifacts, {distinct} of them distinct. {new} were computed now.")
     raise typer.Exit(max(codes))
 
 
 def _run_one(number: int, member: Campaign, count: int) -> int:
-    """Run one campaign of a sweep; returns its exit code."""
+    """Run one campaign of a sweep and return its exit code."""
     err.print(f"[bold]{number}/{count}[/bold] {member.name}")
     try:
         return EXIT[member.state if nothing_to_run(member) else run_to_end(member, [])]
@@ -78,15 +81,14 @@ def _run_one(number: int, member: Campaign, count: int) -> int:
 
 
 def _result(campaign: Campaign) -> dict[str, Any]:
-    """State and held-out accuracy of what the gate left in front, and its difference to the base."""
+    """State of a campaign, held-out accuracy of its head, and the difference to checkpoint 0."""
     rounds = campaign.rounds()
     row: dict[str, Any] = {"state": campaign.state, "rounds": rounds[-1].round if rounds else None}
     head = next((r for r in reversed(rounds) if r.checkpoint == rounds[-1].head), None)
     for metric in ("accuracy", "accuracy_vs_base"):
-        known = head.metrics.get(metric) if head else None
-        row |= {
-            f"{metric}{end}": getattr(known, field, None) for end, field in (("", "value"), ("_low", "low"), ("_high", "high"))
-        }
+        measured = head.metrics.get(metric) if head else None
+        ends = {"": "value", "_low": "low", "_high": "high"}
+        row |= {f"{metric}{end}": getattr(measured, field, None) for end, field in ends.items()}
     return row
 
 
@@ -95,7 +97,8 @@ def _table(over: dict[str, list[Any]], results: list[dict[str, Any]]) -> None:
     from flows.commands.report import plain_table
     from flows.round.reporter import percent
 
-    table = plain_table("campaign", *over, "state", "accuracy %", "points over base", caption="the head, on held-out")
+    caption = "greedy accuracy on held-out of the head (the checkpoint a next round would start from), with 95% intervals"
+    table = plain_table("campaign", *over, "state", "accuracy %", "points over base", caption=caption)
     for row in results:
         pair = [
             percent(Metric(value=row[m], low=row[f"{m}_low"], high=row[f"{m}_high"])) for m in ("accuracy", "accuracy_vs_base")

@@ -1,4 +1,4 @@
-"""`ratchet verify`: hash every stored artifact."""
+"""`ratchet verify`: check every stored artifact against its hashes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,24 @@ from flows.service import environment
 
 
 def verify(home: Home = None) -> None:
-    """Hash every stored artifact. Damage is named and set aside; the next run that needs it makes it again (exit code 1)."""
+    """Check every stored artifact against its hashes. Damaged ones are named and moved to quarantine.
+
+    The next run that needs a damaged artifact computes it again.
+
+    Exit code 0: nothing is damaged. 1: something is.
+
+    Example: ratchet verify --home /data/runs
+    """
     from rich.progress import Progress
 
     from data.store.store import Store
 
-    place = environment.home_of(home)
-    if not (place / "store").exists():
-        raise CampaignError(f"nothing stored below {place} yet")
+    folder = environment.home_of(home)
+    if not (folder / "store").exists():
+        raise CampaignError(f"nothing is stored in {folder} yet")
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("verify", total=None)
-        store = Store(place / "store")
+        store = Store(folder / "store")
         damaged = store.verify(lambda done, total: progress.update(bar, completed=done, total=total))
     for line in damaged:
         out.print(f"[red]damaged[/red] {escape(line)}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Artifacts as a round names and reads them, and a user's files as inputs by their content."""
+"""Artifacts as a round names and reads them, and a user's files as inputs that are identified by their content."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tasks.models.models import inspect_checkpoint
 
 
 def external_file(path: Path) -> External:
-    """A user's file, folder or data set by content."""
+    """A user's file, folder or data set, identified by its content."""
     return External(sources.digest(path), path)
 
 
 def external_model(path: Path) -> External:
-    """A user's model directory by content; only the files a checkpoint needs count."""
+    """A user's model directory, identified by the content of the files that a checkpoint needs."""
     files = {p.name: sha256_file(p) for p in inspect_checkpoint(path)}
     return External(digest_of(files), path)
 
@@ -29,19 +29,19 @@ def ref(artifact: Artifact) -> Ref:
 
 
 def load(store: Store, ref: Ref) -> Artifact:
-    """An artifact a Round names. If its payload is gone, the stage that needs it makes it again."""
-    found = store.find(ref.key)
-    return found or Artifact(ref.key, ref.digest, "artifact", store.folder(ref.key) / "payload", absent="gone")
+    """An artifact that a Round names. If its payload is gone, the stage that needs it computes it again."""
+    artifact = store.find(ref.key)
+    return artifact or Artifact(ref.key, ref.digest, "artifact", store.folder(ref.key) / "payload", absent="gone")
 
 
 def read_metrics(artifact: Artifact) -> dict[str, Metric]:
     rows = tables.read(artifact.file("metrics.parquet"), tables.METRICS).to_pylist()
-    keep = ("value", "low", "high", "n", "split")
-    return {row["metric"]: Metric(**{key: row[key] for key in keep}) for row in rows}
+    columns = ("value", "low", "high", "n", "split")
+    return {row["metric"]: Metric(**{column: row[column] for column in columns}) for row in rows}
 
 
 def read_facts(data: Mapping[str, Artifact]) -> dict[str, Any]:
-    """The facts about what was chosen, from whichever stage chose."""
+    """The facts about the pairs or the selection of a round; empty if it has neither."""
     for name in ("pairs", "selected"):
         if name in data:
             facts: dict[str, Any] = json.loads(data[name].file("facts.json").read_text())

@@ -1,4 +1,4 @@
-"""How a stage is called: watched by the reporter and, in a campaign, as a Prefect task. Reused artifacts end as Cached."""
+"""How a stage is called: the reporter shows it and, in a campaign, it is a Prefect task. Reused artifacts end as Cached."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def watched_stage(
     around: Around = nullcontext,
     use: Callable[[str], None] = lambda key: None,
 ) -> Artifact:
-    """Perform a stage and show it under its label. `use` is told the artifact's key before it is looked for."""
+    """Perform a stage and show it under its label. `use` gets the artifact's key before the store is searched for it."""
     with report.stage(number, label, use) as notes:
         artifact = perform(store, stage, settings, inputs, seed=seed, hardware=hardware, notes=notes, around=around)
         report.done(number, label, artifact)
@@ -61,15 +61,16 @@ def stages_of(campaign: Campaign, number: int, report: Reporter) -> Stages:
 
 
 def as_task(name: str, run: Callable[[], Artifact]) -> Artifact:
-    """Run under Prefect. The artifact comes back past Prefect, which neither stores nor caches it."""
-    made: list[Artifact] = []
-    _task(name, run, made)  # type: ignore[unused-coroutine]
-    return made[0]
+    """Run under Prefect. The artifact comes back in a list, so that Prefect neither stores nor caches it."""
+    results: list[Artifact] = []
+    _task(name, run, results)  # type: ignore[unused-coroutine]
+    return results[0]
 
 
 @task(name="stage", cache_policy=NO_CACHE, persist_result=False, task_run_name="{label}")
-def _task(label: str, run: Callable[[], Artifact], made: list[Artifact]) -> Any:
-    made.append(run())
-    if made[0].reused:
-        return Completed(name="Cached", message=f"reused {made[0].stage} {made[0].key[:12]}")
+def _task(label: str, run: Callable[[], Artifact], results: list[Artifact]) -> Any:
+    artifact = run()
+    results.append(artifact)
+    if artifact.reused:
+        return Completed(name="Cached", message=f"reused {artifact.stage} {artifact.key[:12]}")
     return None

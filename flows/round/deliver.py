@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def deliver(send: Callable[[], T], tell: Callable[[str], None]) -> T | None:
-    """What `send` returns. If MLflow is away or refuses, None, and `tell` gets a warning that says what to do."""
+    """What `send` returns. If MLflow does not answer or refuses: None, and `tell` gets a warning that says what to do."""
     from registry.client import MemoryUnreachable
 
     try:

@@ -1,4 +1,4 @@
-"""What happens around rounds: a person's answer, the record, what to keep, MLflow, repair, and the test split at the end."""
+"""Around rounds: a person's decision, the record, evicted weights, MLflow, lost artifacts, and the test split at the end."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from flows.round.stages import Stages
 
 
 class Waiting(Exception):
-    """A gate asked a person; the round is finished once the answer is there."""
+    """The gate waits for a person's decision, which finishes the round."""
 
 
 def verdict_resolver(campaign: Campaign, number: int) -> Callable[[Verdict], Verdict]:
-    """What becomes of a round's verdict: it stays, or the person answers whom the gate asked (`resume NAME --decide ...`)."""
+    """Turns the verdict "ask" into the person's decision (`resume NAME --decide ...`); any other verdict stays as it is."""
 
     def resolve_verdict(verdict: Verdict) -> Verdict:
         if verdict.decision != "ask":
             return verdict
         question = campaign.pending()
         if question and question["round"] == number and "decision" in question:
-            reason = f"decided by a person; the gate asked because: {verdict.reason}"
+            reason = f"decided by a person. The gate's reason to ask: {verdict.reason}"
             return Verdict(decision=question["decision"], reason=reason)
         write_atomic(campaign.pending_path, json.dumps({"round": number, "reason": verdict.reason}))
         raise Waiting(
-            f"round {number} waits for a person: {verdict.reason} "
-            f"Answer with: ratchet resume {campaign.name} --decide promote|hold|roll_back|stop"
+            f"round {number} waits for your decision: {verdict.reason} "
+            f"Answer it with: ratchet resume {campaign.name} --decide promote|hold|roll_back|stop"
         )
 
     return resolve_verdict
 
 
 def finish(campaign: Campaign, report: Reporter, finished: Round) -> Round:
-    """Record the round (the last thing that makes it one), deliver it to MLflow, and make room."""
+    """Record the round, deliver it to MLflow, and free weights that are no longer needed. The record makes it finished."""
     campaign.record(finished)
     report.round(finished)
     deliver_rounds(campaign, report.say)
@@ -53,7 +53,7 @@ def finish(campaign: Campaign, report: Reporter, finished: Round) -> Round:
 
 
 def evict(campaign: Campaign) -> None:
-    """Delete the weights of rounds that are neither base, champion nor head of any campaign; manifests stay."""
+    """Delete the weights of this campaign's checkpoints, except those that are base, champion, head or last of any campaign."""
     needed: set[str] = set()
     for name in names(campaign.home):
         rounds = Campaign.open(campaign.home, name).rounds()
@@ -67,7 +67,7 @@ def evict(campaign: Campaign) -> None:
 
 
 def needs_replay(campaign: Campaign, rounds: Sequence[Round]) -> bool:
-    """Whether a later round would need an artifact that can only be made by its own round, since its manifest is gone."""
+    """Whether a later round needs an artifact that only its own round can compute again, since its manifest is gone."""
     last = rounds[-1]
     looked_back = [ref for r in rounds for text, ref in r.artifacts.items() if labels.read(text).looked_back]
     needed: list[Ref] = [rounds[0].checkpoint, last.head, last.champion, *looked_back]
@@ -75,7 +75,7 @@ def needs_replay(campaign: Campaign, rounds: Sequence[Round]) -> bool:
 
 
 def is_lost(campaign: Campaign, ref: Ref) -> bool:
-    """Whether an artifact cannot be made again from a manifest: it has none, or it came from a file outside the store."""
+    """Whether an artifact cannot be computed again from a manifest: it has none, or came from a file outside the store."""
     artifact = campaign.store.find(ref.key)
     if artifact is None:
         return True
@@ -83,8 +83,8 @@ def is_lost(campaign: Campaign, ref: Ref) -> bool:
 
 
 def replay(campaign: Campaign, report: Reporter, rounds: Sequence[Round]) -> None:
-    """Go through the finished rounds again: whole artifacts are reused, lost ones made again. Records do not change."""
-    report.say("an artifact of a finished round is gone; going through the finished rounds again to make it")
+    """Go through the finished rounds again: existing artifacts are reused, lost ones computed. Records do not change."""
+    report.say("An artifact of a finished round is missing. Going through the finished rounds again to compute it.")
     for index, recorded in enumerate(rounds):
         stages = stages_of(campaign, recorded.round, report)
         if index == 0:
@@ -94,13 +94,13 @@ def replay(campaign: Campaign, report: Reporter, rounds: Sequence[Round]) -> Non
             again = one_round(stages, history, lambda _, verdict=recorded.verdict: verdict)  # type: ignore[misc]
         if again.checkpoint.digest != recorded.checkpoint.digest:
             raise StageFailed(
-                f"round {recorded.round} came out different when made again (checkpoint {again.checkpoint.digest[:12]}, was "
-                f"{recorded.checkpoint.digest[:12]}); start a new campaign with --name"
+                f"round {recorded.round} gave another checkpoint when it was computed again: expected digest "
+                f"{recorded.checkpoint.digest[:12]}, found {again.checkpoint.digest[:12]}; start a new campaign with --name"
             )
 
 
 def measure_final(campaign: Campaign, stages: Stages, history: History) -> None:
-    """Read the test and out-of-distribution splits once: checkpoint 0, the head, and the last round's checkpoint."""
+    """Measure checkpoint 0, the head and the last round's checkpoint once on the test and out-of-distribution splits."""
     prompts, first, last = history.of_first(labels.PREPARE), history.first, history.last
     results: dict[str, dict[str, Any]] = {"base": {}, "head": {}, "last": {}}
     checkpoints = {"base": first.checkpoint, "head": last.head, "last": last.checkpoint}

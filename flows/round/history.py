@@ -1,4 +1,4 @@
-"""What earlier rounds left: their records, the checkpoints by role, and their artifacts by label."""
+"""The finished rounds of a campaign: their records, their checkpoints by role, and their artifacts by label."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flows.round.artifacts import load
 
 @dataclass(frozen=True)
 class History:
-    """The finished rounds of a campaign before the one that runs, and the store that holds what they made."""
+    """The rounds of a campaign before the one that runs, and the store with their artifacts."""
 
     store: Store
     rounds: Sequence[Round]
@@ -29,12 +29,12 @@ class History:
 
     @property
     def checkpoints_by_role(self) -> dict[str, Ref]:
-        """What a recipe calls `previous` (the head), `base` (checkpoint 0) and `best` (the champion)."""
+        """By their names in a recipe: `previous` (the head), `base` (checkpoint 0) and `best` (the champion)."""
         return {"previous": self.last.head, "base": self.first.checkpoint, "best": self.last.champion}
 
     @property
     def judge_models(self) -> dict[str, Artifact]:
-        """The campaign's checkpoints that a scorer may ask: the head as `policy`, and `base`."""
+        """The campaign's checkpoints that a scorer can use as its model: `policy` (the head) and `base`."""
         return {"policy": self.load(self.last.head), "base": self.load(self.first.checkpoint)}
 
     def load(self, ref: Ref) -> Artifact:
@@ -47,14 +47,14 @@ class History:
         return self.artifact(self.first, label)
 
     def with_labels(self, *labels: Label) -> Iterator[Round]:
-        """The rounds that made all of these artifacts, the earliest first."""
+        """The rounds that have all of these artifacts, the earliest first."""
         return (finished for finished in self.rounds if all(label.text in finished.artifacts for label in labels))
 
     def measured(self, digest: str, *labels: Label) -> Round:
-        """The latest round that measured the checkpoint with this digest, and made these artifacts of it.
+        """The latest round that measured the checkpoint with this digest and has these artifacts.
 
         Raises:
-            LookupError: no round did.
+            LookupError: there is no such round.
         """
         matching = [r for r in self.with_labels(*labels) if r.checkpoint.digest == digest]
         if not matching:

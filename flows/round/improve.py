@@ -1,4 +1,4 @@
-"""The flow: rounds until the recipe is done, a gate stops or a person is asked. Prefect orders and shows; it holds no data."""
+"""The flow: rounds until all are done, the gate stops, or it waits for a person. Prefect shows them and stores no data."""
 
 from __future__ import annotations
 

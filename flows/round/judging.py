@@ -1,4 +1,7 @@
-"""Judge health in a round: every scorer beside the verifier on the round's completions, one with a model on anchors too."""
+"""Judge health in a round: every scorer is compared with the verifier on the round's completions.
+
+A scorer with a model is also compared with itself, on anchors: texts that stay the same in all rounds.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,7 @@ def anchor_scores(stages: Stages, history: History, prompts: Artifact, entry: Sc
 
 
 def anchor_texts(stages: Stages, prompts: Artifact, base: Artifact) -> Artifact:
-    """Completions of checkpoint 0 on the probe split, unchanged and edited: the same in every round, whatever `[[at]]` says."""
+    """Completions of checkpoint 0 on the probe split, as they are and edited. `[[at]]` does not change them."""
     health = stages.first.health
     settings = stages.sampling(stages.first, split="probe", n=health.samples)
     sources, seed = {"prompts": prompts, "checkpoint": base}, stages.seed("anchors", 0)

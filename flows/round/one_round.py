@@ -28,7 +28,7 @@ COMPARED = {"base": "base", "champion": "best", "previous": "previous"}  # metri
 
 
 def round_zero(stages: Stages) -> Round:
-    """Measure checkpoint 0, and sample it a second time: what differs between the two is noise (A/A)."""
+    """Measure checkpoint 0, and sample it a second time: the difference between the two is noise (A/A check)."""
     began = time.time()
     prompts = stages.prepare()
     if stages.recipe.recorded:
@@ -52,7 +52,7 @@ def round_zero(stages: Stages) -> Round:
 def one_round(stages: Stages, history: History, resolve_verdict: Callable[[Verdict], Verdict]) -> Round:
     """Turn the head into checkpoint k, measure it, and let the gate decide. `resolve_verdict` answers a gate that asks."""
     began, last, recipe = time.time(), history.last, stages.recipe
-    prompts = history.of_first(labels.PREPARE)  # as they were when the campaign began, whatever became of the file
+    prompts = history.of_first(labels.PREPARE)  # as they were when the campaign began; the file may have changed since
 
     data = training_data(stages, history, prompts)
     skipped = skip_reason(stages, data)
@@ -96,7 +96,7 @@ def trained(
 
 
 def named_reference(stages: Stages, history: History) -> Ref:
-    """The checkpoint the recipe calls the reference; the moving average is over the heads of all rounds before this one."""
+    """The recipe's reference. With "ema" it is the moving average of the heads of all earlier rounds."""
     loss = stages.recipe.loss
     if loss.reference != "ema":
         return history.checkpoints_by_role[loss.reference]
@@ -107,7 +107,7 @@ def named_reference(stages: Stages, history: History) -> Ref:
 
 
 def compared_with(history: History) -> dict[str, Artifact]:
-    """The greedy held-out scores of the checkpoints to compare with, from the rounds that measured them."""
+    """Greedy held-out scores of the checkpoints to compare with, from the rounds that measured them."""
     scores = labels.HELD_OUT.scores("greedy")
     roles = history.checkpoints_by_role
     return {name: history.artifact(history.measured(roles[role].digest), scores) for name, role in COMPARED.items()}
@@ -116,13 +116,13 @@ def compared_with(history: History) -> dict[str, Artifact]:
 def alarms_of_training(
     stages: Stages, history: History, start: Ref, checkpoint: Artifact, metrics: Mapping[str, Metric]
 ) -> list[Alarm]:
-    """What went wrong in training, by its log and by what was measured before and after it."""
+    """Alarms from the training log and from the metrics before and after training."""
     before = history.measured(start.digest).metrics
     return training_alarms(stages.training_log(checkpoint), stages.recipe.loss, before, metrics, stages.recipe.gate.kl_budget)
 
 
 def facts_as_metrics(stages: Stages, facts: Mapping[str, Any], data: Mapping[str, Artifact]) -> dict[str, Metric]:
-    """What is worth a curve over the rounds: truncated samples, and chosen minus rejected length."""
+    """Facts that MLflow plots over rounds: share of truncated samples, and chosen minus rejected length in tokens."""
     metrics = {"truncated": truncated(stages.made[labels.GENERATE])} if "completions" in data else {}
     if facts.get("length_gap") is not None:
         n = facts.get("pairs", facts.get("rows", 0))

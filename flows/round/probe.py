@@ -1,4 +1,4 @@
-"""The bias ledger in a round: sample the probe, observe the samples, and write down what moved.
+"""The bias ledger in a round: sample the probe, compute features of the samples, and record how they drifted.
 
 The probe is a fixed set of prompts that no round trains on. Round 0 samples it several times, as the baseline and as a check.
 """
@@ -46,9 +46,9 @@ def ledger_of_round_zero(stages: Stages, prompts: Artifact, base: Artifact) -> A
 def compare_with_round_zero(
     stages: Stages, history: History, prompts: Artifact, checkpoint: Artifact, start: Ref, data: Mapping[str, Artifact]
 ) -> Artifact | None:
-    """The ledger of a round's checkpoint: against round 0, against the one it was trained from, and with what it trained on.
+    """Compare a round's checkpoint with round 0, with the checkpoint it was trained from, and with its training data.
 
-    If nothing was trained the ledger of `start` is used again: the same samples are no second evidence.
+    If nothing was trained, the ledger of `start` is used again: the same samples are no second evidence.
     """
     if not stages.recipe.watched:
         return None
@@ -58,10 +58,10 @@ def compare_with_round_zero(
 
     others = {"base": history.load(history.first.checkpoint), "previous": history.load(before.checkpoint)}
     inputs = {"prompts": prompts, **sample_probe(stages, prompts, checkpoint, others=others)}
-    for what in observed_names(stages):
-        inputs[f"previous/{what}"] = history.artifact(before, probe_label(what))
+    for name in observed_names(stages):
+        inputs[f"previous/{name}"] = history.artifact(before, probe_label(name))
         for number in range(1, stages.recipe.probe.baseline + 1):
-            inputs[f"base/{number}/{what}"] = history.of_first(probe_label(what, number))
+            inputs[f"base/{number}/{name}"] = history.of_first(probe_label(name, number))
     if reward := reward_on_probe(stages, prompts, history.judge_models):
         inputs |= {"proxy": reward, "base/proxy": history.of_first(labels.PROBE_REWARD)}
     if before.round > 0:
@@ -72,14 +72,14 @@ def compare_with_round_zero(
 
 
 def observed_names(stages: Stages) -> tuple[str, ...]:
-    """What a set of probe samples gives to the ledger."""
+    """Names of the artifacts that the ledger reads of a set of probe samples."""
     return ("observed", "verdicts", *(("counterfactuals",) if stages.recipe.probe.counterfactuals else ()))
 
 
-def probe_label(what: str, number: int = 0) -> labels.Label:
+def probe_label(name: str, number: int = 0) -> labels.Label:
     samples = labels.probe(number)
     by_name = {"observed": samples.observed, "verdicts": samples.verdicts, "counterfactuals": samples.counterfactuals}
-    return by_name[what]
+    return by_name[name]
 
 
 def sample_probe(
@@ -97,51 +97,51 @@ def sample_probe(
     inputs = {"prompts": prompts, "completions": completions, "verdicts": verdicts}
     own = {"own": checkpoint} if others and precision(stages.recipe) != "float32" else {}
     for name, other in {**own, **(others or {})}.items():
-        asked = {"checkpoint": other, "prompts": prompts, "completions": completions}
-        inputs[f"{name}_logprobs"] = stages.logprobs(samples.logprobs(name), "probe", asked)  # type: ignore[arg-type]
+        sources = {"checkpoint": other, "prompts": prompts, "completions": completions}
+        inputs[f"{name}_logprobs"] = stages.logprobs(samples.logprobs(name), "probe", sources)  # type: ignore[arg-type]
     settings_of_features = observe.Settings(**features(stages), split="probe")
     observed = stages.do(samples.observed, observe.observe, settings_of_features, inputs)
-    answered = {"observed": observed, "verdicts": verdicts}
+    artifacts = {"observed": observed, "verdicts": verdicts}
     if stages.recipe.probe.counterfactuals:
-        answered["counterfactuals"] = sample_counterfactuals(stages, number, prompts, checkpoint, inputs)
-    return answered
+        artifacts["counterfactuals"] = sample_counterfactuals(stages, number, prompts, checkpoint, inputs)
+    return artifacts
 
 
 def sample_counterfactuals(
-    stages: Stages, number: int, prompts: Artifact, checkpoint: Artifact, answered: Mapping[str, Artifact]
+    stages: Stages, number: int, prompts: Artifact, checkpoint: Artifact, originals: Mapping[str, Artifact]
 ) -> Artifact:
-    """Sample the probe's counterfactual prompts as the probe is sampled, and compare how both were answered."""
+    """Sample the counterfactual copies of the probe prompts like the originals, and compare the answers to both."""
     probe, samples = stages.recipe.probe, labels.probe(number)
-    challenged = "challenge" in probe.counterfactuals  # it doubts an answer, so every set of samples has its own
-    how = counterfactual_prompts.Settings(
+    challenged = "challenge" in probe.counterfactuals  # doubts a sampled answer, so every set of samples has its own
+    copying = counterfactual_prompts.Settings(
         split="probe",
         kinds=probe.counterfactuals,
         hint=probe.hint,
         challenge=probe.challenge if challenged else "",
     )
-    sources = {"prompts": prompts, **({"completions": answered["completions"]} if challenged else {})}
-    made = samples.of_counterfactuals("prompts")
-    asked = stages.do(made, counterfactual_prompts.counterfactual_prompts, how, sources)
+    sources = {"prompts": prompts, **({"completions": originals["completions"]} if challenged else {})}
+    label = samples.of_counterfactuals("prompts")
+    copies = stages.do(label, counterfactual_prompts.counterfactual_prompts, copying, sources)
     settings = stages.sampling(stages.first, split=counterfactual_prompts.SPLIT, n=probe.samples)
-    inputs, seed = {"prompts": asked, "checkpoint": checkpoint}, stages.seed(f"probe/{number}", 0)
+    inputs, seed = {"prompts": copies, "checkpoint": checkpoint}, stages.seed(f"probe/{number}", 0)
     sampled = stages.do(samples.of_counterfactuals("completions"), generate.generate, settings, inputs, seed)
     label = samples.of_counterfactuals("verdicts")
     compared = {
-        "completions": answered["completions"],
-        "verdicts": answered["verdicts"],
-        "counterfactuals": asked,
+        "completions": originals["completions"],
+        "verdicts": originals["verdicts"],
+        "counterfactuals": copies,
         "counterfactual_completions": sampled,
-        "counterfactual_verdicts": stages.verify(label, counterfactual_prompts.SPLIT, asked, sampled),
+        "counterfactual_verdicts": stages.verify(label, counterfactual_prompts.SPLIT, copies, sampled),
     }
     columns = counterfactual_features.Settings(kinds=probe.counterfactuals)
     return stages.do(samples.counterfactuals, counterfactual_features.counterfactual_features, columns, compared)
 
 
 def reward_on_probe(stages: Stages, prompts: Artifact, models: Models) -> Artifact | None:
-    """The reward of round 0 on set 0 of the probe samples, by the judges of now.
+    """The reward as round 0 defines it, on set 0 of the probe samples, by the current judges.
 
-    None if the verifier alone makes the reward, or if a scorer cannot be asked about a text that no round trains on: a reward
-    model fitted to the round, a process scorer's own samples, a column of a file.
+    None if the reward is the verifier alone. None, too, if a scorer only scores the texts of a round: a reward model that is
+    fitted to the round, a process scorer with its own samples, a column of a file.
     """
     verifier, *others = stages.first.score
     weighted = [entry for entry in others if entry.weight]
@@ -157,7 +157,7 @@ def reward_on_probe(stages: Stages, prompts: Artifact, models: Models) -> Artifa
 
 
 def observed_training_data(stages: Stages, data: Mapping[str, Artifact]) -> dict[str, Artifact]:
-    """What the ledger needs of the training data: features of the completions, their reward, and what was chosen."""
+    """The training data as the ledger reads it: features of the completions, their reward, and the chosen ones."""
     settings = observe.Settings(features=features(stages)["features"], prompt_features={}, split="rounds")
     verdicts = stages.made[labels.score(stages.recipe.score[0].label)]
     inputs = {"prompts": data["prompts"], "completions": data["completions"], "verdicts": verdicts}
@@ -167,10 +167,15 @@ def observed_training_data(stages: Stages, data: Mapping[str, Artifact]) -> dict
 
 
 def write_ledger(stages: Stages, inputs: Mapping[str, Artifact], on_policy: bool = True) -> Artifact:
-    """`on_policy`: training started from the checkpoint that sampled its data, so its step can be compared with the choice."""
-    shown = features(stages)
-    kinds = observe.kinds(observe.Settings(**shown, split=""))
-    of_prompts = {observe.column(name) for name in shown["prompt_features"]}
+    """Write the ledger.
+
+    Args:
+        on_policy: training started from the checkpoint that sampled its data. Only then can the change of a feature in this
+            round be compared with the choice of training data.
+    """
+    named = features(stages)
+    kinds = observe.kinds(observe.Settings(**named, split=""))
+    of_prompts = {observe.column(name) for name in named["prompt_features"]}
     settings = bias.Settings(
         round=stages.number,
         baseline=stages.recipe.probe.baseline,
@@ -185,14 +190,14 @@ def write_ledger(stages: Stages, inputs: Mapping[str, Artifact], on_policy: bool
 
 def features(stages: Stages) -> dict[str, dict[str, Any]]:
     """The features the recipe names, by family."""
-    chosen: dict[str, dict[str, Any]] = {"features": {}, "prompt_features": {}}
-    everything = observe.everything()
+    named: dict[str, dict[str, Any]] = {"features": {}, "prompt_features": {}}
+    built_in = observe.everything()
     for name in stages.recipe.probe.features:
         if name == "*":
-            chosen = {family: {**chosen[family], **everything[family]} for family in chosen}
+            named = {family: {**named[family], **built_in[family]} for family in named}
         else:
-            chosen["prompt_features" if name in everything["prompt_features"] else "features"][name] = {}
-    return chosen
+            named["prompt_features" if name in built_in["prompt_features"] else "features"][name] = {}
+    return named
 
 
 def prefixed(prefix: str, artifacts: Mapping[str, Artifact]) -> dict[str, Artifact]:
@@ -201,7 +206,7 @@ def prefixed(prefix: str, artifacts: Mapping[str, Artifact]) -> dict[str, Artifa
 
 # -- reading the ledger -------------------------------------------------------------------------------------------------
 def ledger_facts(ledger: Artifact | None) -> dict[str, Any]:
-    """The ledger's facts for the Round, without its alarms: what it knows of the pairs, the reward and the KL."""
+    """The ledger's facts for the Round, without its alarms: about the pairs, the reward and the KL."""
     if ledger is None:
         return {}
     facts: dict[str, Any] = _alarms_file(ledger)
@@ -213,7 +218,10 @@ def ledger_alarms(ledger: Artifact | None) -> list[Alarm]:
 
 
 def ledger_metrics(ledger: Artifact | None) -> dict[str, Metric]:
-    """`bias/<feature>/{mean,d0,step,pressure,gain,level}` over all completions; level: the gravest group's, watch = 1."""
+    """`bias/<feature>/{mean,d0,step,pressure,gain,level}` over all completions.
+
+    The level is the highest among the feature's groups: 0 = none, 1 = watch, 2 = ALARM, 3 = STOP.
+    """
     if ledger is None:
         return {}
     rows = tables.read(ledger.file("ledger.parquet"), tables.LEDGER).to_pylist()
@@ -231,7 +239,7 @@ def ledger_metrics(ledger: Artifact | None) -> dict[str, Metric]:
 
 
 def _whole_ledger_metrics(facts: Mapping[str, Any]) -> dict[str, Metric]:
-    """What the ledger knows beyond single features."""
+    """Metrics of the ledger as a whole, not of single features."""
     metrics: dict[str, Metric] = {}
     if (auc := facts.get("surface_auc")) is not None:
         metrics["bias/surface_auc"] = Metric(value=auc, split="rounds")

@@ -32,12 +32,14 @@ PREFECT_PORT = 4200
 
 def serve(
     home: Home = None,
-    port: Annotated[int, typer.Option(help="Prefect's UI and API; 0 = any free one.")] = PREFECT_PORT,
-    mlflow_port: Annotated[int, typer.Option(help="MLflow's UI; 0 = any free one.")] = MLFLOW_PORT,
+    port: Annotated[int, typer.Option(help="Port of Prefect's UI and API; 0 = any free port.")] = PREFECT_PORT,
+    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow's UI; 0 = any free port.")] = MLFLOW_PORT,
 ) -> None:
-    """Start Prefect's server, a worker and MLflow's UI on this machine only: schedule, watch, cancel and retry campaigns there.
+    """Start Prefect's server, a worker and MLflow's UI, reachable from this machine only.
 
-    Ctrl-C (or SIGTERM) ends all of them, flow runs too; nothing finished is lost. A second Ctrl-C does not wait.
+    In Prefect's UI you schedule, follow, cancel and retry campaigns. Ctrl-C or
+    SIGTERM ends all three and the campaigns that they run. Finished artifacts
+    are kept. A second Ctrl-C ends at once.
 
     Examples:
 

