@@ -112,10 +112,21 @@ def f():
     assert imported(at_import(ast.parse(code))) == {"torch", "trl"}
 
 
-def test_flow_files_bear_no_librarys_name() -> None:
-    # Prefect puts flows/ first on sys.path: a file there named like a library would be loaded in its place
+@pytest.mark.parametrize("folder", ["flows", "flows/round", "flows/service"])
+def test_flow_files_bear_no_librarys_name(folder: str) -> None:
+    # Prefect puts the folder of a flow's script first on sys.path: a file named like a library would be loaded in its place
     taken = set(sys.stdlib_module_names) | importlib.metadata.packages_distributions().keys()
-    assert not {path.stem for path in (CHECKOUT / "flows").glob("*.py")} & taken
+    assert not {path.stem for path in (CHECKOUT / folder).glob("*.py")} & (taken - {"__init__"})
+
+
+def test_commands_have_a_file_each() -> None:
+    # what a person types is the name of the file that does it; few files hold two commands that belong together
+    from flows.cli import app
+
+    together = {"resume": "run", "runs": "show", "recipes": "parts", "serve": None}
+    names = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+    files = {path.stem for path in (CHECKOUT / "flows" / "commands").glob("*.py")}
+    assert {together.get(name, name) for name in names} - {None} <= files
 
 
 def test_the_tests_are_flat() -> None:

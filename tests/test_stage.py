@@ -217,6 +217,12 @@ def test_a_full_disk_is_the_homes_problem(store: Store, source: Path, where: str
     assert not toy(store).reused
 
 
+def test_a_full_disk_in_a_process_of_its_own_is_the_homes_problem(store: Store, apart: Callable[..., Artifact]) -> None:
+    # where the stage ran makes no difference to what the command line says
+    with pytest.raises(HomeError, match=f"^toy: no space left on {store.root}"):
+        apart(store, then="import errno; raise OSError(errno.ENOSPC, 'No space left on device')")
+
+
 def test_other_errors_of_the_system_keep_their_name(store: Store, source: Path) -> None:
     # only "no room" is about room
     with pytest.raises(FileNotFoundError):
@@ -570,6 +576,7 @@ def test_every_stage_keeps_the_contract(name: str) -> None:
     module = stage_module(name)
     assert inspect.signature(getattr(module, name), eval_str=True).parameters["work"].annotation is Work
     assert issubclass(module.Settings, BaseModel)
+    assert module.Settings.model_config["extra"] == "forbid"  # a misspelt setting would silently be the default
     assert isinstance(module.VERSION, int)
     for library in module.LIBRARIES:
         assert importlib.metadata.version(library)

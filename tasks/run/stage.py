@@ -12,7 +12,6 @@ writes its payload into `work.out`. The file also defines:
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import importlib.metadata
 import os
@@ -25,7 +24,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from data.errors import HomeError, StageFailed
+from data.errors import StageFailed
 from data.recipe.settings import Hardware
 from data.store.store import Artifact, External, Job, Store, locked
 from tasks.run import failure
@@ -155,9 +154,9 @@ def _make(
         input_keys = {name: artifact.key for name, artifact in inputs.items()}
         return store.commit(job, input_keys, fingerprint(job.stage, job.parts), log)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise HomeError(f"{job.stage}: no space left on {store.root}; free some, then run the same command again") from error
+        if full := failure.full_disk(error, job.stage, store.root):
+            raise full from error
+        raise
 
 
 @contextlib.contextmanager

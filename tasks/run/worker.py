@@ -161,7 +161,12 @@ def _work(path: str) -> None:
         import torch
 
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # before a model is loaded; the default is the first GPU
-    getattr(module, job["stage"])(work)
+    try:
+        getattr(module, job["stage"])(work)
+    except OSError as error:
+        if full := failure.full_disk(error, job["stage"], work.out.parents[2]):
+            raise full from error
+        raise
 
 
 if __name__ == "__main__":
