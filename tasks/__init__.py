@@ -1,4 +1,4 @@
-"""The stages: a folder per step of a round, each with its stage functions and, where there are any, its folders of parts.
+"""The stages: a folder per step of a round, with its stage functions and its folders of parts.
 
 Imports only `data`.
 """

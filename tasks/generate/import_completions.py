@@ -26,9 +26,9 @@ def import_completions(work: Work) -> None:
     settings = Prompts(map=work.settings.map, template=work.settings.template)
     completions, other_fields = [], []
     samples: Counter[str] = Counter()
-    for place, record in sources.read(work.inputs["file"]):
-        prompt = tables.prompt_id(records.messages_of(settings, record, place))
-        for completion in records.completions_of(settings, record, place):
+    for location, record in sources.read(work.inputs["file"]):
+        prompt = tables.prompt_id(records.messages_of(settings, record, location))
+        for completion in records.completions_of(settings, record, location):
             identity = tables.completion_id(work.key, prompt, samples[prompt])
             given = {"completion_id": identity, "prompt_id": prompt, "sample": samples[prompt], "text": completion.text}
             unknown = {"token_ids": None, "logprobs": None, "seed": None}

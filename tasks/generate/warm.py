@@ -72,7 +72,7 @@ def closing() -> Iterator[None]:
 
 def _reloaded(work: Work, kept: WarmEngine, load: Callable[[Path], Engine], checkpoint: Path) -> Engine:
     """The kept engine with another checkpoint, checked. If the check fails, an engine that is loaded again."""
-    if kept.holds() == checkpoint:  # a stored checkpoint never changes
+    if kept.loaded_checkpoint() == checkpoint:  # a stored checkpoint never changes
         return kept
     texts, expected = _expected(work, checkpoint)  # before the reload: two models at once may not fit
     kept.reload(checkpoint)

@@ -40,7 +40,7 @@ def read_prompts(work: Work) -> None:
 
 
 def _rendered(settings: Prompts, file: Path) -> list[Conversation]:
-    return [records.messages_of(settings, record, place) for place, record in sources.read(file)]
+    return [records.messages_of(settings, record, location) for location, record in sources.read(file)]
 
 
 def _refuse_shared(renderings: list[list[Conversation]], work: Work) -> None:

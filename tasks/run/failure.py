@@ -66,7 +66,7 @@ def earlier(folder: Path) -> list[dict[str, Any]]:
 def error_of(stage: str, code: int, folder: Path, output: str) -> RatchetError:
     """The error of a stage whose process ended with exit code `code`.
 
-    It is read from the error files in `folder`. If there are none, it is made of the exit code and the process's `output`.
+    It is read from the error files in `folder`. If there are none, it is made from the exit code and the process's `output`.
     """
     ranks = [(f"the process of rank {rank}", int(code)) for rank, code in reversed(RANK_ENDED.findall(output))]
     ends = ranks or [("its process", code)]

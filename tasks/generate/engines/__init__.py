@@ -31,7 +31,8 @@ class Batch:
     """Prompts decoded together.
 
     `seed` is for an engine that samples the whole batch from one stream of random numbers. `seeds`, one per prompt, are for an
-    engine that gives each completion a stream of its own: sample j of prompt i has seed `seeds[i] + j`, unique in a stage.
+    engine that gives each completion a stream of its own. Sample j of prompt i then has the seed `seeds[i] + j`, which is
+    unique in a stage.
     """
 
     prompts: Sequence[Row]
@@ -66,9 +67,9 @@ class WarmEngine(Engine, Protocol):
     """An engine that can be kept for the next stage. tasks/generate/warm.py checks each reload by `logprobs`."""
 
     def sleep(self) -> None:
-        """Free as much device memory as possible until the next `reload`. Afterwards `holds` may be None."""
+        """Free as much device memory as possible until the next `reload`. Afterwards `loaded_checkpoint` may give None."""
 
-    def holds(self) -> Path | None:
+    def loaded_checkpoint(self) -> Path | None:
         """The checkpoint whose weights are in memory now."""
 
     def reload(self, checkpoint: Path) -> None:

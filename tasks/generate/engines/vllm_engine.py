@@ -147,7 +147,7 @@ class _Vllm(Texts):
         return self.row(list(output.token_ids), list(output.logprobs.logprobs))
 
     # -- kept for the next stage ------------------------------------------------------------------------------------
-    def holds(self) -> Path | None:
+    def loaded_checkpoint(self) -> Path | None:
         return self.checkpoint
 
     def sleep(self) -> None:

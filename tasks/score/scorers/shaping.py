@@ -1,7 +1,7 @@
 """Scorers of length and repetition, for use with the verifier in a weighted reward. Lengths are in tokens.
 
-A reward of accuracy and format, as in DeepSeek-R1 or TinyZero (1 for right, 0.1 for well-formed), needs no scorer of its own:
-give weights to the verifier and to `format`. A completion without token ids has no value here.
+A reward of accuracy and format, as in DeepSeek-R1 or TinyZero (1 for right, 0.1 for well-formed), needs no further scorer.
+Give weights to the verifier and to `format`. A completion without token ids has no value here.
 """
 
 from __future__ import annotations
