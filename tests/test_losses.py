@@ -150,6 +150,15 @@ def test_kto_needs_neighbours(finished: Finished, tmp_path: Path) -> None:  # no
         build(setup)
 
 
+def test_a_batch_is_split_into_whole_micro_batches(finished: Finished, tmp_path: Path) -> None:  # noqa: F811
+    # 5 rows in micro-batches of half of them: refused, with the settings to change
+    from tasks.train.trainers import arguments
+
+    work = work_of(finished, tmp_path, batch=5, accumulate=2)
+    with pytest.raises(StageFailed, match=r"train\.batch = 5 is not a multiple of train\.accumulate \(2\) x 1 processes"):
+        arguments(work, 1, validates=False)
+
+
 def test_online_rewards_have_no_verdicts() -> None:
     # a scorer that stands on the verifier's table is refused before anything runs
     from data.errors import PartError

@@ -316,7 +316,7 @@ def test_a_row_without_a_completion_is_named(record: dict[str, Any], says: str) 
         ("data", RECIPE, ["--map", "completoin=x"], "did you mean 'completion'"),
         ("data", RECIPE, ["--map", "completion=nope"], "expected column 'nope', found prompt, completion"),
         ("data", RECIPE, [], "ScorerFailed: .*expected column 'score' in the completion's record, found"),
-        ("data", UNPREFERRED, [], "as_recorded: expected preferences, found completions without"),
+        ("data", UNPREFERRED, [], "as_recorded: expected completions with recorded preferences, found some without"),
         ("data", RECIPE, ["--completions", "other.jsonl"], "found 1 recorded completions that answer none of them"),
         ("data", "tiny_control", [], "expected a recipe that selects or pairs"),
         ("data", "tiny_raft", ["--set", "prompts.source=addition"], "needs a file of completions: set generate.path"),

@@ -25,7 +25,7 @@ from tests.test_train import finished, read, work_of  # noqa: F401  (finished is
 SETTINGS: dict[str, Any] = {
     "margin": False, "center": 0.0, "steps": 1, "epochs": 1.0, "batch": 8, "accumulate": 1, "learning_rate": 1e-3,
     "schedule": "constant", "warmup": 0.0, "weight_decay": 0.0, "max_length": 128, "precision": "float32",
-    "checkpointing": False, "save_every": 50, "split": "rounds",
+    "checkpointing": False, "save_every": 50, "split": "rounds", "trust_remote_code": False,
 }  # fmt: skip
 
 
