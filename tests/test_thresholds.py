@@ -19,8 +19,8 @@ from flows.round.finish import needs_replay
 from registry.projection import note
 from tasks.bias import bias, overoptimisation
 from tasks.bias.alarm_rule import judge
-from tasks.bias.effects import cohens_h
-from tasks.bias.ledger import Entry, Kind, Sample, compare
+from tasks.bias.effects import Kind, cohens_h
+from tasks.bias.ledger import Entry, Sample, compare
 from tasks.bias.pressure import Estimate
 from tasks.gate.training_alarms import forgetting, training_alarms, uninformative_judges
 
