@@ -52,11 +52,12 @@ def test_campaign_runs_and_records(source: str, run_micro: Run) -> None:
     assert set(campaign.final()) == {"base", "head", "last"}  # type: ignore[arg-type]
 
 
-@pytest.mark.minutes
-def test_two_homes_give_equal_digests(run_micro: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rounds", "fresh"), [(1, False), pytest.param(2, True, marks=pytest.mark.minutes)])
+def test_two_homes_give_equal_digests(run_micro: Run, tmp_path: Path, rounds: int, fresh: bool) -> None:
     # Claim: on CPU in fp32 on one thread the same recipe gives byte-identical artifacts, in another home too.
-    first = run_micro("tiny_dpo", place=tmp_path / "a", fresh=True)
-    second = run_micro("tiny_dpo", place=tmp_path / "b", fresh=True)
+    first = run_micro("tiny_dpo", f"rounds={rounds}", place=tmp_path / "a", fresh=fresh)
+    second = run_micro("tiny_dpo", f"rounds={rounds}", place=tmp_path / "b", fresh=fresh)
+    assert first.store.root != second.store.root
     assert digests(first) == digests(second)
 
 

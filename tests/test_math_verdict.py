@@ -85,7 +85,7 @@ def test_the_shortcut_on_real_outputs(source: str) -> None:
 
 
 @needs_shared
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # sympy compiles what it reads
 def test_at_least_as_many_right_as_math_verify(capsys: pytest.CaptureFixture[str]) -> None:
     # On the maths rows of five projects' own tests: every disagreement with the expectation or with math-verify is printed.
     rows = [json.loads(line) for line in TRIPLES.read_text().splitlines()]

