@@ -1,4 +1,4 @@
-"""Alarms: what a person, the gate and MLflow must know about a round. One type, whoever raises it."""
+"""Alarms about a round, which a person, the gate and MLflow read. One type, whatever raises it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import Literal
 
 Level = Literal["watch", "ALARM", "STOP"]
 Source = Literal["ledger", "training", "judge", "suite"]
-LEVELS = ("", "watch", "ALARM", "STOP")  # from nothing to the gravest
+LEVELS = ("", "watch", "ALARM", "STOP")  # from no alarm to the highest
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """One finding of a round.
+    """One finding of a round, at one of three levels.
 
-    watch: worth a look. ALARM: a person should look. STOP: a hard limit was passed. `gate.on_alarm` says what each level does.
+    watch: a first sign. ALARM: a person should look at it. STOP: a hard limit was passed. The recipe's `gate.on_alarm` says
+    what the gate does at each level.
     """
 
     level: Level
-    source: Source  # who noticed: the bias ledger, the training log, judge health or an evaluation suite
+    source: Source  # the bias ledger, the training log, judge health or an evaluation suite
     name: str  # of the feature, limit, judge or suite
-    sentence: str  # what happened, how much, since when, and what acts on it
+    sentence: str  # what changed, by how much, since when, and the remedy
 
     def __str__(self) -> str:
         return f"{self.level} {self.name}: {self.sentence}"
@@ -33,5 +34,5 @@ def gravest(alarms: Iterable[Alarm]) -> str:
 
 
 def by_gravity(alarms: Iterable[Alarm]) -> list[Alarm]:
-    """The gravest first, else in their order."""
+    """The highest level first; alarms of a level keep their order."""
     return sorted(alarms, key=lambda alarm: -LEVELS.index(alarm.level))

@@ -1,8 +1,8 @@
 """Labels: the names under which a Round lists its artifacts.
 
-Every label is made by a constructor below and read back by `read`. Nothing else takes a label apart. A label also says what
-others need to know about its artifact: whether it is training or evaluation data, whether a later round looks back at it, and
-whether it was copied from a file outside the store.
+Every label is made by a constructor below and read back by `read`. No other code parses a label. A label also has facts about
+its artifact: whether it is training or evaluation data, whether a later round reads it, and whether it was copied from a file
+outside the store.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Label:
     text: str
     use: Use = field(default="training", compare=False)  # MLflow's context of a data set
     looked_back: bool = field(default=False, compare=False)  # a later round reads it
-    copied: bool = field(default=False, compare=False)  # made from a user's file: no manifest can make it again
+    copied: bool = field(default=False, compare=False)  # made from a user's file, so no manifest can make it again
 
     def __str__(self) -> str:
         return self.text
@@ -47,7 +47,7 @@ CURATE = Label("curate")
 DRAW = Label("draw")
 
 # -- the round's completions and what is chosen of them ------------------------------------------------------------------
-GENERATE = Label("generate", looked_back=True)  # replayed by pool.earlier, read by curators
+GENERATE = Label("generate", looked_back=True)  # replayed by pool.earlier, and read by curators
 CONTRAST = Label("contrast")
 POOL = Label("pool")
 REWARD = Label("reward")
@@ -58,8 +58,8 @@ FIT_REWARD_PAIRS = Label("fit_reward/pairs")
 MEASURE_POOL = Label("measure_pool")
 
 
-def generate_beside(which: Literal["base", "contrast"]) -> Label:
-    """Completions that [pool] puts beside the round's own."""
+def generate_for_pool(which: Literal["base", "contrast"]) -> Label:
+    """Completions that [pool] adds to the round's own."""
     return Label(f"generate/{which}")
 
 
@@ -69,12 +69,12 @@ def score(scorer: str) -> Label:
 
 
 def judge_model(scorer: str) -> Label:
-    """The copy of a model's directory that a scorer asks."""
+    """The copy of a model's directory that a scorer uses."""
     return Label(f"judge/{scorer}")
 
 
 def rollouts(scorer: str, what: Literal["prefixes", "drawn", "continued", "verdicts"]) -> Label:
-    """What a process scorer samples from the steps of a solution."""
+    """The artifacts of a process scorer, which samples continuations from the steps of a solution."""
     return Label(f"rollouts/{scorer}/{what}")
 
 
@@ -97,18 +97,18 @@ Sampling = Literal["greedy", "sampled", "again"]
 class Evaluation:
     """The labels of one evaluation of a checkpoint: on a split of the campaign, or on a suite."""
 
-    place: str
+    prefix: str
 
     def completions(self, sampling: Sampling) -> Label:
-        return _evaluation(f"{self.place}/{sampling}")
+        return _evaluation(f"{self.prefix}/{sampling}")
 
     def scores(self, sampling: Sampling) -> Label:
         """Greedy scores are compared with those of later checkpoints."""
-        return _evaluation(f"{self.place}/{sampling}_score", looked_back=sampling == "greedy")
+        return _evaluation(f"{self.prefix}/{sampling}_score", looked_back=sampling == "greedy")
 
     @property
     def metrics(self) -> Label:
-        return _evaluation(f"{self.place}/metrics")
+        return _evaluation(f"{self.prefix}/metrics")
 
 
 def evaluation(split: str = "held_out") -> Evaluation:
@@ -120,20 +120,20 @@ HELD_OUT = evaluation()
 
 @dataclass(frozen=True)
 class SuiteLabels(Evaluation):
-    """An evaluation suite: its file's copy, and what a checkpoint made of it."""
+    """An evaluation suite: the copy of its file, and a checkpoint's results on it."""
 
     @property
     def prompts(self) -> Label:
-        return _evaluation(f"{self.place}/prompts", copied=True, looked_back=True)
+        return _evaluation(f"{self.prefix}/prompts", copied=True, looked_back=True)
 
     @property
     def given(self) -> Label:
         """The completions of its file."""
-        return _evaluation(f"{self.place}/completions", copied=True, looked_back=True)
+        return _evaluation(f"{self.prefix}/completions", copied=True, looked_back=True)
 
     @property
     def logprobs(self) -> Label:
-        return _evaluation(f"{self.place}/logprobs", looked_back=True)
+        return _evaluation(f"{self.prefix}/logprobs", looked_back=True)
 
 
 def suite(name: str) -> SuiteLabels:
@@ -148,32 +148,32 @@ PROBE_REWARD = _evaluation("probe/reward", looked_back=True)
 
 @dataclass(frozen=True)
 class ProbeLabels:
-    """One set of samples of the probe. Number 0 has the same seed in every round, the others only round 0 makes."""
+    """One set of samples of the probe. Set 0 has the same seed in every round. Only round 0 has further sets."""
 
-    place: str
+    prefix: str
 
     @property
     def completions(self) -> Label:
-        return _evaluation(f"{self.place}/completions")
+        return _evaluation(f"{self.prefix}/completions")
 
     @property
     def verdicts(self) -> Label:
-        return _evaluation(f"{self.place}/verdicts", looked_back=True)
+        return _evaluation(f"{self.prefix}/verdicts", looked_back=True)
 
     @property
     def observed(self) -> Label:
-        return _evaluation(f"{self.place}/observed", looked_back=True)
+        return _evaluation(f"{self.prefix}/observed", looked_back=True)
 
     def logprobs(self, checkpoint: Literal["own", "base", "previous"]) -> Label:
-        return _evaluation(f"{self.place}/{checkpoint}_logprobs")
+        return _evaluation(f"{self.prefix}/{checkpoint}_logprobs")
 
     @property
     def counterfactuals(self) -> Label:
-        """How differently the counterfactual prompts were answered."""
-        return _evaluation(f"{self.place}/counterfactuals", looked_back=True)
+        """Features of how the answers to counterfactual prompts differ."""
+        return _evaluation(f"{self.prefix}/counterfactuals", looked_back=True)
 
     def of_counterfactuals(self, what: Literal["prompts", "completions", "verdicts"]) -> Label:
-        return _evaluation(f"{self.place}/counterfactuals/{what}")
+        return _evaluation(f"{self.prefix}/counterfactuals/{what}")
 
 
 def probe(number: int = 0) -> ProbeLabels:
@@ -195,29 +195,33 @@ def judge_health(scorer: str) -> Label:
 
 
 def anchor_scores(scorer: str) -> Label:
-    """A judge's SCORES of the anchors; later rounds measure its drift from them."""
+    """A judge's SCORES of the anchors; later rounds measure its drift against them."""
     return _evaluation(f"anchors/scores/{scorer}", looked_back=True)
 
 
 # -- reading back --------------------------------------------------------------------------------------------------------
 def _all(name: str) -> list[Label]:
-    """Every label that can be made, with `name` where a constructor takes a name or a number."""
+    """Every label that can be made, with `name` for each name or number that a constructor expects."""
     fixed = [value for value in globals().values() if isinstance(value, Label)]
     evaluations = [HELD_OUT, evaluation(name), suite(name)]
     samplings: tuple[Sampling, ...] = ("greedy", "sampled", "again")
     of_suite = suite(name)
-    made = [label for e in evaluations for s in samplings for label in (e.completions(s), e.scores(s))]
-    made += [*(e.metrics for e in evaluations), of_suite.prompts, of_suite.given, of_suite.logprobs]
+    formatted = [label for e in evaluations for s in samplings for label in (e.completions(s), e.scores(s))]
+    formatted += [*(e.metrics for e in evaluations), of_suite.prompts, of_suite.given, of_suite.logprobs]
     for samples in (probe(), ProbeLabels(f"probe/{name}")):
-        made += [samples.completions, samples.verdicts, samples.observed, samples.counterfactuals]
-        made += [samples.logprobs(checkpoint) for checkpoint in ("own", "base", "previous")]
-        made += [samples.of_counterfactuals(what) for what in ("prompts", "completions", "verdicts")]
-    made += [rollouts(name, what) for what in ("prefixes", "drawn", "continued", "verdicts")]
-    made += [generate_beside("base"), generate_beside("contrast"), Label(f"ema/{name}")]
-    return [*fixed, *made, *(make(name) for make in (score, judge_model, probe_score, judge_health, anchor_scores))]
+        formatted += [samples.completions, samples.verdicts, samples.observed, samples.counterfactuals]
+        formatted += [samples.logprobs(checkpoint) for checkpoint in ("own", "base", "previous")]
+        formatted += [samples.of_counterfactuals(what) for what in ("prompts", "completions", "verdicts")]
+    formatted += [rollouts(name, what) for what in ("prefixes", "drawn", "continued", "verdicts")]
+    formatted += [generate_for_pool("base"), generate_for_pool("contrast"), Label(f"ema/{name}")]
+    return [
+        *fixed,
+        *formatted,
+        *(of_scorer(name) for of_scorer in (score, judge_model, probe_score, judge_health, anchor_scores)),
+    ]
 
 
-_NAME = "{}"  # stands for a name or a number in a pattern
+_NAME = "{}"  # any name or number in a pattern
 _PATTERNS = {label.text: label for label in _all(_NAME)}
 
 

@@ -1,4 +1,4 @@
-"""The command line: it only puts the commands together. Each imports what is heavy when it is called."""
+"""The command line: it only registers the commands. Each imports heavy libraries when it is called."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ app.command(name="recipes")(list_recipes)
 
 
 def entry() -> None:
-    """Run the app; every error of ours is one clear message and an exit code."""
+    """Run the command line. Every RatchetError is printed as one message and gives the exit code."""
     try:
         app(prog_name="ratchet")
     except RatchetError as error:

@@ -1,1 +1,1 @@
-"""The memory: what MLflow knows about campaigns. The only room that imports mlflow; imports `data` only."""
+"""Campaigns in MLflow. The only package that imports mlflow; it imports `data` and nothing else of Ratchet."""

@@ -1,4 +1,4 @@
-"""Where MLflow is, what a campaign is called there, and a client that turns every trouble into one error of ours."""
+"""MLflow's address, the names of campaigns there, and a client whose failures all become MLflowUnreachable."""
 
 from __future__ import annotations
 
@@ -21,50 +21,53 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 EXPERIMENT = "ratchet"
-VIEW = "mlflow.sharedViewState.ratchet"  # where the UI keeps a view's columns; by default it shows no numbers
+VIEW = "mlflow.sharedViewState.ratchet"  # the tag with the columns of a shared view; by default MLflow's UI shows no numbers
 COLUMNS = ["metrics.`accuracy`", "metrics.`accuracy_low`", "metrics.`accuracy_high`", "tags.`verdict`", "tags.`reason`"]
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # MLflow's own 7 hold a round up for minutes when a server is down
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # with MLflow's default of 7 a round waits minutes for a server that is down
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
 
-class MemoryUnreachable(StageFailed):
-    """MLflow could not be reached or did not take the records. Nothing is lost: the Rounds on disk are the truth."""
+class MLflowUnreachable(StageFailed):
+    """MLflow did not answer, or refused the records. Nothing is lost: the Rounds are on disk."""
 
 
 def tracking_uri(home: Path) -> str:
-    """`MLFLOW_TRACKING_URI` where it is set, else a SQLite database in the home."""
+    """`MLFLOW_TRACKING_URI` if it is set, else a SQLite database in the home."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.absolute() / 'mlflow.db'}"
 
 
 def remote(uri: str) -> bool:
-    """Whether a server stands between us and the database; it then decides where files are kept."""
+    """Whether MLflow is a server, which then decides where files are stored."""
     return uri.startswith(("http://", "https://"))
 
 
-def remembered(home: Path) -> bool:
-    """Whether there is anything to have delivered to: a server, or this home's database still in its place."""
+def has_mlflow(home: Path) -> bool:
+    """Whether there is an MLflow that can have this home's rounds: a server, or the database in the home."""
     return remote(tracking_uri(home)) or (home / "mlflow.db").exists()
 
 
 @contextlib.contextmanager
-def memory(home: Path) -> Iterator[MlflowClient]:
+def mlflow_client(home: Path) -> Iterator[MlflowClient]:
     """A client for this home's MLflow.
 
     Raises:
-        MemoryUnreachable: MLflow is away, full, of another version, or refused what it was given.
+        MLflowUnreachable: MLflow does not answer, has no space left, has another version, or refuses the records.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     import mlflow
     import sqlalchemy.exc
 
-    for name in ("mlflow", "alembic"):  # they announce every table they make, and print the tracebacks that we raise
+    for name in (
+        "mlflow",
+        "alembic",
+    ):  # they log every table that they create, and the tracebacks of errors that are raised here
         logging.getLogger(name).setLevel(logging.CRITICAL)
     uri = tracking_uri(home)
     try:
@@ -73,15 +76,15 @@ def memory(home: Path) -> Iterator[MlflowClient]:
         yield mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
     except (mlflow.MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
         cause = " ".join(str(error).split())[:300] or repr(error)
-        raise MemoryUnreachable(
+        raise MLflowUnreachable(
             f"expected MLflow at {uri} to answer, found: {cause}\n"
-            "  The rounds are safe on disk. Start the server (or free room, or correct MLFLOW_TRACKING_URI) and run the same "
-            "command again: it delivers what MLflow lacks."
+            "  The rounds are safe on disk. Start the server, free disk space or correct MLFLOW_TRACKING_URI. Then run the "
+            "same command again: it delivers all rounds that MLflow does not have."
         ) from error
 
 
 def _make_database(home: Path) -> None:
-    """Create the database aside and rename it: MLflow's migrations are not one transaction, a kill would leave half of them."""
+    """Create the database under another name, then rename it: a kill during MLflow's migrations would leave half of them."""
     import mlflow
 
     database, aside = home / "mlflow.db", home.absolute() / "mlflow.db.new"
@@ -89,7 +92,7 @@ def _make_database(home: Path) -> None:
         return
     home.mkdir(parents=True, exist_ok=True)
     with locked(home / "mlflow.lock"):
-        if database.exists():  # another campaign of this home made it while we waited
+        if database.exists():  # another campaign created it meanwhile
             return
         for stale in home.glob("mlflow.db.new*"):
             stale.unlink()
@@ -98,35 +101,35 @@ def _make_database(home: Path) -> None:
 
 
 def experiment(client: MlflowClient, home: Path) -> str:
-    """The id of the experiment that holds every campaign, created where it is missing.
+    """The id of the experiment with all campaigns, which is created if it is missing.
 
     Raises:
-        MemoryUnreachable: somebody deleted it; MLflow keeps the name of a deleted experiment.
+        MLflowUnreachable: somebody deleted it; MLflow keeps the name of a deleted experiment.
     """
     from mlflow import MlflowException
 
-    found = client.get_experiment_by_name(EXPERIMENT)
-    if found is None:
-        place = None if remote(client.tracking_uri) else (home.absolute() / "mlartifacts").as_uri()
+    existing = client.get_experiment_by_name(EXPERIMENT)
+    if existing is None:
+        files = None if remote(client.tracking_uri) else (home.absolute() / "mlartifacts").as_uri()
         try:
-            return str(client.create_experiment(EXPERIMENT, place, {VIEW: json.dumps({"selectedColumns": COLUMNS})}))
+            return str(client.create_experiment(EXPERIMENT, files, {VIEW: json.dumps({"selectedColumns": COLUMNS})}))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = client.get_experiment_by_name(EXPERIMENT)  # another campaign was quicker
-    if found is None or found.lifecycle_stage != "active":
-        raise MemoryUnreachable(
+            existing = client.get_experiment_by_name(EXPERIMENT)  # another campaign created it meanwhile
+    if existing is None or existing.lifecycle_stage != "active":
+        raise MLflowUnreachable(
             f"expected the MLflow experiment '{EXPERIMENT}' to be active, found it deleted; restore it in the MLflow UI, or "
             "purge it with `mlflow gc`"
         )
-    return str(found.experiment_id)
+    return str(existing.experiment_id)
 
 
-# -- what a campaign is called ------------------------------------------------------------------------------------------
+# -- ids and names ------------------------------------------------------------------------------------------------------
 def campaign_id(campaign: Campaign) -> str:
-    """A random id kept beside the recipe, given at the first delivery.
+    """A random id in the campaign's folder, created at the first delivery.
 
-    A path or a name would mix up two machines on one server, or a campaign with its deleted namesake; this moves with the home.
+    Names and paths are not unique: two machines can share a server, and a deleted campaign's name can be used again.
     """
     path = campaign.folder / "mlflow.id"
     if not path.exists():
@@ -138,11 +141,11 @@ def known_id(campaign: Campaign) -> str:
     """The campaign's id on the server.
 
     Raises:
-        CampaignError: nothing of it was ever delivered.
+        CampaignError: no round of it was delivered yet.
     """
     path = campaign.folder / "mlflow.id"
     if not path.exists():
-        raise CampaignError(f"campaign '{campaign.name}' is not in MLflow yet; run it, and its finished rounds are delivered")
+        raise CampaignError(f"campaign '{campaign.name}' is not in MLflow yet; run it, which delivers its finished rounds")
     return path.read_text()
 
 
@@ -152,32 +155,32 @@ def plain(name: str) -> str:
 
 
 def runs_of(client: MlflowClient, experiment_id: str, campaign: str) -> tuple[Run | None, dict[int, Run]]:
-    """The campaign's parent run and its rounds' runs by number; deleted runs do not count."""
-    found = _search(client, experiment_id, f"tags.`ratchet.campaign_id` = '{campaign}'")
-    parents = [run for run in found if run.data.tags["ratchet.kind"] == "campaign"]
+    """The campaign's parent run, and the runs of its rounds by number, without deleted runs."""
+    runs = _search(client, experiment_id, f"tags.`ratchet.campaign_id` = '{campaign}'")
+    parents = [run for run in runs if run.data.tags["ratchet.kind"] == "campaign"]
     if not parents:
         return None, {}
     parent = min(parents, key=lambda run: run.info.start_time)
-    children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     return parent, {int(run.data.tags["ratchet.round"]): run for run in children}
 
 
 def sweep_run(client: MlflowClient, experiment_id: str, identity: str) -> Run | None:
     """The run that is the parent of a sweep's campaigns, by the sweep's id."""
-    found = _search(client, experiment_id, f"tags.`ratchet.sweep_id` = '{identity}'")
-    return min(found, key=lambda run: run.info.start_time, default=None)
+    runs = _search(client, experiment_id, f"tags.`ratchet.sweep_id` = '{identity}'")
+    return min(runs, key=lambda run: run.info.start_time, default=None)
 
 
 def audit_runs(client: MlflowClient, experiment_id: str, identity: str) -> list[Run]:
-    """The run of an audit and those nested in it, by the audit's id."""
+    """The run of an audit and its nested runs, by the audit's id."""
     return _search(client, experiment_id, f"tags.`ratchet.audit_id` = '{identity}'")
 
 
 def _search(client: MlflowClient, experiment_id: str, query: str) -> list[Any]:
-    found, token = [], None
+    runs, token = [], None
     while True:
         page = client.search_runs([experiment_id], filter_string=query, max_results=1000, page_token=token)
-        found += list(page)
+        runs += list(page)
         token = page.token
         if not token:
-            return found
+            return runs

@@ -1,4 +1,4 @@
-"""Where to look: links into the MLflow UI for a home's campaigns, and the command that opens it."""
+"""Links into MLflow's UI for the campaigns of a home, and the command that starts the UI."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from urllib.parse import quote
 
 from data.store.campaign import Campaign
 from registry.checkpoints import model_name
-from registry.client import VIEW, experiment, known_id, memory, remote, runs_of, tracking_uri
+from registry.client import VIEW, experiment, known_id, mlflow_client, remote, runs_of, tracking_uri
 
 PORT = 5000
-TRAINING = "workflowType=machine_learning"  # else the UI opens as a tool for chat traces
-BY_ROUND = f"orderByKey={quote('params.`round`')}&orderByAsc=true"  # sorted by time, rounds hide below their folded parent
+TRAINING = "workflowType=machine_learning"  # else the UI opens its view for chat traces
+BY_ROUND = (
+    f"orderByKey={quote('params.`round`')}&orderByAsc=true"  # sorted by time, rounds are hidden below their folded parent
+)
 _KIND = "tags.`ratchet.kind` = '{}'"
 
 
 def ui_command(home: Path, port: int = PORT) -> str:
-    """The command that serves this home's MLflow on this machine only; empty where a server of the user's own serves it.
+    """The command that serves MLflow's UI for this home, on this machine only. Empty if the user has an MLflow server.
 
-    One worker is enough for one person, and MLflow's job runner would start processes that nothing here uses.
+    One worker is enough for one person. MLflow's job runner is switched off, since nothing here uses it.
     """
     uri = tracking_uri(home)
     if remote(uri):
@@ -33,28 +35,30 @@ def ui_command(home: Path, port: int = PORT) -> str:
 
 
 def links(home: Path, names: Sequence[str], port: int = PORT) -> dict[str, str]:
-    """Addresses in the MLflow UI, by what they show: all campaigns, their charts, and each campaign's rounds side by side.
+    """Addresses in MLflow's UI, by the name of the page: all campaigns, their charts, and the rounds of each campaign.
 
     Raises:
-        CampaignError: a campaign does not exist or was never delivered.
-        MemoryUnreachable: MLflow is away.
+        CampaignError: a campaign does not exist, or no round of it was delivered yet.
+        MLflowUnreachable: MLflow does not answer.
     """
     uri = tracking_uri(home)
     start = f"{uri.rstrip('/') if remote(uri) else f'http://127.0.0.1:{port}'}/#/"
-    found = {}
-    with memory(home) as client:
-        place = experiment(client, home)
-        runs = f"{start}experiments/{place}/runs?{TRAINING}"
-        known = client.get_experiment(place).tags
-        found["campaigns"] = runs + (f"&viewStateShareKey={VIEW.rsplit('.', 1)[1]}" if VIEW in known else "")
-        found["charts"] = f"{runs}&compareRunsMode=CHART&searchFilter={quote(_KIND.format('campaign'))}"
+    addresses = {}
+    with mlflow_client(home) as client:
+        experiment_id = experiment(client, home)
+        runs = f"{start}experiments/{experiment_id}/runs?{TRAINING}"
+        tags = client.get_experiment(experiment_id).tags
+        addresses["campaigns"] = runs + (f"&viewStateShareKey={VIEW.rsplit('.', 1)[1]}" if VIEW in tags else "")
+        addresses["charts"] = f"{runs}&compareRunsMode=CHART&searchFilter={quote(_KIND.format('campaign'))}"
         for name in names:
             identity = known_id(Campaign.open(home, name))
-            rounds = runs_of(client, place, identity)[1]
+            rounds = runs_of(client, experiment_id, identity)[1]
             ids = json.dumps([rounds[number].info.run_id for number in sorted(rounds)])
             only = quote(f"tags.`ratchet.campaign_id` = '{identity}' AND {_KIND.format('round')}")
-            shown = f"runs={quote(ids)}&experiments={quote(json.dumps([place]))}"  # first: the UI fails on another order
-            found[f"{name}: rounds"] = f"{start}compare-runs?{shown}&{TRAINING}"
-            found[f"{name}: samples"] = f"{runs}&compareRunsMode=ARTIFACT&searchFilter={only}&{BY_ROUND}"
-            found[f"{name}: checkpoints"] = f"{start}models/{model_name(client, identity)}?{TRAINING}"
-    return found
+            shown = (
+                f"runs={quote(ids)}&experiments={quote(json.dumps([experiment_id]))}"  # first: the UI fails on another order
+            )
+            addresses[f"{name}: rounds"] = f"{start}compare-runs?{shown}&{TRAINING}"
+            addresses[f"{name}: samples"] = f"{runs}&compareRunsMode=ARTIFACT&searchFilter={only}&{BY_ROUND}"
+            addresses[f"{name}: checkpoints"] = f"{start}models/{model_name(client, identity)}?{TRAINING}"
+    return addresses

@@ -1,4 +1,4 @@
-"""Judge templates in MLflow's prompt registry: a new version whenever the text of one that a campaign uses is new."""
+"""Judge templates in MLflow's prompt registry: a template gets a new version when its text has changed."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ PREFIX = "ratchet-judge-"
 
 
 def mirror_templates(client: MlflowClient, campaign: Campaign) -> None:
-    """Register what MLflow lacks; a template whose newest version carries the file's hash is there already.
+    """Register the templates of a campaign, except those whose newest version has the file's hash.
 
-    MLflow writes places as our templates do, so the text goes there as it is.
+    The text is registered as it is: MLflow has the same syntax for variables as our templates.
     """
     for name in used(campaign):
         digest = templates.digest(name)
-        known = client.load_prompt(f"prompts:/{PREFIX}{name}@latest", allow_missing=True, cache_ttl_seconds=0)
-        if known is None or known.tags.get("digest") != digest:
+        newest = client.load_prompt(f"prompts:/{PREFIX}{name}@latest", allow_missing=True, cache_ttl_seconds=0)
+        if newest is None or newest.tags.get("digest") != digest:
             template = templates.load(name)
             client.register_prompt(PREFIX + name, template.text, template.about, {"digest": digest})
 
 
 def used(campaign: Campaign) -> list[str]:
-    """The templates that the judges of any round are asked with."""
+    """The templates of all judges, in any round."""
     recipe = campaign.recipe
     rounds = {0, *(entry.round for entry in recipe.at)}
     names = {score.settings.get("template") for number in rounds for score in recipe.at_round(number).score}

@@ -1,4 +1,4 @@
-"""The files of a round's run in MLflow: small tables and notes copied, data sets named by digest, a sample to read."""
+"""The files of a round's run in MLflow: copies of small tables, data sets by digest, and samples to read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data.store.store import Artifact
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
 
-LARGEST = 8 * 2**20  # bytes of a table that is copied; a larger one is only named, by its place and digest
+LARGEST = 8 * 2**20  # bytes; a larger table is not copied, only named with its path and digest
 NOTES = ("alarms.json", "check.json", "facts.json", "report.md", "training.json")  # not the JSON files of a checkpoint
 SAMPLES = 20  # prompts in samples.json
 
@@ -23,20 +23,20 @@ Present = Mapping[Label, Artifact]
 
 
 def present(campaign: Campaign, finished: Round) -> Present:
-    """The round's artifacts whose files are still there; evicted and lost ones are only named, in the run's tags."""
+    """The round's artifacts whose files still exist. The run's tags also name evicted and lost ones."""
     stored = {labels.read(text): campaign.store.find(ref.key) for text, ref in finished.artifacts.items()}
     return {label: artifact for label, artifact in stored.items() if artifact is not None and not artifact.absent}
 
 
 def pointer(campaign: Campaign, finished: Round) -> dict[str, str]:
-    """Where the round's checkpoint lies in the store: what a registered version stands for."""
-    made = finished.checkpoint
-    path = campaign.store.folder(made.key) / "payload"
-    return {"round": str(finished.round), "key": made.key, "digest": made.digest, "path": str(path.absolute())}
+    """Where the round's checkpoint is in the store. A registered version refers to it."""
+    checkpoint = finished.checkpoint
+    path = campaign.store.folder(checkpoint.key) / "payload"
+    return {"round": str(finished.round), "key": checkpoint.key, "digest": checkpoint.digest, "path": str(path.absolute())}
 
 
 def lay_out(campaign: Campaign, finished: Round, artifacts: Present, folder: Path) -> None:
-    """Fill an empty folder with what the run will hold. Tables are links, so that only MLflow copies their bytes."""
+    """Fill an empty folder with the files for the run. Tables are links, so that only MLflow copies their bytes."""
     (folder / "round.json").write_text(finished.model_dump_json(indent=1))
     (folder / "checkpoint").mkdir()
     (folder / "checkpoint" / "pointer.json").write_text(json.dumps(pointer(campaign, finished), indent=1))
@@ -53,19 +53,19 @@ def lay_out(campaign: Campaign, finished: Round, artifacts: Present, folder: Pat
 
 
 def inputs(artifacts: Present) -> list[DatasetInput]:
-    """One data set per artifact that holds tables, by reference: MLflow shows which data a round used, and its digest."""
+    """One data set per artifact with tables, by reference: MLflow shows which data a round used, with their digests."""
     import pyarrow.parquet as pq
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    made = []
+    datasets = []
     for label, artifact in artifacts.items():
         files = sorted(artifact.path.rglob("*.parquet"))
         if files:
             source = json.dumps({"uri": str(artifact.path.absolute())})
             profile = json.dumps({"num_rows": sum(pq.read_metadata(path).num_rows for path in files)})
             data = Dataset(label.mlflow, artifact.digest[:36], "local", source, _schema(files[0]), profile)
-            made.append(DatasetInput(data, [InputTag("mlflow.data.context", label.use)]))
-    return made
+            datasets.append(DatasetInput(data, [InputTag("mlflow.data.context", label.use)]))
+    return datasets
 
 
 def _schema(path: Path) -> str:
@@ -82,7 +82,7 @@ def samples(campaign: Campaign, artifacts: Present) -> list[dict[str, Any]]:
     if greedy is None:
         return []
     rows = {row["prompt_id"]: row for row in _rows(greedy, "completions", "prompt_id", "completion_id", "text")}
-    shown = [rows[prompt_id] for prompt_id in sorted(rows)[:SAMPLES]]  # ids are hashes: a random sample, yet a fixed one
+    shown = [rows[prompt_id] for prompt_id in sorted(rows)[:SAMPLES]]  # ids are hashes, so this is a random but fixed sample
     prompts = _prompts(campaign)
     value_of = (
         {row["completion_id"]: row["value"] for row in _rows(scores, "scores", "completion_id", "value")} if scores else {}
@@ -98,7 +98,7 @@ def samples(campaign: Campaign, artifacts: Present) -> list[dict[str, Any]]:
 
 
 def _prompts(campaign: Campaign) -> dict[str, str]:
-    """The last message of every held-out prompt: what the model was asked. Round 0 holds the prompts of the whole campaign."""
+    """The last message of every held-out prompt. Round 0 has the prompts of the whole campaign."""
     prepared = campaign.store.find(campaign.rounds()[0].artifacts[labels.PREPARE.text].key)
     if prepared is None or prepared.absent:
         return {}

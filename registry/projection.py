@@ -1,4 +1,4 @@
-"""What MLflow shows of a Round: names, numbers and notes, computed from the record alone."""
+"""A Round as MLflow shows it: names, numbers and notes, computed from the record alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def record_hash(finished: Round) -> str:
 
 
 def numbers(metrics: Mapping[str, Metric], prefix: str = "") -> dict[str, float]:
-    """`accuracy`, `accuracy_low`, `accuracy_high`; what does not apply (null) is left out."""
+    """`accuracy`, `accuracy_low`, `accuracy_high`; null values are left out."""
     flat = {}
     for name, metric in metrics.items():
         for end, value in (("", metric.value), ("_low", metric.low), ("_high", metric.high)):
@@ -42,7 +42,7 @@ def final_numbers(campaign: Campaign) -> dict[str, float]:
 
 
 def recipe_params(campaign: Campaign) -> dict[str, str]:
-    """The recipe as dotted parameters, without hardware: that may change between runs, and a parameter never may."""
+    """The recipe as dotted parameters, without hardware: it may change when a run resumes, but a parameter cannot."""
     return _texts({k: v for k, v in campaign.recipe.plain().items() if k != "hardware"})
 
 
@@ -87,12 +87,12 @@ def origin_tags(campaign: Campaign) -> dict[str, str]:
 
 
 def progress_tags(campaign: Campaign, newest: Round) -> dict[str, str]:
-    """What the parent says of the campaign as it stands."""
+    """Tags of the campaign's run that change with its rounds."""
     return {"state": campaign.state, "rounds": str(newest.round + 1), **verdict_tags(newest)}
 
 
 def round_tags(campaign: Campaign, finished: Round, identity: str, parent: str) -> dict[str, str]:
-    """In the order in which the round's page shows them. Names without `ratchet.` are short, so that the page can show them."""
+    """In the order of the round's page. Names for people are short; those that code reads begin with `ratchet.`."""
     return {
         "mlflow.parentRunId": parent,
         "mlflow.source.name": "ratchet",
@@ -120,20 +120,20 @@ def verdict_tags(finished: Round) -> dict[str, str]:
 
 
 def _refs(finished: Round) -> dict[str, Ref]:
-    """Which model came out of which models."""
-    found = {name: getattr(finished, name) for name in ("checkpoint", "head_before", "start_from", "reference")}
-    return {name: ref for name, ref in found.items() if ref is not None}
+    """The round's checkpoint, and the checkpoints that it was made from."""
+    refs = {name: getattr(finished, name) for name in ("checkpoint", "head_before", "start_from", "reference")}
+    return {name: ref for name, ref in refs.items() if ref is not None}
 
 
 def note(finished: Round) -> str:
-    """The description on the round's page: verdict, numbers and what they came from, for a person."""
+    """The description on the round's page: verdict, alarms, metrics, and the artifacts behind them."""
     lines = [f"**{finished.verdict.decision.replace('_', ' ')}**: {finished.verdict.reason}", ""]
     lines += [f"- {alarm}" for alarm in finished.alarms] + [""]
     lines += ["| metric | value | 95% interval | n | split |", "|---|---|---|---|---|"]
     for name, m in finished.metrics.items():
-        if m.value is not None and not name.startswith("bias/"):  # hundreds, and in tables/bias/report.md
+        if m.value is not None and not name.startswith("bias/"):  # there are hundreds; see tables/bias/report.md
             interval = f"{m.low:.4g} to {m.high:.4g}" if m.low is not None and m.high is not None else ""
             lines.append(f"| {name} | {m.value:.4g} | {interval} | {m.n} | {m.split} |")
-    lines += ["", "| made of | digest | key in the store |", "|---|---|---|"]
+    lines += ["", "| artifact | digest | key in the store |", "|---|---|---|"]
     lines += [f"| {name} | {r.digest[:12]} | {r.key[:12]} |" for name, r in (_refs(finished) | finished.artifacts).items()]
     return cut("\n".join(lines))

@@ -1,4 +1,4 @@
-"""A sweep in MLflow: one run above its campaigns' runs, with the grid as parameters and the results as a table."""
+"""A sweep in MLflow: the parent run of its campaigns, with the grid as parameters and the results as a table."""
 
 from __future__ import annotations
 
@@ -8,43 +8,44 @@ from typing import TYPE_CHECKING, Any
 
 from data.store.campaign import Campaign
 from data.store.sweep import Sweep
-from registry.client import experiment, memory, plain, sweep_run
+from registry.client import experiment, mlflow_client, plain, sweep_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
 
-def sweep_tags(client: MlflowClient, place: str, campaign: Campaign) -> dict[str, str]:
-    """The tag that puts a campaign of a sweep below the sweep's run; none for other campaigns."""
+def sweep_tags(client: MlflowClient, experiment_id: str, campaign: Campaign) -> dict[str, str]:
+    """The tag that puts a campaign of a sweep below the sweep's run; empty for other campaigns."""
     if "sweep" not in campaign.origin:
         return {}
     sweep = Sweep.open(campaign.home, campaign.origin["sweep"])
-    return {"mlflow.parentRunId": str(_ensure(client, place, sweep).info.run_id)}
+    return {"mlflow.parentRunId": str(_ensure(client, experiment_id, sweep).info.run_id)}
 
 
-def _ensure(client: MlflowClient, place: str, sweep: Sweep) -> Run:
+def _ensure(client: MlflowClient, experiment_id: str, sweep: Sweep) -> Run:
     from mlflow.entities import Param
 
-    run = sweep_run(client, place, sweep.id)
+    run = sweep_run(client, experiment_id, sweep.id)
     if run is None:
-        tags = {"mlflow.source.name": "ratchet", "ratchet.kind": "sweep"}
+        note = f"A campaign for every combination of {', '.join(sweep.over)}. The results are in sweep.json."
+        tags = {"mlflow.source.name": "ratchet", "ratchet.kind": "sweep", "mlflow.note.content": note}
         tags |= {"ratchet.sweep": sweep.name, "ratchet.sweep_id": sweep.id}
-        run = client.create_run(place, tags=tags, run_name=sweep.name)
-    wanted = {plain(f"over.{path}"): str(values)[:5000] for path, values in sweep.over.items()}
-    missing = [Param(name, value) for name, value in wanted.items() if name not in run.data.params]
+        run = client.create_run(experiment_id, tags=tags, run_name=sweep.name)
+    params = {plain(f"over.{path}"): str(values)[:5000] for path, values in sweep.over.items()}
+    missing = [Param(name, value) for name, value in params.items() if name not in run.data.params]
     if missing:
         client.log_batch(run.info.run_id, params=missing)
     return run
 
 
 def finish_sweep(home: Path, sweep: Sweep, results: list[dict[str, Any]]) -> None:
-    """Write the results (one row per campaign) and end the sweep's run. Called again it says the same again.
+    """Write the results, one row per campaign, and end the sweep's run. Can be called again.
 
     Raises:
-        MemoryUnreachable: MLflow is away or refuses.
+        MLflowUnreachable: MLflow does not answer or refuses.
     """
-    with memory(home) as client:
+    with mlflow_client(home) as client:
         run = _ensure(client, experiment(client, home), sweep)
         columns = {name: [row[name] for row in results] for name in (results[0] if results else ())}
         client.log_dict(run.info.run_id, columns, "sweep.json")

@@ -34,7 +34,7 @@ import psutil
 from data.store.campaign import Campaign, Round
 from data.store.store import Store
 from flows.service.services import free_port
-from registry.client import memory
+from registry.client import mlflow_client
 from tests.bench_kill import left_over
 from tests.micro import SETS
 
@@ -178,7 +178,7 @@ class Calm:
         shutil.copytree(self.home / "store", home / "store")
         if STAGES[stage]:
             shutil.rmtree(Store(home / "store").folder(self.key(stage)))
-        with memory(home):
+        with mlflow_client(home):
             pass
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from registry.client import audit_runs, experiment, memory
+from registry.client import audit_runs, experiment, mlflow_client
 from tasks.bias.iterations import halves, ledger_of, null_test
 from tasks.bias.ledger import Sample
 
@@ -109,7 +109,7 @@ def test_lines_for_a_person_and_the_memory(
         assert ratchet("audit", *files, "--home", home) == 0
         lines = capsys.readouterr().out.splitlines()
         assert any(line.startswith("ALARM words:") for line in lines)
-    with memory(home) as client:
+    with mlflow_client(home) as client:
         place = experiment(client, home)
         (parent,) = client.search_runs([place], "tags.`ratchet.kind` = 'audit'")
         runs = audit_runs(client, place, parent.data.tags["ratchet.audit_id"])

@@ -114,7 +114,7 @@ def test_another_recipe_under_the_same_name_is_refused(tmp_path: Path, campaign:
     with pytest.raises(CampaignError) as caught:
         Campaign.start(tmp_path, "first", load("tiny_raft", ["train.steps=81", "rounds=4"]))
     assert str(caught.value).splitlines() == [
-        "campaign 'first' exists with another recipe; pass another --name, or drop the change to resume it:",
+        "campaign 'first' exists with another recipe; pass another --name, or undo the change to resume it:",
         "  rounds: 3 -> 4",
         "  train.steps: 80 -> 81",
     ]
@@ -247,7 +247,7 @@ def test_other_answers_are_refused(campaign: Campaign, decision: str) -> None:
 
 def test_an_answer_without_a_question_is_refused(campaign: Campaign) -> None:
     # an answer is refused while the gate has asked no question
-    with pytest.raises(CampaignError, match="'first' asks nothing; leave --decide out"):
+    with pytest.raises(CampaignError, match="'first' waits for no decision; leave --decide out"):
         campaign.decide("promote")
 
 

@@ -252,7 +252,7 @@ def test_prefect_that_refuses_the_deployment(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: done)
     monkeypatch.setattr(serve, "CHECKOUT", Path("/another/checkout"))
     monkeypatch.setattr("prefect.client.orchestration.get_client", lambda **kwargs: NoDeployment())
-    with pytest.raises(errors.ServiceFailed, match=r"Prefect did not take prefect\.yaml:\nbad schedule"):
+    with pytest.raises(errors.ServiceFailed, match=r"Prefect could not create the deployment of prefect\.yaml:\nbad schedule"):
         serve.deploy()
 
 

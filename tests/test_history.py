@@ -73,9 +73,9 @@ def test_gc_deletes_what_no_campaign_refers_to_and_nothing_else(
     left = one.store.root / "partial" / ("0" * 64)
     (left / "scratch").mkdir(parents=True)
     (left / "scratch" / "shard").write_text("x")
-    assert ratchet("gc", "--home", home) == 2  # nobody is there to ask
+    assert ratchet("gc", "--home", home) == 2  # input is no terminal
     error = capsys.readouterr()
-    assert "pass --yes" in error.err
+    assert "input is not a terminal; pass --yes to delete" in error.err
     assert "unfinished attempt" in error.out
     shutil.rmtree(one.folder)
     assert ratchet("gc", "--yes", "--home", home) == 0

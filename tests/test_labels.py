@@ -20,7 +20,7 @@ TRAINING = [
     labels.GENERATE,
     labels.POOL_OBSERVED,
     labels.score("tests.micro:ends_even"),
-    labels.generate_beside("base"),
+    labels.generate_for_pool("base"),
     labels.rollouts("steps", "verdicts"),
     labels.moving_average(12),
     labels.REFERENCE_LOGPROBS,

@@ -23,10 +23,11 @@ def test_all_problems_are_told_at_once() -> None:
         "select.settings.cop=2",
         "train.lora={rank=4, four_bit=true}",
         "hardware.accelerate=two.yaml",
-        "probe.features=[nothing_known]",
+        'probe.features=["nothing_known"]',
+        "probe.samples=2",
     )
     first, *problems = message(*sets).split("\n- ")
-    expected = ["no 'exact_mach'", "selectors 'best_of_n'", "no 'nothing_known'", "leave out hardware.accelerate"]
+    expected = ["no 'exact_mach'", "selectors 'all_correct'", "no 'nothing_known'", "leave out hardware.accelerate"]
     assert first == f"{len(problems)} problems with the parts of this recipe"
     assert [text for text in expected if sum(text in problem for problem in problems) != 1] == []
 

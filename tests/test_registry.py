@@ -26,7 +26,7 @@ from data.store.campaign import Campaign, Decision, Metric, Ref, Round, Verdict
 from data.store.store import Job, Store, sha256_text
 from registry import payload
 from registry.checkpoints import resolve
-from registry.client import MemoryUnreachable, memory, tracking_uri
+from registry.client import MLflowUnreachable, mlflow_client, tracking_uri
 from registry.compare import links, ui_command
 from registry.sync import sync_campaign
 
@@ -156,7 +156,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     home = tmp_path_factory.mktemp("empty")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        with memory(home):
+        with mlflow_client(home):
             return (home / "mlflow.db").read_bytes()
 
 
@@ -426,7 +426,7 @@ def test_two_copies_that_part_ways_are_told(home: Path, campaign: Campaign) -> N
     sync_campaign(campaign)
     changed = campaign.rounds()[3].model_copy(update={"seconds": 99.0})
     campaign.record(changed)
-    with pytest.raises(MemoryUnreachable, match="holds another round 3"):
+    with pytest.raises(MLflowUnreachable, match="holds another round 3"):
         sync_campaign(campaign)
 
 
@@ -434,7 +434,7 @@ def test_an_outage_is_one_clear_error(home: Path, campaign: Campaign, monkeypatc
     # The flow has one thing to catch, soon, and the message says what to do; afterwards everything is delivered.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(MemoryUnreachable, match=r"(?s)127\.0\.0\.1:9.*run the same command again"):
+    with pytest.raises(MLflowUnreachable, match=r"(?s)127\.0\.0\.1:9.*run the same command again"):
         sync_campaign(campaign)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert sync_campaign(campaign) == [0, 1, 2, 3]
@@ -443,7 +443,7 @@ def test_an_outage_is_one_clear_error(home: Path, campaign: Campaign, monkeypatc
 def test_a_broken_database_is_one_clear_error(home: Path, campaign: Campaign) -> None:
     # Not a traceback of SQLAlchemy's.
     (home / "mlflow.db").write_text("this is no database")
-    with pytest.raises(MemoryUnreachable, match=r"mlflow\.db"):
+    with pytest.raises(MLflowUnreachable, match=r"mlflow\.db"):
         sync_campaign(campaign)
 
 

@@ -1,4 +1,4 @@
-"""The same memory behind a real MLflow server, over HTTP: a server refuses local places as a model's source."""
+"""The registry with a real MLflow server over HTTP, which refuses local paths as a model's source."""
 
 import json
 import os
@@ -17,7 +17,7 @@ import pytest
 from data.store.campaign import Campaign, Metric, Ref
 from data.store.store import sha256_text
 from registry.checkpoints import resolve
-from registry.client import MemoryUnreachable
+from registry.client import MLflowUnreachable
 from registry.compare import links, ui_command
 from registry.sync import sync_campaign
 from tests.test_registry import add_round, everything, experiment_id, finish, start
@@ -122,7 +122,7 @@ def test_a_deleted_experiment_is_said_plainly(campaign: Campaign, server: str) -
     found = experiment_id(client)
     client.delete_experiment(found)
     try:
-        with pytest.raises(MemoryUnreachable, match="restore it in the MLflow UI"):
+        with pytest.raises(MLflowUnreachable, match="restore it in the MLflow UI"):
             sync_campaign(campaign)
     finally:
         client.restore_experiment(found)

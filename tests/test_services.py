@@ -135,7 +135,7 @@ def test_a_second_serve_of_one_home_says_so(
     (home / "prefect").mkdir(parents=True)
     with locked(home / "prefect" / "serve.lock"):
         assert ratchet("serve", "--home", home) == 2
-    assert "another `ratchet serve` runs" in capsys.readouterr().err
+    assert "another `ratchet serve` is running" in capsys.readouterr().err
 
 
 def test_a_named_server_that_is_away_is_said(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:

@@ -144,9 +144,9 @@ def test_a_sweep_computes_each_stage_once_and_has_one_parent_in_mlflow(
     assert made == []
     assert json.loads(capsys.readouterr().out)["campaigns"] == told["campaigns"]
 
-    from registry.client import experiment, memory, sweep_run
+    from registry.client import experiment, mlflow_client, sweep_run
 
-    with memory(home) as client:
+    with mlflow_client(home) as client:
         place = experiment(client, home)
         parent = sweep_run(client, place, Sweep.open(home, "try").id)
         assert parent is not None

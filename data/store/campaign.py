@@ -1,8 +1,8 @@
-"""A campaign on disk: its recipe, its finished rounds, and nothing that can be derived from them.
+"""A campaign on disk: its recipe and its finished rounds. Anything that can be derived from them is not stored.
 
 `<home>/campaigns/<name>/recipe.json`, `rounds/000.json ...` (written last, never changed), `pending.json` (a question for a
-person), `final.json` (the test split, read once), `used` (keys of every artifact it asked for), `origin.json` (of a fork or a
-member of a sweep). The Round records are the truth; MLflow is a projection of them.
+person), `final.json` (metrics of the test split, measured once), `used` (keys of every artifact that it used), `origin.json`
+(of a fork or a member of a sweep). The Round records are the truth; MLflow is a projection of them.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class _Frozen(BaseModel):
 
 
 class Ref(_Frozen):
-    """An artifact as a Round names it."""
+    """An artifact as a Round refers to it."""
 
     key: str
     digest: str
 
 
 class Metric(_Frozen):
-    """One number with its 95% interval; null where it does not apply."""
+    """A number with its 95% interval; null if it does not apply."""
 
     value: float | None
     low: float | None = None
@@ -58,15 +58,15 @@ class Round(_Frozen):
 
     round: int
     head_before: Ref
-    checkpoint: Ref  # what this round trained, also where it was not promoted
+    checkpoint: Ref  # the one that this round trained, whatever the verdict
     head: Ref
     champion: Ref
     reference: Ref | None = None
     start_from: Ref | None = None
     artifacts: dict[str, Ref]
     metrics: dict[str, Metric]
-    facts: dict[str, Any]  # counts about the pairs or selection, and what the ledger knows of them
-    alarms: tuple[Alarm, ...] = ()  # of ledger, training, judges and suites, the gravest first
+    facts: dict[str, Any]  # counts about the pairs or the selection, and facts of the ledger
+    alarms: tuple[Alarm, ...] = ()  # of ledger, training, judges and suites, the highest level first
     verdict: Verdict
     versions: dict[str, str]
     seconds: float
@@ -83,19 +83,24 @@ class Campaign:
     # -- opening ----------------------------------------------------------------------------------------------------
     @classmethod
     def start(cls, home: Path, name: str, recipe: Recipe) -> Campaign:
-        """Create the campaign, or open it where the same recipe runs under this name; a different one is refused."""
+        """Create the campaign, or open the one with this name if it has the same recipe.
+
+        Raises:
+            CampaignError: the campaign with this name has another recipe.
+            HomeError: the home cannot be written.
+        """
         check_name(name)
         folder = home / "campaigns" / name
         if (folder / "recipe.json").exists():
-            known = cls.open(home, name)
-            changed = recipes.differences(known.recipe, recipe)
+            existing = cls.open(home, name)
+            changed = recipes.differences(existing.recipe, recipe)
             if changed:
                 raise CampaignError(
-                    f"campaign '{name}' exists with another recipe; pass another --name, or drop the change to resume it:\n  "
+                    f"campaign '{name}' exists with another recipe; pass another --name, or undo the change to resume it:\n  "
                     + "\n  ".join(changed)
                 )
-            known.recipe = recipe  # hardware may differ
-            return known
+            existing.recipe = recipe  # hardware may differ
+            return existing
         campaign = cls(home, name, recipe)
         try:
             (folder / "rounds").mkdir(parents=True, exist_ok=True)
@@ -111,35 +116,35 @@ class Campaign:
         check_name(name)
         path = home / "campaigns" / name / "recipe.json"
         if not path.exists():
-            known = names(home)
-            hint = did_you_mean(name, known)
-            raise CampaignError(f"no campaign '{name}' in {home}: expected one of {', '.join(known) or '(none yet)'}{hint}")
+            existing = names(home)
+            hint = did_you_mean(name, existing)
+            raise CampaignError(f"no campaign '{name}' in {home}: expected one of {', '.join(existing) or '(none yet)'}{hint}")
         return cls(home, name, recipes.build(json.loads(path.read_text()), str(path)))
 
     def fork(self, at: int, name: str, recipe: Recipe) -> Campaign:
-        """A campaign that has this one's rounds 0..at as its own and goes on with `recipe` (see `data.recipe.forked`).
+        """A campaign with copies of this one's rounds 0..at, which continues with `recipe` (see `data.recipe.forked`).
 
-        Called again it opens the fork; one that was cut short is made again.
+        Called again it opens the fork. A fork that was interrupted is created again.
 
         Raises:
-            CampaignError: no such finished round, or the name belongs to another campaign.
+            CampaignError: the round is not finished, or another campaign has the name.
         """
         last = self.recipe.rounds if not self.rounds() else self.rounds()[-1].round
         if not self.rounds() or not 0 <= at <= last:
-            there = f"rounds 0 to {last}" if self.rounds() else "no finished round"
-            raise CampaignError(f"--at {at}: expected a finished round of '{self.name}', which has {there}")
+            finished = f"rounds 0 to {last}" if self.rounds() else "no finished round"
+            raise CampaignError(f"--at {at}: expected a finished round of '{self.name}', which has {finished}")
         if name in names(self.home) and Campaign.open(self.home, name).origin != {"fork": self.name, "at": at}:
             raise CampaignError(f"campaign '{name}' exists and is no fork of '{self.name}' at round {at}; pass another --name")
         check_name(name)
         folder = self.home / "campaigns" / name
-        if name not in names(self.home):  # recipe.json comes last: what was cut short is no campaign yet and is made again
+        if name not in names(self.home):  # recipe.json comes last: without it an interrupted fork is no campaign yet
             (folder / "rounds").mkdir(parents=True, exist_ok=True)
             for number in range(at + 1):  # copied with its time, which is when the round ended
                 shutil.copy2(self.folder / "rounds" / f"{number:03d}.json", folder / "rounds")
             write_atomic(folder / "origin.json", json.dumps({"fork": self.name, "at": at}))
         return Campaign.start(self.home, name, recipe)
 
-    # -- where it came from, and what it uses ---------------------------------------------------------------------------
+    # -- its origin, and the artifacts that it uses ---------------------------------------------------------------------
     @property
     def origin(self) -> dict[str, Any]:
         """{"fork": name, "at": round} or {"sweep": name}; empty for a campaign that was simply run."""
@@ -152,12 +157,12 @@ class Campaign:
             write_atomic(self.folder / "origin.json", json.dumps(origin))
 
     def use(self, key: str) -> None:
-        """Note that this campaign stands on an artifact, before it is looked for or made: `gc` keeps what is noted."""
+        """Note that this campaign uses an artifact, before the artifact is searched for or computed: `gc` keeps it."""
         with (self.folder / "used").open("a") as file:
             file.write(key + "\n")
 
     def used(self) -> set[str]:
-        """Keys of every artifact this campaign asked for or its Rounds name."""
+        """Keys of every artifact that this campaign used, or that its Rounds name."""
         noted = self.folder / "used"
         keys = set(noted.read_text().split()) if noted.exists() else set()
         for finished in self.rounds():
@@ -166,7 +171,7 @@ class Campaign:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Only one process runs a campaign; the kernel frees the lock when that process dies."""
+        """Hold the campaign's lock: only one process runs a campaign. The kernel frees it when that process dies."""
         try:
             with locked(self.folder / "lock", wait=False), self.store.in_use():
                 yield
@@ -177,7 +182,7 @@ class Campaign:
 
     @staticmethod
     def runs(home: Path, name: str) -> bool:
-        """Whether a process runs it, whatever became of its recipe."""
+        """Whether a process runs the campaign. Its recipe is not read, since it may be damaged."""
         folder = home / "campaigns" / name
         if not folder.exists():
             return False
@@ -193,7 +198,7 @@ class Campaign:
         return [Round.model_validate_json(path.read_text()) for path in paths]
 
     def record(self, finished: Round) -> Round:
-        """Write a Round; it is the last thing a round does."""
+        """Write a Round. This is the last step of a round, and makes it a finished one."""
         write_atomic(self.folder / "rounds" / f"{finished.round:03d}.json", finished.model_dump_json(indent=1))
         self.pending_path.unlink(missing_ok=True)
         return finished
@@ -207,20 +212,20 @@ class Campaign:
         return self.folder / "final.json"
 
     def pending(self) -> dict[str, Any] | None:
-        """The question a gate put to a person, if one is open: {"round", "reason", "decision" once answered}."""
+        """The open question of a gate to a person, if any: {"round", "reason"}, and "decision" once it is answered."""
         return json.loads(self.pending_path.read_text()) if self.pending_path.exists() else None
 
     def decide(self, decision: str) -> None:
-        """Answer the open question; the next run finishes the round with it."""
+        """Answer the open question. The next run finishes the round with this decision."""
         question = self.pending()
         if question is None:
-            raise CampaignError(f"campaign '{self.name}' asks nothing; leave --decide out")
+            raise CampaignError(f"campaign '{self.name}' waits for no decision; leave --decide out")
         if decision not in ("promote", "hold", "roll_back", "stop"):
             raise CampaignError(f"--decide {decision}: expected promote, hold, roll_back or stop")
         write_atomic(self.pending_path, json.dumps({**question, "decision": decision}))
 
     def final(self) -> dict[str, dict[str, Metric]] | None:
-        """Test and out-of-distribution metrics of base and head, once the campaign is over."""
+        """Test and out-of-distribution metrics of base, head and last checkpoint; None until the last round is done."""
         if not self.final_path.exists():
             return None
         loaded = json.loads(self.final_path.read_text())
@@ -231,7 +236,7 @@ class Campaign:
 
     @property
     def delivered(self) -> bool:
-        """Whether MLflow has confirmed everything this campaign holds; an outage leaves it false until the next run."""
+        """Whether MLflow has confirmed all rounds and final metrics. After an outage this is false until the next run."""
         receipt = self.folder / "delivered"
         return receipt.exists() and receipt.read_text() == self._contents()
 
@@ -262,8 +267,8 @@ def check_name(name: str) -> None:
 
 
 def free_bytes(home: Path) -> int:
-    """Room on the file system that will hold `home`."""
-    place = home.absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
+    """Free space on the file system of `home`, which need not exist yet."""
+    folder = home.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

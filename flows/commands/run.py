@@ -20,7 +20,7 @@ from data.store.campaign import Campaign, names
 from flows.commands.options import Columns, Home, Model, Name, Prompts, Refresh, Sets, Source, out, overrides
 from flows.round.deliver import deliver
 from flows.service import environment
-from registry.client import remembered
+from registry.client import has_mlflow
 from registry.compare import ui_command
 
 EXIT = {"done": 0, "stopped": 3, "waiting": 4}
@@ -115,7 +115,7 @@ def finish_and_show(campaign: Campaign, refresh: list[str]) -> None:
 
 def nothing_to_run(campaign: Campaign) -> bool:
     """Whether the gate waits for a decision, or all rounds are done and in MLflow. Checked before Prefect starts."""
-    return campaign.state == "waiting" or (campaign.final() is not None and campaign.delivered and remembered(campaign.home))
+    return campaign.state == "waiting" or (campaign.final() is not None and campaign.delivered and has_mlflow(campaign.home))
 
 
 def run_to_end(campaign: Campaign, refresh: list[str]) -> str:

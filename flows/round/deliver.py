@@ -12,11 +12,11 @@ T = TypeVar("T")
 
 def deliver(send: Callable[[], T], tell: Callable[[str], None]) -> T | None:
     """What `send` returns. If MLflow does not answer or refuses: None, and `tell` gets a warning that says what to do."""
-    from registry.client import MemoryUnreachable
+    from registry.client import MLflowUnreachable
 
     try:
         return send()
-    except MemoryUnreachable as error:
+    except MLflowUnreachable as error:
         tell(f"warning: {error}")
         return None
 

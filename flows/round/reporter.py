@@ -23,7 +23,7 @@ class Reporter:
 
     def __init__(self, name: str, refresh: frozenset[str] = frozenset()) -> None:
         self.name, self.refresh = name, refresh
-        self.warned: set[str] = set()  # stages whose changed source was told: once a run, not once per artifact
+        self.warned: set[str] = set()  # stages whose changed source was warned about: once per run, not once per artifact
         self.console = Console(stderr=True, highlight=False)
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.progress = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
@@ -38,7 +38,7 @@ class Reporter:
         self.progress.stop()
 
     def say(self, text: str) -> None:
-        """A line as it stands: it may quote a path or an error, and [brackets] in it are no markup."""
+        """Print a line as it is: it may quote a path or an error, so [brackets] are no markup."""
         self.console.print(text, soft_wrap=True, markup=False)
 
     def _print(self, markup: str) -> None:
@@ -46,7 +46,7 @@ class Reporter:
 
     @contextlib.contextmanager
     def stage(self, number: int, label: str, use: Callable[[str], None]) -> Iterator[Notes]:
-        """A bar for one stage; yields what the stage reports through."""
+        """Show a bar for one stage; yields the callbacks through which the stage reports."""
         self.began = time.time()
         bar = self.progress.add_task(f"round {number}  {label}", total=None)
 
@@ -74,10 +74,10 @@ class Reporter:
 
 
 def alarm_lines(finished: Round) -> list[str]:
-    """The alarms of a round, coloured by level; those of the lowest level only by name."""
-    graver = [f"[red]{escape(str(alarm))}[/red]" for alarm in finished.alarms if alarm.level != "watch"]
+    """The alarms of a round, coloured by level. Those of the lowest level, watch, are listed by name only."""
+    lines = [f"[red]{escape(str(alarm))}[/red]" for alarm in finished.alarms if alarm.level != "watch"]
     watched = [alarm.name for alarm in finished.alarms if alarm.level == "watch"]
-    return graver + ([f"[yellow]watch[/yellow] {escape(', '.join(watched))}"] if watched else [])
+    return lines + ([f"[yellow]watch[/yellow] {escape(', '.join(watched))}"] if watched else [])
 
 
 def percent(metric: Metric | None) -> str:

@@ -1,4 +1,4 @@
-"""What a recipe leaves to the device, resolved before it enters a key: precision, recomputing, batches, micro-batches."""
+"""Settings that a recipe leaves to the device: precision, recomputing, batch sizes. Resolved before they enter a key."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from data.recipe.settings import Train
 from tasks.run.work import device_of
 
 MOST_TOGETHER = 512  # sequences decoded together, however small the model
-MICRO_TOKENS = 16_384  # of a micro-batch on a GPU, chosen by us: 7B with activations recomputed; not measured
+MICRO_TOKENS = 16_384  # per micro-batch on a GPU: our choice for 7B with activations recomputed, not measured
 
 
 def precision(recipe: Recipe) -> str:
@@ -32,10 +32,11 @@ def checkpointing(recipe: Recipe) -> bool:
 
 
 def decoded_together(recipe: Recipe) -> int:
-    """Sequences decoded together, resolved like `precision` where the recipe says 0: the largest power of two whose caches
-    (keys and values of a prompt as long as its completion may be) and logits fit in half the device's memory, less the weights.
+    """Sequences decoded at the same time. If the recipe says 0, the largest power of two whose caches and logits fit.
 
-    By the memory a device has, not by what is free at the moment, so that a resumed round draws what it would have drawn.
+    Caches are keys and values of a prompt and a completion of full length each. They and the logits get half the device's
+    memory, minus the weights. The device's total memory counts, not the free part, so that a resumed round gives the same
+    samples.
 
     Raises:
         ModelError: the model's configuration does not say its sizes.
@@ -45,27 +46,27 @@ def decoded_together(recipe: Recipe) -> int:
     model, size = _shape(recipe), 2 if precision(recipe) == "bfloat16" else 4
     cached = 2 * model["layers"] * model["cached"] * size * 2 * recipe.generate.longest
     logits = 3 * 4 * model["vocabulary"]  # of the last position, in float32: raw, as log-probabilities, sorted
-    room = _memory(recipe) // 2 - model["weights"]
-    fits = max(1, min(MOST_TOGETHER, room // (cached + logits)))
+    available = _memory(recipe) // 2 - model["weights"]
+    fits = max(1, min(MOST_TOGETHER, available // (cached + logits)))
     return int(1 << (fits.bit_length() - 1))
 
 
 def _shape(recipe: Recipe) -> dict[str, int]:
-    """What the memory of decoding depends on. `cached`: numbers a layer keeps as keys for one token. `weights`: bytes."""
+    """The model's sizes that decoding memory depends on. `cached`: numbers per layer and token in keys. `weights`: bytes."""
     if not recipe.model.path:
         m = recipe.model
         return {"layers": m.layers, "cached": m.hidden, "vocabulary": 64, "weights": 0}
     file = Path(recipe.model.path) / "config.json"
-    known: dict[str, Any] = json.loads(file.read_text())
-    known = known.get("text_config", known)
+    configuration: dict[str, Any] = json.loads(file.read_text())
+    configuration = configuration.get("text_config", configuration)
     needed = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
-    if missing := [name for name in needed if name not in known]:
+    if missing := [name for name in needed if name not in configuration]:
         raise ModelError(f"{file}: expected {', '.join(needed)} to size batches by, found no {missing[0]}; set generate.batch")
-    layers, hidden, heads, vocabulary = (known[name] for name in needed)
-    per_head = known.get("head_dim") or hidden // heads
-    kept = known.get("num_key_value_heads") or heads
+    layers, hidden, heads, vocabulary = (configuration[name] for name in needed)
+    per_head = configuration.get("head_dim") or hidden // heads
+    cached_heads = configuration.get("num_key_value_heads") or heads
     weights = sum(shard.stat().st_size for shard in file.parent.glob("*.safetensors"))
-    return {"layers": layers, "cached": kept * per_head, "vocabulary": vocabulary, "weights": weights}
+    return {"layers": layers, "cached": cached_heads * per_head, "vocabulary": vocabulary, "weights": weights}
 
 
 def _memory(recipe: Recipe) -> int:
@@ -87,7 +88,7 @@ def accumulation(recipe: Recipe, t: Train, loss: Loss) -> int:
 
 
 def micro_batches(recipe: Recipe, batch: int, tokens: int, least: int = 1) -> int:
-    """On a GPU the fewest that keep each within MICRO_TOKENS tokens, a row having `tokens` at most; on a CPU one."""
+    """On a GPU the fewest micro-batches of at most MICRO_TOKENS tokens, with at most `tokens` per row. On a CPU one."""
     if device_of(recipe.hardware) != "cuda":
         return 1
     most = max(least, MICRO_TOKENS // tokens)

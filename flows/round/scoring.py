@@ -20,7 +20,7 @@ from tasks.run.parts import check_settings, inputs_for, needs
 from tasks.score import score
 from tasks.train import fit_reward
 
-Models = Mapping[str, Artifact]  # the campaign's checkpoints a scorer may ask, by what score.checkpoint says: policy, base
+Models = Mapping[str, Artifact]  # the campaign's checkpoints that a scorer can use, by score.checkpoint: policy, base
 
 
 def scores_of_round(stages: Stages, prompts: Artifact, completions: Artifact, models: Models) -> dict[str, Artifact]:
@@ -45,7 +45,7 @@ def score_one(
     models: Models,
     available: Mapping[str, Artifact],
 ) -> Artifact:
-    """SCORES of one scorer, with what else it needs."""
+    """SCORES of one scorer, with the further inputs that it needs."""
     settings = stages.score_settings(entry, split)
     needed = needs("scorers", entry.scorer)
     if "checkpoint" in needed:
@@ -58,10 +58,12 @@ def score_one(
 
 
 def model_of(stages: Stages, entry: Score, models: Models) -> dict[str, Artifact]:
-    """The model a scorer asks: one of the campaign's, a directory's copy, or none (an endpoint holds it; none was fitted).
+    """The model that a scorer uses: a checkpoint of the campaign, or a copy of a directory.
+
+    Empty if a server has the model, or if there were too few pairs to fit a reward model.
 
     Raises:
-        RecipeError: it asks the policy or the base, and there is none (`ratchet data`).
+        RecipeError: it uses the policy or the base, and there is none (`ratchet data`).
     """
     if not entry.checkpoint:
         return {}
@@ -69,8 +71,8 @@ def model_of(stages: Stages, entry: Score, models: Models) -> dict[str, Artifact
         return {"checkpoint": stages.import_model(labels.judge_model(entry.label), Path(entry.checkpoint))}
     if not models:
         raise RecipeError(
-            f"score '{entry.label}' asks the {entry.checkpoint}, which exists only in a campaign with rounds; "
-            "set its checkpoint to a model's directory"
+            f"score '{entry.label}' needs checkpoint = '{entry.checkpoint}', which exists only in a campaign; set its "
+            "checkpoint to a model's directory"
         )
     if entry.checkpoint == "trained":
         return {"checkpoint": stages.made[labels.FIT_REWARD]} if labels.FIT_REWARD in stages.made else {}
@@ -78,7 +80,7 @@ def model_of(stages: Stages, entry: Score, models: Models) -> dict[str, Artifact
 
 
 def rollouts(stages: Stages, entry: Score, split: str, prompts: Artifact, completions: Artifact, models: Models) -> Artifact:
-    """The verifier's SCORES of continuations sampled from every step of the completions, by the start they continue.
+    """The verifier's SCORES of continuations, which are sampled from every step of the completions.
 
     Raises:
         RecipeError: there is no model to continue with.
@@ -86,27 +88,28 @@ def rollouts(stages: Stages, entry: Score, split: str, prompts: Artifact, comple
     model = model_of(stages, entry, models).get("checkpoint")
     if model is None:
         raise RecipeError(
-            f"score '{entry.label}' samples continuations of solutions; set its checkpoint to policy, base or a directory"
+            f"score '{entry.label}' samples continuations of solutions with a model, found none; set its checkpoint to "
+            "policy, base or a directory"
         )
-    how, label = check_settings("scorers", entry.scorer, entry.settings), labels.rollouts
-    cut = prefixes.Settings(split=split, separator=how["separator"], steps=how["steps"])
+    own, label = check_settings("scorers", entry.scorer, entry.settings), labels.rollouts
+    cutting = prefixes.Settings(split=split, separator=own["separator"], steps=own["steps"])
     sources = {"prompts": prompts, "completions": completions}
-    starts = stages.do(label(entry.label, "prefixes"), prefixes.prefixes, cut, sources)
-    settings = stages.sampling(stages.recipe, split=split, n=how["samples"], max_tokens=stages.recipe.generate.longest)
+    starts = stages.do(label(entry.label, "prefixes"), prefixes.prefixes, cutting, sources)
+    settings = stages.sampling(stages.recipe, split=split, n=own["samples"], max_tokens=stages.recipe.generate.longest)
     drawn = label(entry.label, "drawn")
     sampled = stages.do(drawn, generate.generate, settings, {"prompts": starts, "checkpoint": model}, stages.seed(drawn.text))
     inputs = {"prefixes": starts, "drawn": sampled}
-    whole = stages.do(label(entry.label, "continued"), continued.continued, continued.Settings(split=split), inputs)
-    return stages.verify(label(entry.label, "verdicts"), split, starts, whole)
+    solutions = stages.do(label(entry.label, "continued"), continued.continued, continued.Settings(split=split), inputs)
+    return stages.verify(label(entry.label, "verdicts"), split, starts, solutions)
 
 
 def fit_reward_model(stages: Stages, prompts: Artifact, completions: Artifact, verdicts: Artifact, models: Models) -> None:
-    """The round's reward model, if the verdicts give at least train.minimum pairs."""
+    """Fit the round's reward model, if the verdicts give at least train.minimum pairs."""
     recipe = stages.recipe
     f, verifier = recipe.fit_reward, recipe.score[0].label
-    how = pair.Settings(pairer=f.pairer, settings=f.settings, scorers=[verifier], mitigations=[])
-    judged = {"completions": completions, "reward": verdicts, labels.score(verifier).text: verdicts}
-    pairs = stages.do(labels.FIT_REWARD_PAIRS, pair.pair, how, judged)
+    pairing = pair.Settings(pairer=f.pairer, settings=f.settings, scorers=[verifier], mitigations=[])
+    verified = {"completions": completions, "reward": verdicts, labels.score(verifier).text: verdicts}
+    pairs = stages.do(labels.FIT_REWARD_PAIRS, pair.pair, pairing, verified)
     if read_facts({"pairs": pairs})["pairs"] < recipe.train.minimum:
         return
     shared = ("weight_decay", "max_length", "precision", "checkpointing", "save_every", "split", "trust_remote_code")

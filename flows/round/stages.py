@@ -35,7 +35,7 @@ from tasks.train import online, train, training_log
 from tasks.train.train import Settings as TrainSettings
 
 Call = Callable[[Label, Stage, BaseModel, Mapping[str, Input], int, Around], Artifact]
-REFERENCE_ROWS = 64  # completions on which the reference is proved
+REFERENCE_ROWS = 64  # completions on which the reference in memory is compared with its checkpoint
 
 
 class Stages:
@@ -49,15 +49,15 @@ class Stages:
         scorers = [self.score_settings(entry, "rounds") for entry in self.recipe.score]
         self.scoring = ScoreWhileGenerating(scorers, self.recipe.hardware.workers)
 
-    # -- what every round builds on ---------------------------------------------------------------------------------
+    # -- inputs of all rounds ---------------------------------------------------------------------------------------
     def prepare(self) -> Artifact:
         prompts = self.recipe.prompts
         source = {"file": external_file(Path(prompts.path))} if prompts.source == "file" else {}
-        settings = prepare.Settings(**prompts.model_dump() | {"path": ""})  # its content is an input, its path does not matter
+        settings = prepare.Settings(**prompts.model_dump() | {"path": ""})  # the file's content is an input; its path is not
         return self.do(labels.PREPARE, prepare.prepare, settings, source, seed=self.seed("world", 0))
 
     def base(self, prompts: Artifact) -> Artifact:
-        """Checkpoint 0: a copy of the user's model, or the tiny one trained on the seed split."""
+        """Checkpoint 0: a copy of the user's model, or the tiny model trained on the seed split."""
         model = self.recipe.model
         if model.path:
             return self.import_model(labels.BASE, Path(model.path))
@@ -102,12 +102,12 @@ class Stages:
         return self.do(labels.CURATE, curate.curate, settings, {"prompts": prompts, **earlier})
 
     def generate(self, prompts: Artifact, checkpoint: Artifact, max_tokens: int) -> Artifact:
-        """The round's completions, sampled from a checkpoint. Scorers run beside it unless [pool] adds completions later."""
+        """The round's completions, sampled from a checkpoint and scored meanwhile, unless [pool] adds completions later."""
         around = nullcontext if self.recipe.pool != Pool() else self.scoring.generating
         return self._generate(labels.GENERATE, prompts, checkpoint, max_tokens, around)
 
-    def generate_beside(self, label: Label, prompts: Artifact, checkpoint: Artifact, max_tokens: int) -> Artifact:
-        """Completions that [pool] puts beside the round's own."""
+    def generate_for_pool(self, label: Label, prompts: Artifact, checkpoint: Artifact, max_tokens: int) -> Artifact:
+        """Completions that [pool] adds to the round's own."""
         return self._generate(label, prompts, checkpoint, max_tokens, nullcontext)
 
     def _generate(self, label: Label, prompts: Artifact, checkpoint: Artifact, max_tokens: int, around: Around) -> Artifact:
@@ -132,7 +132,7 @@ class Stages:
         return self.do(labels.CONTRAST, contrast.contrast, settings, {"prompts": prompts})
 
     def reward(self, scores: Mapping[str, Artifact]) -> Artifact:
-        """One value of the weighted scores. A score without weight does not even enter the key."""
+        """The weighted scores combined into one value. A score without weight does not enter the key."""
         return self.combine(labels.REWARD, self.recipe, scores)
 
     def combine(self, label: Label, recipe: Recipe, scores: Mapping[str, Artifact]) -> Artifact:
@@ -158,12 +158,12 @@ class Stages:
         return {"selected": self.do(labels.SELECT, select.select, selecting, inputs)}
 
     def train(self, start: Artifact, reference: Artifact | None, data: Mapping[str, Artifact]) -> Artifact:
-        """Train from `start`. If there is a `reference`, its log-probabilities are stored first, as its proof."""
+        """Train from `start`. The `reference`'s log-probabilities are stored first; training checks its copy against them."""
         inputs = {"checkpoint": start, **data}
         if reference is not None:
-            proof = {"checkpoint": reference, **{k: data[k] for k in ("prompts", "completions", "pairs") if k in data}}
-            stored = self.logprobs(labels.REFERENCE_LOGPROBS, "rounds", proof, limit=REFERENCE_ROWS)
-            inputs |= {"reference": reference, "reference_logprobs": stored}
+            rows = {"checkpoint": reference, **{k: data[k] for k in ("prompts", "completions", "pairs") if k in data}}
+            expected = self.logprobs(labels.REFERENCE_LOGPROBS, "rounds", rows, limit=REFERENCE_ROWS)
+            inputs |= {"reference": reference, "reference_logprobs": expected}
         settings = self.train_settings(self.recipe.train, self.recipe.loss)
         return self.do(labels.TRAIN, train.train, settings, inputs, self.seed("train"))
 
@@ -173,7 +173,7 @@ class Stages:
         return self.do(labels.MEASURE_POOL, measure_pool.measure_pool, settings, inputs)
 
     def online(self, start: Artifact, reference: Artifact | None, data: Mapping[str, Artifact]) -> Artifact:
-        """Train from `start` on prompts, the recipe's scorers as rewards; the trainer proves the reference by its weights."""
+        """Train from `start` on prompts, with the scorers as rewards. The trainer compares the reference's weights itself."""
         g = self.recipe.generate
         rewards = [
             online.Reward(name=entry.label, scorer=entry.scorer, settings=entry.settings, weight=entry.weight)
@@ -211,16 +211,16 @@ class Stages:
         against: Mapping[str, Artifact],
         split: str = "held_out",
         again: bool = False,
-        place: Evaluation | None = None,
+        names: Evaluation | None = None,
         verifier: Score | None = None,
     ) -> Artifact:
         """METRICS of a checkpoint on a split. `against` names greedy score artifacts of other checkpoints.
 
-        Seeds do not depend on the round, so the same checkpoint is measured once and different ones share random numbers.
-        Neither do the settings: a longer window alone would make a later checkpoint look better.
+        Seeds do not depend on the round. So a checkpoint is measured once, and different checkpoints share random numbers.
+        Settings do not depend on it either: a higher token limit alone would make a later checkpoint look better.
         """
         e = self.first.evaluate
-        place = place or labels.evaluation(split)
+        names = names or labels.evaluation(split)
         common = self.sampling(
             self.first,
             split=split,
@@ -238,10 +238,10 @@ class Stages:
         for sampling, (n, temperature, seed) in samplings.items():
             settings = common.model_copy(update={"n": n, "temperature": temperature})
             sources = {"prompts": prompts, "checkpoint": checkpoint}
-            completions = self.do(place.completions(sampling), generate.generate, settings, sources, self.seed(seed, 0))
-            scores = self.verify(place.scores(sampling), split, prompts, completions, verifier)
+            completions = self.do(names.completions(sampling), generate.generate, settings, sources, self.seed(seed, 0))
+            scores = self.verify(names.scores(sampling), split, prompts, completions, verifier)
             inputs |= {"again": scores} if sampling == "again" else {sampling: completions, f"{sampling}_score": scores}
-        return self.do(place.metrics, measure.measure, measure.Settings(split=split, against=sorted(against)), inputs)
+        return self.do(names.metrics, measure.measure, measure.Settings(split=split, against=sorted(against)), inputs)
 
     def verify(
         self, label: Label, split: str, prompts: Artifact, completions: Artifact, verifier: Score | None = None
@@ -251,12 +251,12 @@ class Stages:
         return self.do(label, score.score, settings, {"prompts": prompts, "completions": completions})
 
     def logprobs(self, label: Label, split: str, inputs: Mapping[str, Artifact], limit: int = 0) -> Artifact:
-        """A checkpoint's log-probabilities of completions that exist; of the first `limit`, 0 = all."""
+        """A checkpoint's log-probabilities of given completions: of the first `limit`, or of all if it is 0."""
         trusted = self.recipe.model.trust_remote_code
         settings = logprobs.Settings(split=split, limit=limit, trust_remote_code=trusted)
         return self.do(label, logprobs.logprobs, settings, inputs)
 
-    # -- how --------------------------------------------------------------------------------------------------------
+    # -- calls, seeds and settings ----------------------------------------------------------------------------------
     def do(
         self,
         label: Label,
@@ -274,11 +274,11 @@ class Stages:
         return derive_seed(self.recipe.seed, stage, self.number if number is None else number)
 
     def sampling(self, recipe: Recipe, engine: str = "", *, split: str, **changes: Any) -> SamplingSettings:
-        """How completions are sampled: by the engine given, or by the one that measures checkpoints."""
+        """How completions are sampled. The default engine is the one that measures checkpoints."""
         engine = engine or recipe.evaluation_engine
-        how = recipe.generate.model_dump(include={"n", "temperature", "top_p", "max_tokens", "shard"})
-        how |= {"batch": decoded_together(recipe), "engine": engine, "settings": recipe.engine_settings(engine)}
-        return SamplingSettings(**{**how, "split": split, **self.loading(), **changes})
+        values = recipe.generate.model_dump(include={"n", "temperature", "top_p", "max_tokens", "shard"})
+        values |= {"batch": decoded_together(recipe), "engine": engine, "settings": recipe.engine_settings(engine)}
+        return SamplingSettings(**{**values, "split": split, **self.loading(), **changes})
 
     def score_settings(self, entry: Score, split: str) -> ScoreSettings:
         return ScoreSettings(scorer=entry.scorer, settings=entry.settings, split=split)

@@ -1,4 +1,4 @@
-"""Evaluation suites in a round: prompts of other files that every checkpoint answers, for what training may cost elsewhere."""
+"""Evaluation suites in a round: every checkpoint is measured on further files, to see what training costs elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tasks.run.stage import Input
 
 
 def suite_metrics(stages: Stages, prompts: Artifact, checkpoint: Artifact, history: History | None = None) -> dict[str, Metric]:
-    """`suite/<name>/{accuracy,logprob}` of a checkpoint, from round 1 on with `..._vs_base`; empty if there are no suites.
+    """`suite/<name>/{accuracy,logprob}` of a checkpoint, and from round 1 on `..._vs_base`. Empty if there are no suites.
 
     Args:
         history: None in round 0, which copies the files.
@@ -37,7 +37,7 @@ def _accuracy(stages: Stages, suite: Suite, prompts: Artifact, checkpoint: Artif
     names = labels.suite(suite.name)
     questions = history.of_first(names.prompts) if history else copy_prompts(stages, suite, prompts)
     against = _of_base(names.scores("greedy"), history)
-    return stages.evaluate(questions, checkpoint, against, SPLIT, place=names, verifier=suite.score)
+    return stages.evaluate(questions, checkpoint, against, SPLIT, names=names, verifier=suite.score)
 
 
 def _logprob(stages: Stages, suite: Suite, prompts: Artifact, checkpoint: Artifact, history: History | None) -> Artifact:
@@ -57,7 +57,7 @@ def _of_base(label: Label, history: History | None) -> dict[str, Artifact]:
 
 
 def copy_prompts(stages: Stages, suite: Suite, prompts: Artifact) -> Artifact:
-    """The prompts of a suite's file, none of which rounds train on."""
+    """The prompts of a suite's file. The stage refuses prompts that rounds train on."""
     settings = read_prompts.Settings(
         map=suite.map,
         template=suite.template,

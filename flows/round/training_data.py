@@ -1,4 +1,4 @@
-"""What a round trains on: its prompts, completions of the head or of a file, their scores, and what is chosen of them."""
+"""The training data of a round: its prompts, completions of the head or of a file, their scores, and the chosen ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flows.round.stages import Stages
 def training_data(stages: Stages, history: History, prompts: Artifact) -> dict[str, Artifact]:
     """The artifacts to train on, by name.
 
-    Empty for a control, which trains on the seed split. Prompts alone for an online loss, which samples for itself.
+    Empty for a control, which trains on the seed split. Only prompts for an online loss, which samples by itself.
     """
     if not stages.recipe.samples:
         return {"prompts": prompts_of_round(stages, history, prompts)} if stages.recipe.online else {}
@@ -32,17 +32,17 @@ def prompts_of_round(stages: Stages, history: History, prompts: Artifact) -> Art
 
 
 def completions_of_round(stages: Stages, history: History, prompts: Artifact, round_prompts: Artifact) -> Artifact:
-    """The head's samples, or recorded completions, with what [pool] puts beside them."""
+    """The head's samples, or recorded completions, and the completions that [pool] adds."""
     max_tokens = token_limit(stages.recipe.generate, history)
     if stages.recipe.recorded:
         own = stages.recorded(round_prompts, imported_completions(stages, history))
     else:
         own = stages.generate(round_prompts, history.load(history.last.head), max_tokens)
-    return stages.pool(round_prompts, own, pooled_beside(stages, history, prompts, round_prompts, max_tokens))
+    return stages.pool(round_prompts, own, added_by_pool(stages, history, prompts, round_prompts, max_tokens))
 
 
 def token_limit(generate: Generate, history: History) -> int:
-    """Tokens a completion may have: more after each round in which too many were truncated."""
+    """The token limit of a completion. It rises after each round in which too many were truncated."""
     if not generate.lengthen:
         return generate.max_tokens
     rates = [r.metrics["truncated"].value or 0.0 for r in history.rounds if "truncated" in r.metrics]
@@ -51,21 +51,21 @@ def token_limit(generate: Generate, history: History) -> int:
 
 
 def truncated(completions: Artifact) -> Metric:
-    """Share of a round's own samples that were cut at the token limit; null if no finish reason is known."""
+    """Share of a round's own samples that were truncated at the token limit; null if no finish reason is known."""
     table = tables.read(completions.file("completions.parquet"), tables.COMPLETIONS)
     cut = [reason == "length" for reason in table["finish_reason"].to_pylist() if reason is not None]
     return Metric(value=sum(cut) / len(cut) if cut else None, n=len(cut), split="rounds")
 
 
 def imported_completions(stages: Stages, history: History) -> Artifact:
-    """The file of completions as it was copied when the campaign began."""
+    """The completions of the file, as they were copied when the campaign began."""
     if labels.IMPORT_COMPLETIONS.text in history.first.artifacts:
         return history.of_first(labels.IMPORT_COMPLETIONS)
     return stages.import_completions()
 
 
 def sampled_before(stages: Stages, history: History) -> dict[str, Artifact]:
-    """Each finished round's own samples and their verdicts, which curators read."""
+    """Samples of earlier rounds and their verdicts, which curators read."""
     verdicts = labels.score(stages.recipe.score[0].label)
     earlier = {}
     for finished in history.with_labels(labels.GENERATE, verdicts):
@@ -74,32 +74,32 @@ def sampled_before(stages: Stages, history: History) -> dict[str, Artifact]:
     return earlier
 
 
-def pooled_beside(
+def added_by_pool(
     stages: Stages, history: History, prompts: Artifact, round_prompts: Artifact, max_tokens: int
 ) -> dict[str, Artifact]:
-    """What the recipe's [pool] puts beside the round's own samples."""
+    """The completions that the recipe's [pool] adds to the round's own samples."""
     pool, others = stages.recipe.pool, {}
     if pool.given:
         others["given"] = prompts
     if pool.base:
-        base, label = history.load(history.first.checkpoint), labels.generate_beside("base")
-        others["base"] = stages.generate_beside(label, round_prompts, base, max_tokens)
+        base, label = history.load(history.first.checkpoint), labels.generate_for_pool("base")
+        others["base"] = stages.generate_for_pool(label, round_prompts, base, max_tokens)
     if pool.contrast:
-        head, label = history.load(history.last.head), labels.generate_beside("contrast")
-        others["contrast"] = stages.generate_beside(label, stages.contrast(round_prompts), head, max_tokens)
+        head, label = history.load(history.last.head), labels.generate_for_pool("contrast")
+        others["contrast"] = stages.generate_for_pool(label, stages.contrast(round_prompts), head, max_tokens)
     sampled = [history.artifact(finished, labels.GENERATE) for finished in history.with_labels(labels.GENERATE)]
     earlier = sampled[-pool.earlier :] if pool.earlier else []
     return others | {f"earlier/{number}": completions for number, completions in enumerate(earlier)}
 
 
 def skip_reason(stages: Stages, data: dict[str, Artifact]) -> str | None:
-    """Why the round cannot train, in words; None if it has enough to train on."""
+    """Why the round cannot train, as a sentence; None if it can."""
     if not stages.recipe.samples:
-        return None  # a control trains on the seed split, an online loss samples for itself
+        return None  # a control trains on the seed split, an online loss samples by itself
     facts, minimum = read_facts(data), stages.recipe.train.minimum
-    kind, unit = ("pairs", "pairs") if "pairs" in data else ("rows", "selected completions")
-    if facts[kind] >= minimum:
+    count, unit = ("pairs", "pairs") if "pairs" in data else ("rows", "selected completions")
+    if facts[count] >= minimum:
         return None
-    without = ", ".join(f"{count} {why}" for why, count in facts.get("prompts_without", {}).items() if count)
+    without = ", ".join(f"{prompts} {why}" for why, prompts in facts.get("prompts_without", {}).items() if prompts)
     reasons = f" (prompts without: {without})" if without else ""
-    return f"{facts[kind]} {unit} from {facts['prompts']} prompts, {minimum} needed{reasons}"
+    return f"{facts[count]} {unit} from {facts['prompts']} prompts, {minimum} needed{reasons}"

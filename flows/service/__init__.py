@@ -1,1 +1,1 @@
-"""Servers, schedules and the environment a campaign runs in."""
+"""Servers, schedules, and the environment of a campaign."""

@@ -1,4 +1,4 @@
-"""Prefect runs and stages whose end nobody reported: they stay Running until somebody says what became of them."""
+"""Orphaned runs and stages: their process ended without a report to Prefect, which shows them as Running until marked here."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ FLOWS = ["campaign", "improve"]  # the flows that run a campaign, by their names
 
 
 def mark_crashed_runs(campaign: Campaign) -> None:
-    """Mark the runs of this campaign that died: call it with the campaign's lock held, which no other living run has then.
+    """Mark earlier runs of this campaign as Crashed. Call it while holding the campaign's lock, so that no other run is alive.
 
-    A retry has the id of the attempt that died, so of the caller's own run only the stages are marked. Does nothing where the
+    A retry has the id of the attempt that died, so only the stages of the caller's own run are marked. Does nothing if the
     caller runs without Prefect.
     """
     from prefect.client.orchestration import get_client
@@ -37,29 +37,32 @@ def mark_crashed_runs(campaign: Campaign) -> None:
 
 
 def mark_runs_without_process() -> list[str]:
-    """Mark every run of this server that Prefect shows as running while nobody holds its campaign; returns the campaigns.
+    """Mark as Crashed every run that Prefect shows as Running while no process holds its campaign's lock.
 
-    For a server without a worker, as at the start of `serve`: a run that has just begun does not hold its campaign yet.
+    Returns the names of the campaigns. Call it before a worker starts, as `serve` does: a run that has just begun does not hold
+    the lock yet.
     """
     from prefect.client.orchestration import get_client
 
-    dead = []
+    campaigns = []
     with get_client(sync_client=True) as client:
         for run in _running(client):
-            found = campaign_of(run)
-            if found and not Campaign.runs(*found):
+            campaign = campaign_of(run)
+            if campaign and not Campaign.runs(*campaign):
                 _crash(client, run)
-                dead.append(found[1])
-    return dead
+                campaigns.append(campaign[1])
+    return campaigns
 
 
 def close_orphaned_runs(quiet: float = 60.0, patience: float = 90.0) -> int:
-    """Say the end of what ended and could not say so itself; returns how many runs and stages.
+    """Report to Prefect the end of runs and stages that ended without a report. Returns how many.
 
-    A run that was asked to stop `patience` seconds ago, and whose campaign nobody holds, is Cancelled: its worker reports that
-    and tries for a minute, and gives up where the database is too busy. Stages that still run in a run that ended `quiet`
-    seconds ago end with it: a run waits for the server's answer to its end, but its stages' ends travel as events, and what a
-    server holds in memory when it is killed is lost. Stages of a run that completed had completed; others died with theirs.
+    Args:
+        quiet: seconds after the end of a run. Stages of it that Prefect still shows as Running get the state of their run:
+            completed if it completed, else crashed. Their own reports travel as events, and a killed server loses those that
+            it holds in memory.
+        patience: seconds after a request to cancel. If no process holds the campaign's lock then, its run is Cancelled. The
+            worker should report that, but gives up after a minute if the database is too busy.
     """
     from prefect.client.orchestration import get_client
 
@@ -75,10 +78,10 @@ def _cancel(client: SyncPrefectClient, before: datetime) -> int:
 
     closed = 0
     for run in _running(client):
-        asked = run.state is not None and run.state.type == StateType.CANCELLING and run.state.timestamp <= before
-        found = campaign_of(run) if asked else None
-        if found and not Campaign.runs(*found):
-            client.set_flow_run_state(run.id, Cancelled(message="its process is gone"), force=True)
+        cancelling = run.state is not None and run.state.type == StateType.CANCELLING and run.state.timestamp <= before
+        campaign = campaign_of(run) if cancelling else None
+        if campaign and not Campaign.runs(*campaign):
+            client.set_flow_run_state(run.id, Cancelled(message="Its process has ended."), force=True)
             closed += 1
     return closed
 
@@ -87,10 +90,10 @@ def _end_stages(client: SyncPrefectClient, before: datetime) -> int:
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterEndTime
     from prefect.states import Completed
 
-    done: State[None] = Completed(message="its run completed; the report of its own end was lost with the server")
+    done: State[None] = Completed(message="Its run completed. The report of its own end was lost when the server ended.")
     closed = 0
     for stage in _unfinished(client, FlowRunFilter(end_time=FlowRunFilterEndTime(before_=before))):
-        assert stage.flow_run_id is not None  # the filter is about its run
+        assert stage.flow_run_id is not None  # the filter selects stages by their run
         run = client.read_flow_run(stage.flow_run_id)
         if campaign_of(run) and run.state is not None and run.state.is_final():
             client.set_task_run_state(stage.id, done if run.state.is_completed() else _crashed(), force=True)
@@ -99,7 +102,7 @@ def _end_stages(client: SyncPrefectClient, before: datetime) -> int:
 
 
 def campaign_of(run: FlowRun) -> tuple[Path, str] | None:
-    """Home and name of the campaign that a run runs; None for a flow of somebody else's that bears the same name."""
+    """Home and name of the campaign of a run; None if the run is of another flow with the same name."""
     order: Any = run.parameters.get("order", run.parameters)
     if not isinstance(order, dict) or not isinstance(order.get("name"), str) or not isinstance(order.get("home", ""), str):
         return None
@@ -130,7 +133,7 @@ def _unfinished(client: SyncPrefectClient, runs: FlowRunFilter) -> list[TaskRun]
 def _crashed() -> State[None]:
     from prefect.states import Crashed
 
-    return Crashed(message="its process is gone")
+    return Crashed(message="Its process has ended.")
 
 
 def _crash(client: SyncPrefectClient, run: FlowRun, stages_only: bool = False) -> None:

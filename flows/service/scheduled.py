@@ -1,4 +1,4 @@
-"""The flow that a deployment runs: a checked form in, a campaign begun or resumed by the code the command line uses."""
+"""The flow of the Prefect deployment: checks the form, then starts or resumes a campaign as `ratchet run` does."""
 
 from __future__ import annotations
 
@@ -19,27 +19,33 @@ Override = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+=")]
 
 
 class Order(BaseModel):
-    """What Prefect's UI asks for. Values that do not fit are refused before there is a run."""
+    """The form in Prefect's UI. Values that do not fit are refused before a run is created."""
 
     model_config = ConfigDict(extra="forbid")
 
-    recipe: str = Field(min_length=1, description="a shipped recipe (tiny_raft, ...) or the whole path of a TOML file")
+    recipe: str = Field(
+        min_length=1, description="name of a shipped recipe, e.g. tiny_raft, or the absolute path of a TOML file"
+    )
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="the campaign; one that exists goes on where it stopped"
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="name of the campaign; an existing one is resumed"
     )
     home: str = Field(
-        "", pattern="^(/.*)?$", description="where runs live, a whole path; empty: the home of `ratchet serve`, else runs/"
+        "",
+        pattern="^(/.*)?$",
+        description="absolute path of the folder of campaigns; empty = the home of `ratchet serve`, else runs/",
     )
-    overrides: list[Override] = Field(default_factory=list, description="settings to change, each as a.b=value, e.g. rounds=2")
+    overrides: list[Override] = Field(
+        default_factory=list, description="recipe settings to change, as a.b=value, e.g. rounds=2"
+    )
 
 
 @flow(name="campaign", flow_run_name="{order.name}", persist_result=False)
 def campaign(order: Order) -> State[str]:
-    """Run a campaign, or go on with it from its last finished artifact; its progress is in the campaign's folder, in `log`."""
+    """Run a campaign, or resume it from its last finished artifact. Its progress is in the file `log` of its folder."""
     home = environment.home_of(Path(order.home) if order.home else None)
-    begun = begin(order.recipe, order.name, home, order.overrides)
-    state: str = begun.state
-    if not nothing_to_run(begun):
-        with (begun.folder / "log").open("a", buffering=1) as log, contextlib.redirect_stderr(log):
-            state = improve.fn(begun.name, str(begun.home))
+    started = begin(order.recipe, order.name, home, order.overrides)
+    state: str = started.state
+    if not nothing_to_run(started):
+        with (started.folder / "log").open("a", buffering=1) as log, contextlib.redirect_stderr(log):
+            state = improve.fn(started.name, str(started.home))
     return Completed(name=state.capitalize(), data=state)

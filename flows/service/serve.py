@@ -1,4 +1,4 @@
-"""`ratchet serve`: Prefect's server, a worker and MLflow's UI on loopback, kept running until Ctrl-C."""
+"""`ratchet serve`: Prefect's server, a worker and MLflow's UI, on this machine only, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from data.store.store import locked
 from flows.commands.options import Home, out
 from flows.service import environment
 from flows.service.services import HOST, PREFECT, Service, claim_port, prefect_server
-from registry.client import memory, remembered
+from registry.client import has_mlflow, mlflow_client
 from registry.compare import PORT as MLFLOW_PORT
 from registry.compare import ui_command
 
@@ -47,22 +47,22 @@ def serve(
 
       ratchet serve --home /data/runs --port 4300 --mlflow-port 5100
     """
-    place = environment.home_of(home)
-    environment.prepare(place)
+    folder = environment.home_of(home)
+    environment.prepare(folder)
     try:
-        with locked(place / "prefect" / "serve.lock", wait=False):
-            _serve(place, claim_port(port, "Prefect server", "--port"), claim_port(mlflow_port, "MLflow UI", "--mlflow-port"))
+        with locked(folder / "prefect" / "serve.lock", wait=False):
+            _serve(folder, claim_port(port, "Prefect server", "--port"), claim_port(mlflow_port, "MLflow UI", "--mlflow-port"))
     except BlockingIOError as error:
-        raise CampaignError(f"another `ratchet serve` runs for {place}; use it, or stop it first") from error
+        raise CampaignError(f"another `ratchet serve` is running on {folder}; use it, or stop it first") from error
 
 
 def _serve(home: Path, port: int, mlflow_port: int) -> None:
-    api = os.environ["PREFECT_API_URL"] = f"http://{HOST}:{port}/api"  # for what is started here
-    os.environ["RATCHET_HOME"] = str(home)  # where a form that names no home runs
+    api = os.environ["PREFECT_API_URL"] = f"http://{HOST}:{port}/api"  # for the services started here
+    os.environ["RATCHET_HOME"] = str(home)  # the default of the form in Prefect's UI
     server, worker, mlflow = prefect_server(home, port), _worker(home), _mlflow(home, mlflow_port)
     first = [server] if mlflow is None else [server, mlflow]
     with _until_stopped([worker, *reversed(first)]) as stop:
-        out.print("starting ...")
+        out.print("Starting ...")
         for service in first:
             service.start()
         if not all(service.wait(stop.wait) for service in first):
@@ -71,13 +71,13 @@ def _serve(home: Path, port: int, mlflow_port: int) -> None:
         deploy()
         worker.start()
         threading.Thread(target=_close_orphaned_runs, args=[stop], name="close-orphaned-runs", daemon=True).start()
-        _say_where(home, api, f"http://{HOST}:{mlflow_port}" if mlflow else "")
+        _print_addresses(home, api, f"http://{HOST}:{mlflow_port}" if mlflow else "")
         keep([*first, worker], stop)
 
 
 @contextmanager
 def _until_stopped(services: list[Service]) -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets; at the end the services are stopped in their order. A second signal kills them."""
+    """An event that Ctrl-C or SIGTERM sets. On exit the services are stopped in this order. A second signal kills them."""
     stop = threading.Event()
 
     def stopping(number: int, frame: FrameType | None) -> None:
@@ -93,34 +93,34 @@ def _until_stopped(services: list[Service]) -> Iterator[threading.Event]:
         yield stop
     finally:
         stop.set()
-        out.print("stopping ...")
+        out.print("Stopping ...")
         for service in services:
             service.stop()
 
 
 def keep(services: list[Service], stop: threading.Event) -> None:
-    """Until told to stop, start anew what ends by itself.
+    """Until `stop` is set, restart each service that ends.
 
     Raises:
-        ServiceFailed: one ended right after its start.
+        ServiceFailed: a service ended right after its start.
     """
     while not stop.wait(0.5):
         for service in services:
             if service.ended is not None:
-                out.print(f"the {service.name} ended with exit code {service.ended}; starting it again")
+                out.print(f"The {service.name} ended with exit code {service.ended}. Starting it again.")
                 service.again()
 
 
 def _worker(home: Path) -> Service:
     command = [*PREFECT, "worker", "start", "--pool", POOL, "--type", "process"]
-    quick = {"PREFECT_WORKER_QUERY_SECONDS": "2"}  # Prefect's 10 make a person wait
+    quick = {"PREFECT_WORKER_QUERY_SECONDS": "2"}  # Prefect's default of 10 makes a person wait
     return Service("Prefect worker", command, home / "prefect" / "worker.log", quick, leaves=True)
 
 
 def _mlflow(home: Path, port: int) -> Service | None:
-    """MLflow's UI of this home; None where MLFLOW_TRACKING_URI names a server, which has its own."""
-    if not remembered(home):  # made aside and renamed: two that make it at once would trip over each other
-        with memory(home):
+    """MLflow's UI for this home; None if MLFLOW_TRACKING_URI names a server, which has a UI of its own."""
+    if not has_mlflow(home):  # creates the database first, since two processes cannot create it at the same time
+        with mlflow_client(home):
             pass
     command = shlex.split(ui_command(home, port))
     return Service("MLflow UI", ["env", *command], home / "mlflow.log", {}, f"http://{HOST}:{port}/health") if command else None
@@ -130,29 +130,29 @@ def _mark_runs_without_process() -> None:
     from flows.service.orphaned_runs import mark_runs_without_process
 
     for name in mark_runs_without_process():
-        out.print(f"The process of {name}'s last run is gone. Prefect shows the run as Crashed now; retry it there.")
+        out.print(f"The last run of campaign '{name}' ended without a report. Prefect shows it as Crashed now; retry it there.")
 
 
 def _close_orphaned_runs(stop: threading.Event, every: float = 20.0) -> None:
-    """Until told to stop, look for runs and stages that ended although the server was not told, and mark them as ended."""
+    """Until `stop` is set, mark runs and stages that ended without a report to the server."""
     from flows.service.orphaned_runs import close_orphaned_runs
 
     while not stop.is_set():
         try:
             close_orphaned_runs()
-        except Exception as error:  # the server restarts, or a run was just deleted: try again
+        except Exception as error:  # e.g. the server restarts, or a run was just deleted
             if not stop.is_set():
                 out.print(f"Could not check for orphaned runs ({error}); retrying in {every:.0f} s.", markup=False)
         stop.wait(every)
 
 
 def deploy() -> None:
-    """Make the work pool and the deployment of prefect.yaml where they are missing, or where another checkout made them.
+    """Create the work pool and the deployment of prefect.yaml if they are missing or belong to another checkout.
 
-    What this checkout made gets the form of its flow as it is now; its schedules stay as they were set.
+    If they belong to this checkout, only the form of the flow is updated. Schedules that a person set stay.
 
     Raises:
-        ServiceFailed: Prefect refused, with its own words.
+        ServiceFailed: Prefect refused; the message quotes its output.
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
@@ -169,13 +169,13 @@ def deploy() -> None:
         except ObjectAlreadyExists:
             pass
         try:
-            known = client.read_deployment_by_name(DEPLOYMENT)
+            deployment = client.read_deployment_by_name(DEPLOYMENT)
         except ObjectNotFound:
-            known = None
-        if known is not None and known.job_variables.get("working_dir") == str(CHECKOUT):
+            deployment = None
+        if deployment is not None and deployment.job_variables.get("working_dir") == str(CHECKOUT):
             form = parameter_schema(campaign).model_dump_for_openapi()
-            if known.parameter_openapi_schema != form:
-                client.update_deployment(known.id, DeploymentUpdate(parameter_openapi_schema=form))
+            if deployment.parameter_openapi_schema != form:
+                client.update_deployment(deployment.id, DeploymentUpdate(parameter_openapi_schema=form))
             return
     _deploy_all()
 
@@ -186,21 +186,23 @@ def _deploy_all() -> None:
         command, cwd=CHECKOUT, env=os.environ | {"PWD": str(CHECKOUT)}, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise ServiceFailed(f"Prefect did not take prefect.yaml:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        raise ServiceFailed(
+            f"Prefect could not create the deployment of prefect.yaml:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        )
 
 
-def _say_where(home: Path, api: str, mlflow: str) -> None:
+def _print_addresses(home: Path, api: str, mlflow: str) -> None:
     prefect = f"PREFECT_API_URL={api} {shlex.join(PREFECT)}"
     form = '{"recipe": "tiny_raft", "name": "first", "overrides": ["rounds=2"]}'
     lines = {
         "Prefect": api.removesuffix("/api"),
         "MLflow": mlflow or os.environ.get("MLFLOW_TRACKING_URI", ""),
-        "home": f"{home} ({len(names(home))} campaigns); logs in campaigns/NAME/log, prefect/*.log and mlflow.log",
-        "run now": f"Deployments > campaign > Run in the UI, or: {prefect} deployment run {DEPLOYMENT} --param order='{form}'",
-        "schedule": "Deployments > campaign > Schedules in the UI; the one that is there (daily, 02:00 UTC) is switched off",
-        "from here": f"PREFECT_API_URL={api} ./ratchet run ... shows its run on this server",
+        "home": f"{home} ({len(names(home))} campaigns). Logs: campaigns/NAME/log, prefect/*.log, mlflow.log",
+        "run": f"Prefect's UI: Deployments > campaign > Run. Or: {prefect} deployment run {DEPLOYMENT} --param order='{form}'",
+        "schedule": "Prefect's UI: Deployments > campaign > Schedules. The one there (daily, 02:00 UTC) is switched off.",
+        "show here": f"runs of the command line appear in this UI with: PREFECT_API_URL={api} ./ratchet run ...",
     }
-    for what, text in lines.items():
-        out.print(f"{what:<10}{text}", soft_wrap=True, markup=False)
-    last = "Ctrl-C ends all of it; a run that it interrupts can be retried in the UI and goes on from its last artifact"
+    for title, text in lines.items():
+        out.print(f"{title:<10}{text}", soft_wrap=True, markup=False)
+    last = "Ctrl-C ends everything. Retry an interrupted run in Prefect's UI: it resumes from its last finished artifact."
     out.print(last, soft_wrap=True)

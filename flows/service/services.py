@@ -1,4 +1,4 @@
-"""Programs that run beside campaigns (Prefect's server and worker, MLflow's UI): on loopback, with a log, ended for certain."""
+"""Services next to campaigns: Prefect's server and worker, and MLflow's UI. On this machine only, each with a log."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tasks.run.worker import die_with_parent
 
 HOST = "127.0.0.1"
 PREFECT = (sys.executable, "-m", "prefect")
-STARTING = 180.0  # seconds a service may take to answer; on a busy machine a fresh Prefect database takes most of a minute
-QUICK = 15.0  # a service that ends sooner than this after its start would only end again
-GRACE = 20.0  # seconds between the request to end and SIGKILL; a flow run reports its end in them
+STARTING = 180.0  # seconds until a service must answer; on a busy machine a new Prefect database takes most of a minute
+QUICK = 15.0  # seconds; a service that ends sooner after its start is not restarted, since it would end again
+GRACE = 20.0  # seconds between SIGTERM and SIGKILL, in which a flow run reports its end
 
 
 class Service:
-    """One program in a process group of its own, which the kernel ends should this process be killed."""
+    """One program in a process group of its own. The kernel ends it if this process is killed."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Service:
         health: str = "",
         leaves: bool = False,
     ) -> None:
-        """`health`: the address that answers once it is up. `leaves`: its children go on without it, as a worker's runs."""
+        """`health`: the address that answers once it has started. `leaves`: its children outlive it, as a worker's runs do."""
         self.name, self.command, self.log, self.health, self.leaves = name, list(command), log, health, leaves
         self.environment = dict(environment)
         self.groups: list[int] = []
@@ -54,41 +54,41 @@ class Service:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches us alone, and we end it in order
+                start_new_session=True,  # so that Ctrl-C reaches only this process, which then ends the services in order
                 preexec_fn=functools.partial(die_with_parent, os.getpid()),
             )
         self.began = time.monotonic()
         self.groups = [group for group in self.groups if members(group)] + [self.process.pid]
 
     def wait(self, until: Callable[[float], bool]) -> bool:
-        """Wait until it answers; False where `until(seconds)`, which sleeps, says to stop waiting.
+        """Wait until the service answers. False if `until(seconds)`, which sleeps, says to stop waiting.
 
         Raises:
-            ServiceFailed: it ended, or did not answer in time.
+            ServiceFailed: the service ended, or did not answer in time.
         """
         while not answers(self.health):
             if self.ended is not None or time.monotonic() - self.began > STARTING:
-                found = "no answer" if self.ended is None else f"that it ended with exit code {self.ended}"
-                raise ServiceFailed(f"expected the {self.name} to answer at {self.health}, found {found}; see {self.log}")
+                reason = "it did not in time" if self.ended is None else f"it ended with exit code {self.ended}"
+                raise ServiceFailed(f"expected the {self.name} to answer at {self.health}, but {reason}; see {self.log}")
             if until(0.2):
                 return False
         return True
 
     @property
     def ended(self) -> int | None:
-        """Its exit code where it has ended."""
+        """The exit code, or None while it runs."""
         return self.process.poll() if self.process else None
 
     def again(self) -> None:
-        """Start it anew after it ended by itself.
+        """Restart the service after it ended.
 
         Raises:
-            ServiceFailed: it ended right after its start, so it would only end again.
+            ServiceFailed: it ended right after its start, so it would end again.
         """
         if time.monotonic() - self.began < QUICK:
             raise ServiceFailed(f"the {self.name} ended with exit code {self.ended} right after its start; see {self.log}")
         if not self.leaves:
-            self.signal(signal.SIGKILL)  # what is left of it may hold its port
+            self.signal(signal.SIGKILL)  # a child of it may still hold its port
         self.start()
 
     def signal(self, number: int) -> None:
@@ -97,7 +97,7 @@ class Service:
                 os.killpg(group, number)
 
     def stop(self) -> None:
-        """End it and its children: first politely, after a grace period for certain."""
+        """End the service and its children: with SIGTERM, and after GRACE seconds with SIGKILL."""
         self.signal(signal.SIGTERM)
         deadline = time.monotonic() + GRACE
         while self.lives() and time.monotonic() < deadline:
@@ -108,26 +108,26 @@ class Service:
 
     def lives(self) -> bool:
         if self.process:
-            self.process.poll()  # a child that ended is a zombie until somebody asks
+            self.process.poll()  # a child that ended stays a zombie until its exit code is read
         return any(members(group) for group in self.groups)
 
 
 def members(group: int) -> list[int]:
-    """The living processes of a process group; a zombie holds nothing."""
-    found = []
+    """The living processes of a process group, without zombies."""
+    processes = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it ended while we looked
+        with contextlib.suppress(OSError):  # the process ended meanwhile
             state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
             if int(its_group) == group and state not in "ZX":
-                found.append(int(stat.parent.name))
-    return found
+                processes.append(int(stat.parent.name))
+    return processes
 
 
 def answers(address: str) -> bool:
     try:
         with urllib.request.urlopen(address, timeout=5):
             return True
-    except urllib.error.HTTPError:  # it wants to know who asks, say
+    except urllib.error.HTTPError:  # e.g. it requires a login: it answers
         return True
     except OSError:
         return False
@@ -139,22 +139,22 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def claim_port(port: int, what: str, option: str) -> int:
-    """The port, proved free; 0 asks for any.
+def claim_port(port: int, service: str, option: str) -> int:
+    """The port, after a check that it is free. 0 means any free port.
 
     Raises:
-        PortTaken: somebody listens there.
+        PortTaken: another program listens there.
     """
     if port == 0:
         return free_port()
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # or connections of a server just ended still count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else connections of a server that just ended count
         try:
             probe.bind((HOST, port))
         except OSError as error:
             raise PortTaken(
-                f"expected port {port} to be free for the {what}, found: {error.strerror}; stop what listens there, or pass "
-                f"another {option} (0 = any)"
+                f"expected port {port} to be free for the {service}, found: {error.strerror}; stop the program that listens "
+                f"there, or pass another {option} (0 = any)"
             ) from error
     return port
 
@@ -167,12 +167,12 @@ def prefect_server(home: Path, port: int, *options: str) -> Service:
 
 @contextlib.contextmanager
 def prefect_api(home: Path) -> Iterator[None]:
-    """Prefect's API for one command: the server PREFECT_API_URL names, else one of our own that ends with this process.
+    """Prefect's API for one command: the server in PREFECT_API_URL, else a temporary one that ends with this process.
 
-    Prefect's own temporary server would outlive a run that is killed, and one whose Ctrl-C does not reach it.
+    Prefect's own temporary server would outlive a run that is killed.
 
     Raises:
-        ServiceFailed: the named server does not answer, or ours does not start.
+        ServiceFailed: the server in PREFECT_API_URL does not answer, or the temporary one does not start.
     """
     if named := os.environ.get("PREFECT_API_URL"):
         if not answers(f"{named}/health"):
@@ -189,7 +189,7 @@ def prefect_api(home: Path) -> Iterator[None]:
 
 @functools.cache
 def _own_server(home: Path) -> Service:
-    """Started once for all campaigns of a command; without the services that only deployments need."""
+    """A temporary server for all campaigns of a command, without the services that only deployments need."""
     server = prefect_server(home, free_port(), "--no-scheduler", "--no-late-runs", "--no-ui")
     atexit.register(server.stop)
     server.start()
