@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -198,13 +200,41 @@ def outside() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONSAFEPATH", "RATCHET_PARTS")}
 
 
+def wanted_hash(root: Path) -> str:
+    """What the launcher compares with the hash of the last set-up, by its own function."""
+    function = re.search(r"^wanted_hash\(\) \{.*?^\}", (ROOT / "ratchet").read_text(), re.MULTILINE | re.DOTALL)
+    assert function is not None
+    done = subprocess.run(["sh", "-c", f"root={root}; {function[0]}\nwanted_hash"], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_only_dependencies_make_the_launcher_install(tmp_path: Path) -> None:
+    # a dependency, an extra or a pin changes the hash; a tool's settings or the version of Ratchet do not
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    before, text = wanted_hash(tmp_path), (tmp_path / "pyproject.toml").read_text()
+    hashes = []
+    for old, new in (('"trl==', '"trl>='), ('"bitsandbytes>=', '"bitsandbytes=='), ("line-length = 128", "line-length = 99")):
+        assert old in text
+        (tmp_path / "pyproject.toml").write_text(text.replace(old, new))
+        hashes.append(wanted_hash(tmp_path))
+    assert before not in hashes[:2]
+    assert hashes[2] == before
+
+
+def test_the_version_is_printed_and_recorded(ratchet: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    # `--version` and every Round say which Ratchet it was
+    from flows.service.environment import ratchet_version
+
+    assert ratchet("--version") == 0
+    assert capsys.readouterr().out == f"ratchet {ratchet_version()}\n"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", ratchet_version())
+
+
 def test_the_launcher_works_beside_files_named_like_modules(hostile: Path, home: Path) -> None:
     # Claim: in a folder with dis.py, random.py, types.py every command works, and a user's own scorer there is still found.
-    wanted = subprocess.run(
-        ["sh", "-c", "cat pyproject.toml constraints.txt | cksum"], cwd=ROOT, capture_output=True, text=True
-    )
     state = ROOT / ".venv" / "ratchet-setup"
-    if not state.exists() or state.read_text().split(maxsplit=1)[1] != wanted.stdout:
+    if not state.exists() or state.read_text().split(maxsplit=1)[1].strip() != wanted_hash(ROOT):
         pytest.skip("the launcher would set up .venv first")
 
     def launch(*arguments: object) -> subprocess.CompletedProcess[str]:

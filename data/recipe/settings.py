@@ -477,7 +477,7 @@ class Gate(Strict):
 
     rule: Literal["paired_interval", "always_promote"] = Field(
         "paired_interval",
-        description="paired_interval = compare on held-out prompts, with the error bounded over the whole campaign; "
+        description="paired_interval = compare on held-out prompts, by a 95% interval in every round; "
         "always_promote = no gate, e.g. for a control",
     )
     on_better: Literal["promote", "ask"] = Field(
