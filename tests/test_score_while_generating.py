@@ -64,7 +64,7 @@ def world(tmp_path: Path) -> dict[str, External]:
 def draw(store: Store, world: dict[str, External], around: Callable[..., Any], **settings: Any) -> Artifact:
     how: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 8, "batch": 8, "shard": 16}
     how |= {"dtype": "float32", "trust_remote_code": False}
-    asked = generate.Settings(engine="tests.test_ahead:canned", settings=settings, split="rounds", n=N, **how)
+    asked = generate.Settings(engine="tests.test_score_while_generating:canned", settings=settings, split="rounds", n=N, **how)
     return perform(store, stage_module("generate").generate, asked, world, seed=3, hardware=HARDWARE, around=around)
 
 

@@ -165,7 +165,7 @@ def test_a_campaign_of_a_sweep_that_fails_does_not_stop_the_others(
         "sweep",
         "tiny_raft",
         "--over",
-        "score.0.scorer=tests.micro:ends_even,tests.test_variants:fails",
+        "score.0.scorer=tests.micro:ends_even,tests.test_fork_and_sweep:fails",
         "--name",
         "two",
     ]
