@@ -94,7 +94,7 @@ def test_rounds_with_many_artifacts_fit(campaign: Campaign, server: str) -> None
     assert sync_campaign(campaign) == [0, 1, 2, 3]
     client = mlflow.MlflowClient(tracking_uri=server)
     found = client.search_runs([experiment_id(client)], "params.round = '003'")[0]
-    assert len([tag for tag in found.data.tags if tag.startswith("artifact.")]) == 154
+    assert len([tag for tag in found.data.tags if tag.startswith("artifact.")]) == len(last.artifacts) + 150
     assert len(found.data.metrics) == 1201
 
 
