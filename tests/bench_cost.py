@@ -186,12 +186,12 @@ def child_loop(home: Path, method: str, rounds: int) -> None:
         else:
             drawn = stages.draw(prompts)
             completions = stages.generate(drawn, head, recipe.generate.max_tokens)
-            judged = scores_of_round(stages, drawn, completions, {})
+            judged = scores_of_round(stages, drawn, completions, {}).by_label
             data = {"prompts": drawn, "completions": completions, **stages.choose(completions, stages.reward(judged), judged)}
             replayed = {"seed_data": prompts} if recipe.train.replay else {}
             head = stages.train(head, head if recipe.pair else None, data | replayed)
-        metrics = read_metrics(stages.evaluate(prompts, head, against, again=number == 0))
-        scored = stages.made[labels.HELD_OUT.scores("greedy")]
+        evaluated = stages.evaluate(prompts, head, against, again=number == 0)
+        metrics, scored = read_metrics(evaluated.metrics), evaluated.greedy_scores
         against = {"base": against.get("base", scored), "champion": scored, "previous": scored}
         said(number, metrics["accuracy"].value, tree_cpu() - began)
     assert base is not None

@@ -176,12 +176,12 @@ def nulls(home: Path, count: int, seed: int, given: Sequence[str]) -> list[str]:
             draws = iter(range(1000 * number + 10, 1000 * number + 20))
             common: dict[str, Artifact] = {"prompts": prompts}
             for place in range(1, 5):
-                common |= prefixed(f"base/{place}/", sample_probe(stages, prompts, base, next(draws)))
+                common |= prefixed(f"base/{place}/", sample_probe(stages, prompts, base, next(draws)).observed)
             last: dict[str, Artifact] = {}
             levels = []
             for number_of_round in (1, 2, 3, 4):
                 stages.number = number_of_round
-                now = sample_probe(stages, prompts, base, next(draws))
+                now = sample_probe(stages, prompts, base, next(draws)).observed
                 ledger = write_ledger(stages, common | now | last)
                 levels.append(gravest(ledger_alarms(ledger)))
                 last = {f"previous/{name}": artifact for name, artifact in now.items()} | {"earlier": ledger}

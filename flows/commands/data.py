@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import BaseModel
 
-from data import labels
 from data.errors import RecipeError
 from data.labels import Label
 from data.recipe import recipe as recipes
@@ -66,8 +66,18 @@ def data(
     _print(run(folder, recipe), as_json)
 
 
-def run(home: Path, recipe: recipes.Recipe) -> dict[Label, Artifact]:
-    """Run the stages of a round that need no model, in the order of a round. Returns every artifact by its label."""
+@dataclass(frozen=True)
+class Results:
+    """What the command made: the completions, the chosen rows (by "pairs" or "selected"), METRICS, and every artifact."""
+
+    completions: Artifact
+    chosen: Mapping[str, Artifact]
+    metrics: Artifact
+    artifacts: Mapping[Label, Artifact]
+
+
+def run(home: Path, recipe: recipes.Recipe) -> Results:
+    """Run the stages of a round that need no model, in the order of a round."""
     from flows.round.calls import watched_stage
     from flows.round.reporter import Reporter
     from flows.round.scoring import scores_of_round
@@ -87,27 +97,23 @@ def run(home: Path, recipe: recipes.Recipe) -> dict[Label, Artifact]:
         stages = Stages(campaign, 1, call)
         prompts = stages.prepare()
         completions = stages.recorded(prompts, stages.import_completions())
-        scores = scores_of_round(stages, prompts, completions, {})
-        rewards = stages.reward(scores)
-        stages.choose(completions, rewards, scores)
-        stages.measure_pool(completions, rewards, scores)
-        return stages.made
+        scores = scores_of_round(stages, prompts, completions, {}).by_label
+        reward = stages.reward(scores)
+        chosen = stages.choose(completions, reward, scores)
+        return Results(completions, chosen, stages.measure_pool(completions, reward, scores), stages.made)
 
 
-def _print(artifacts: Mapping[Label, Artifact], as_json: bool) -> None:
+def _print(made: Results, as_json: bool) -> None:
     from flows.commands.report import plain_table
     from flows.round.artifacts import read_facts, read_metrics
     from flows.round.reporter import percent
 
-    metrics = read_metrics(artifacts[labels.MEASURE_POOL])
-    tables = {"pairs": labels.PAIR, "selected": labels.SELECT}
-    chosen_facts = read_facts({name: artifacts[label] for name, label in tables.items() if label in artifacts})
-    imported: dict[str, Any] = json.loads(artifacts[labels.GENERATE].file("facts.json").read_text())
-    paths = {label.text: str(artifact.path) for label, artifact in artifacts.items()}
+    metrics, chosen_facts = read_metrics(made.metrics), read_facts(made.chosen)
+    imported: dict[str, Any] = json.loads(made.completions.file("facts.json").read_text())
     if as_json:
-        refs = {label.text: {"key": a.key, "digest": a.digest, "path": paths[label.text]} for label, a in artifacts.items()}
+        artifacts = {label.text: {"key": a.key, "digest": a.digest, "path": str(a.path)} for label, a in made.artifacts.items()}
         shown = {name: metric.model_dump() for name, metric in metrics.items()}
-        print(json.dumps({"completions": imported, "metrics": shown, "chosen": chosen_facts, "artifacts": refs}, indent=1))
+        print(json.dumps({"completions": imported, "metrics": shown, "chosen": chosen_facts, "artifacts": artifacts}, indent=1))
         return
     table = plain_table(
         "metric",
@@ -121,9 +127,8 @@ def _print(artifacts: Mapping[Label, Artifact], as_json: bool) -> None:
     for title, counts in (("completions", imported), ("chosen", flatten(chosen_facts))):
         nonzero = [f"{name.replace('_', ' ')} {value}" for name, value in counts.items() if value]
         out.print(f"{title}: {', '.join(nonzero)}", soft_wrap=True)
-    for label in tables.values():
-        if label.text in paths:
-            out.print(f"tables: {paths[label.text]}, and {paths['generate']} with the texts", soft_wrap=True)
+    for rows in made.chosen.values():
+        out.print(f"tables: {rows.path}, and {made.completions.path} with the texts", soft_wrap=True)
 
 
 def _plain(name: str, metric: Metric) -> str:

@@ -109,8 +109,8 @@ def measure_final(campaign: Campaign, stages: Stages, history: History) -> None:
             continue
         base: dict[str, Artifact] = {}
         for which, checkpoint in checkpoints.items():
-            metrics = read_metrics(stages.evaluate(prompts, history.load(checkpoint), base, split))
-            base = base or {"base": stages.made[labels.evaluation(split).scores("greedy")]}
+            evaluated = stages.evaluate(prompts, history.load(checkpoint), base, split)
+            metrics, base = read_metrics(evaluated.metrics), base or {"base": evaluated.greedy_scores}
             prefix = "" if split == "test" else "ood/"
             results[which] |= {f"{prefix}{name}": metric.model_dump() for name, metric in metrics.items()}
     write_atomic(campaign.final_path, json.dumps(results, indent=1))

@@ -11,43 +11,44 @@ from data.store.campaign import Metric
 from data.store.store import Artifact
 from flows.round.artifacts import read_metrics
 from flows.round.history import History
-from flows.round.scoring import score_one
+from flows.round.scoring import Models, score_one
 from flows.round.stages import Stages
+from flows.round.training_data import RoundSamples
 from tasks.evaluate import anchors, judge_health
 from tasks.generate import generate
 from tasks.run.parts import needs
 
 
-def judge_metrics(stages: Stages, history: History, prompts: Artifact) -> dict[str, Metric]:
-    """`judge/<label>/...` for every scorer but the verifier; empty if there is none."""
+def judge_metrics(stages: Stages, history: History, prompts: Artifact, samples: RoundSamples | None) -> dict[str, Metric]:
+    """`judge/<label>/...` for every scorer but the verifier; empty if there is none, or nothing was scored."""
+    if samples is None:
+        return {}
     metrics: dict[str, Metric] = {}
-    verifier, *others = stages.recipe.score
-    for entry in others if stages.recipe.samples else ():
-        health = read_metrics(health_of(stages, history, prompts, entry, verifier))
+    for entry in stages.recipe.score[1:]:
+        health = read_metrics(health_of(stages, history, prompts, samples, entry))
         metrics |= {f"judge/{entry.label}/{name}": metric for name, metric in health.items()}
     return metrics
 
 
-def health_of(stages: Stages, history: History, prompts: Artifact, entry: Score, verifier: Score) -> Artifact:
+def health_of(stages: Stages, history: History, prompts: Artifact, samples: RoundSamples, entry: Score) -> Artifact:
     """METRICS of one scorer."""
     inputs = {
-        "judged": stages.made[labels.score(entry.label)],
-        "verified": stages.made[labels.score(verifier.label)],
-        "completions": stages.made.get(labels.POOL, stages.made[labels.GENERATE]),
+        "judged": samples.scores.by_label[labels.score(entry.label).text],
+        "verified": samples.scores.verdicts,
+        "completions": samples.completions,
     }
     if "checkpoint" in needs("scorers", entry.scorer):
-        inputs |= anchor_scores(stages, history, prompts, entry)
+        inputs |= anchor_scores(stages, history, prompts, samples.scores.models, entry)
     edits = list(stages.first.health.edits) if "anchors_now" in inputs else []
     settings = judge_health.Settings(split="rounds", edits=edits, compares=entry.scorer == "judge")
     return stages.do(labels.judge_health(entry.label), judge_health.judge_health, settings, inputs)
 
 
-def anchor_scores(stages: Stages, history: History, prompts: Artifact, entry: Score) -> dict[str, Artifact]:
+def anchor_scores(stages: Stages, history: History, prompts: Artifact, models: Models, entry: Score) -> dict[str, Artifact]:
     """The judge's scores of the anchors: now, in the first round and in the round before."""
     if not stages.first.health.samples or not stages.first.prompts.probe:
         return {}
-    texts, models = anchor_texts(stages, prompts, history.judge_models["base"]), history.judge_models
-    label = labels.anchor_scores(entry.label)
+    texts, label = anchor_texts(stages, prompts, models["base"]), labels.anchor_scores(entry.label)
     scores = {"anchors_now": score_one(stages, label, entry, "probe", prompts, texts, models, {})}
     earlier = [history.artifact(finished, label) for finished in history.with_labels(label)]
     return scores | ({"anchors_first": earlier[0], "anchors_previous": earlier[-1]} if earlier else {})

@@ -12,13 +12,13 @@ from data import labels
 from data.alarm import Alarm, by_gravity
 from data.store.campaign import Metric, Ref, Round, Verdict
 from data.store.store import Artifact
-from flows.round.artifacts import read_facts, read_metrics, ref
+from flows.round.artifacts import read_metrics, ref
 from flows.round.history import History
 from flows.round.judging import judge_metrics
 from flows.round.probe import compare_with_round_zero, ledger_alarms, ledger_facts, ledger_metrics, ledger_of_round_zero
 from flows.round.stages import Stages
 from flows.round.suites import suite_metrics
-from flows.round.training_data import skip_reason, training_data, truncated
+from flows.round.training_data import TrainingData, skip_reason, training_data, truncated
 from flows.service.environment import ratchet_version
 from tasks.gate.gate import decide
 from tasks.gate.training_alarms import forgetting, training_alarms, uninformative_judges
@@ -34,7 +34,7 @@ def round_zero(stages: Stages) -> Round:
     if stages.recipe.recorded:
         stages.import_completions()
     base = stages.base(prompts)
-    metrics = read_metrics(stages.evaluate(prompts, base, against={}, again=True))
+    metrics = read_metrics(stages.evaluate(prompts, base, against={}, again=True).metrics)
     metrics |= suite_metrics(stages, prompts, base)
     ledger = ledger_of_round_zero(stages, prompts, base)
     start = ref(base)
@@ -60,17 +60,16 @@ def one_round(stages: Stages, history: History, resolve_verdict: Callable[[Verdi
     reference = named_reference(stages, history) if recipe.loss.needs_reference and not skipped else None
     checkpoint = history.load(last.head) if skipped else trained(stages, history, prompts, start, reference, data)
 
-    metrics = read_metrics(stages.evaluate(prompts, checkpoint, compared_with(history)))
+    metrics = read_metrics(stages.evaluate(prompts, checkpoint, compared_with(history)).metrics)
     metrics |= suite_metrics(stages, prompts, checkpoint, history)
-    metrics |= judge_metrics(stages, history, prompts)
-    ledger = compare_with_round_zero(stages, history, prompts, checkpoint, last.head if skipped else start, data)
+    metrics |= judge_metrics(stages, history, prompts, data.samples)
+    ledger = compare_with_round_zero(stages, history, prompts, checkpoint, last.head if skipped else start, data.samples)
     alarms = [] if skipped else alarms_of_training(stages, history, start, checkpoint, metrics)
     alarms += forgetting(metrics, last.metrics) + uninformative_judges(metrics, last.metrics, recipe.score)
     alarms = by_gravity(alarms + ledger_alarms(ledger))
     verdict = resolve_verdict(decide(recipe.gate, metrics, skipped, alarms))
 
-    facts = read_facts(data)
-    metrics |= facts_as_metrics(stages, facts, data)
+    metrics |= choice_metrics(data)
     new, promoted = ref(checkpoint), verdict.decision == "promote"
     checkpoints = {
         "head_before": last.head,
@@ -82,17 +81,17 @@ def one_round(stages: Stages, history: History, resolve_verdict: Callable[[Verdi
     }
     return _record(
         stages, began, checkpoints=checkpoints, metrics=metrics | ledger_metrics(ledger), verdict=verdict,
-        facts=facts | ledger_facts(ledger), alarms=alarms,
+        facts=data.facts | ledger_facts(ledger), alarms=alarms,
     )  # fmt: skip
 
 
 def trained(
-    stages: Stages, history: History, prompts: Artifact, start: Ref, reference: Ref | None, data: Mapping[str, Artifact]
+    stages: Stages, history: History, prompts: Artifact, start: Ref, reference: Ref | None, data: TrainingData
 ) -> Artifact:
     """The round's checkpoint."""
     seed_data = {"seed_data": prompts} if stages.recipe.train.replay else {}
     train = stages.online if stages.recipe.online else stages.train
-    return train(history.load(start), history.load(reference) if reference else None, {**data, **seed_data})
+    return train(history.load(start), history.load(reference) if reference else None, {**data.inputs, **seed_data})
 
 
 def named_reference(stages: Stages, history: History) -> Ref:
@@ -121,12 +120,12 @@ def alarms_of_training(
     return training_alarms(stages.training_log(checkpoint), stages.recipe.loss, before, metrics, stages.recipe.gate.kl_budget)
 
 
-def facts_as_metrics(stages: Stages, facts: Mapping[str, Any], data: Mapping[str, Artifact]) -> dict[str, Metric]:
-    """Facts that MLflow plots over rounds: share of truncated samples, and chosen minus rejected length in tokens."""
-    metrics = {"truncated": truncated(stages.made[labels.GENERATE])} if "completions" in data else {}
-    if facts.get("length_gap") is not None:
-        n = facts.get("pairs", facts.get("rows", 0))
-        metrics["length_gap"] = Metric(value=facts["length_gap"], n=n, split="rounds")
+def choice_metrics(data: TrainingData) -> dict[str, Metric]:
+    """Metrics of the training data: share of truncated samples, and chosen minus other length in tokens."""
+    metrics = {"truncated": truncated(data.samples.own)} if data.samples else {}
+    if data.facts.get("length_gap") is not None:
+        n = data.facts.get("pairs", data.facts.get("rows", 0))
+        metrics["length_gap"] = Metric(value=data.facts["length_gap"], n=n, split="rounds")
     return metrics
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from data import labels
@@ -18,6 +19,7 @@ from flows.round.history import History
 from flows.round.resolve import precision
 from flows.round.scoring import Models, score_one
 from flows.round.stages import Stages
+from flows.round.training_data import RoundSamples
 from tasks.bias import bias, counterfactual_features, observe
 from tasks.generate import generate
 from tasks.prompts import counterfactual_prompts
@@ -36,15 +38,16 @@ def ledger_of_round_zero(stages: Stages, prompts: Artifact, base: Artifact) -> A
     """Sample checkpoint 0 several times and compare it with itself: an ALARM here means that the probe is broken."""
     if not stages.recipe.watched:
         return None
-    inputs = {"prompts": prompts, **sample_probe(stages, prompts, base)}
-    reward_on_probe(stages, prompts, {"policy": base, "base": base})
+    samples = sample_probe(stages, prompts, base)
+    inputs = {"prompts": prompts, **samples.observed}
+    reward_on_probe(stages, prompts, samples, {"policy": base, "base": base})
     for number in range(1, stages.recipe.probe.baseline + 1):
-        inputs |= prefixed(f"base/{number}/", sample_probe(stages, prompts, base, number))
+        inputs |= prefixed(f"base/{number}/", sample_probe(stages, prompts, base, number).observed)
     return write_ledger(stages, inputs)
 
 
 def compare_with_round_zero(
-    stages: Stages, history: History, prompts: Artifact, checkpoint: Artifact, start: Ref, data: Mapping[str, Artifact]
+    stages: Stages, history: History, prompts: Artifact, checkpoint: Artifact, start: Ref, data: RoundSamples | None
 ) -> Artifact | None:
     """Compare a round's checkpoint with round 0, with the checkpoint it was trained from, and with its training data.
 
@@ -54,19 +57,20 @@ def compare_with_round_zero(
         return None
     before = history.measured(start.digest, labels.probe().observed)
     if checkpoint.digest == start.digest:
-        return stages.made.setdefault(labels.BIAS, history.artifact(before, labels.BIAS))
+        return stages.record(labels.BIAS, history.artifact(before, labels.BIAS))
 
     others = {"base": history.load(history.first.checkpoint), "previous": history.load(before.checkpoint)}
-    inputs = {"prompts": prompts, **sample_probe(stages, prompts, checkpoint, others=others)}
+    samples = sample_probe(stages, prompts, checkpoint, others=others)
+    inputs = {"prompts": prompts, **samples.observed}
     for name in observed_names(stages):
         inputs[f"previous/{name}"] = history.artifact(before, probe_label(name))
         for number in range(1, stages.recipe.probe.baseline + 1):
             inputs[f"base/{number}/{name}"] = history.of_first(probe_label(name, number))
-    if reward := reward_on_probe(stages, prompts, history.judge_models):
+    if reward := reward_on_probe(stages, prompts, samples, history.judge_models):
         inputs |= {"proxy": reward, "base/proxy": history.of_first(labels.PROBE_REWARD)}
     if before.round > 0:
         inputs["earlier"] = history.artifact(before, labels.BIAS)
-    if "completions" in data:  # a control and an online loss have none
+    if data:  # a control and an online loss have none
         inputs |= observed_training_data(stages, data)
     return write_ledger(stages, inputs, on_policy=start.digest == history.last.head.digest)
 
@@ -82,9 +86,18 @@ def probe_label(name: str, number: int = 0) -> labels.Label:
     return by_name[name]
 
 
+@dataclass(frozen=True)
+class ProbeSamples:
+    """A set of samples of the probe: completions, the verifier's SCORES, and what the ledger reads of them by name."""
+
+    completions: Artifact
+    verdicts: Artifact
+    observed: dict[str, Artifact]
+
+
 def sample_probe(
     stages: Stages, prompts: Artifact, checkpoint: Artifact, number: int = 0, others: Models | None = None
-) -> dict[str, Artifact]:
+) -> ProbeSamples:
     """A set of samples of the probe split, with their features and verdicts. Set 0 has the same seed in every round.
 
     `others` are checkpoint 0 ("base") and the one before ("previous"), for the distance to them; round 0 has none.
@@ -104,7 +117,7 @@ def sample_probe(
     artifacts = {"observed": observed, "verdicts": verdicts}
     if stages.recipe.probe.counterfactuals:
         artifacts["counterfactuals"] = sample_counterfactuals(stages, number, prompts, checkpoint, inputs)
-    return artifacts
+    return ProbeSamples(completions, verdicts, artifacts)
 
 
 def sample_counterfactuals(
@@ -137,7 +150,7 @@ def sample_counterfactuals(
     return stages.do(samples.counterfactuals, counterfactual_features.counterfactual_features, columns, compared)
 
 
-def reward_on_probe(stages: Stages, prompts: Artifact, models: Models) -> Artifact | None:
+def reward_on_probe(stages: Stages, prompts: Artifact, samples: ProbeSamples, models: Models) -> Artifact | None:
     """The reward as round 0 defines it, on set 0 of the probe samples, by the current judges.
 
     None if the reward is the verifier alone. None, too, if a scorer only scores the texts of a round: a reward model that is
@@ -148,7 +161,7 @@ def reward_on_probe(stages: Stages, prompts: Artifact, models: Models) -> Artifa
     tied_to_round = any(e.checkpoint == "trained" or "rollouts" in needs("scorers", e.scorer) for e in weighted)
     if not weighted or tied_to_round or stages.first.recorded:
         return None
-    completions, verdicts = stages.made[labels.probe().completions], stages.made[labels.probe().verdicts]
+    completions, verdicts = samples.completions, samples.verdicts
     scores = {f"score/{verifier.label}": verdicts}
     for entry in weighted:
         label, available = labels.probe_score(entry.label), {"verdicts": verdicts}
@@ -156,14 +169,12 @@ def reward_on_probe(stages: Stages, prompts: Artifact, models: Models) -> Artifa
     return stages.combine(labels.PROBE_REWARD, stages.first, scores)
 
 
-def observed_training_data(stages: Stages, data: Mapping[str, Artifact]) -> dict[str, Artifact]:
-    """The training data as the ledger reads it: features of the completions, their reward, and the chosen ones."""
+def observed_training_data(stages: Stages, data: RoundSamples) -> dict[str, Artifact]:
+    """What the ledger needs of the training data: features of the completions, their reward, and what was chosen."""
     settings = observe.Settings(features=features(stages)["features"], prompt_features={}, split="rounds")
-    verdicts = stages.made[labels.score(stages.recipe.score[0].label)]
-    inputs = {"prompts": data["prompts"], "completions": data["completions"], "verdicts": verdicts}
+    inputs = {"prompts": data.prompts, "completions": data.completions, "verdicts": data.scores.verdicts}
     observed = stages.do(labels.POOL_OBSERVED, observe.observe, settings, inputs)
-    chosen = {name: data[name] for name in ("pairs", "selected") if name in data}
-    return {"pool": observed, "pool_prompts": data["prompts"], "reward": stages.made[labels.REWARD], **chosen}
+    return {"pool": observed, "pool_prompts": data.prompts, "reward": data.reward, **data.chosen}
 
 
 def write_ledger(stages: Stages, inputs: Mapping[str, Artifact], on_policy: bool = True) -> Artifact:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from data import labels
@@ -20,19 +21,32 @@ from tasks.run.parts import check_settings, inputs_for, needs
 from tasks.score import score
 from tasks.train import fit_reward
 
-Models = Mapping[str, Artifact]  # the campaign's checkpoints that a scorer can use, by score.checkpoint: policy, base
+Models = Mapping[str, Artifact]  # the models of a campaign that a scorer can use, by score.checkpoint: policy, base, trained
 
 
-def scores_of_round(stages: Stages, prompts: Artifact, completions: Artifact, models: Models) -> dict[str, Artifact]:
-    """SCORES of every scorer, by `score/<label>`. Scorers after the first may read its verdicts."""
+@dataclass(frozen=True)
+class RoundScores:
+    """SCORES of every scorer by `score/<label>`, the verifier's first, and the models that scorers could use."""
+
+    by_label: dict[str, Artifact]
+    models: Models
+
+    @property
+    def verdicts(self) -> Artifact:
+        """The SCORES of the verifier, which is the first scorer."""
+        return next(iter(self.by_label.values()))
+
+
+def scores_of_round(stages: Stages, prompts: Artifact, completions: Artifact, models: Models) -> RoundScores:
+    """Score with every scorer. Scorers after the first may read its verdicts."""
     scores: dict[str, Artifact] = {}
     for entry in stages.recipe.score:
         verdicts = {"verdicts": next(iter(scores.values()))} if scores else {}
-        if entry.checkpoint == "trained" and models:
-            fit_reward_model(stages, prompts, completions, verdicts["verdicts"], models)
+        if entry.checkpoint == "trained" and models and "trained" not in models:
+            models = {**models, **fit_reward_model(stages, prompts, completions, verdicts["verdicts"], models)}
         label = labels.score(entry.label)
         scores[label.text] = score_one(stages, label, entry, "rounds", prompts, completions, models, verdicts)
-    return scores
+    return RoundScores(scores, models)
 
 
 def score_one(
@@ -74,8 +88,8 @@ def model_of(stages: Stages, entry: Score, models: Models) -> dict[str, Artifact
             f"score '{entry.label}' needs checkpoint = '{entry.checkpoint}', which exists only in a campaign; set its "
             "checkpoint to a model's directory"
         )
-    if entry.checkpoint == "trained":
-        return {"checkpoint": stages.made[labels.FIT_REWARD]} if labels.FIT_REWARD in stages.made else {}
+    if entry.checkpoint == "trained" and "trained" not in models:
+        return {}
     return {"checkpoint": models[entry.checkpoint]}
 
 
@@ -103,15 +117,17 @@ def rollouts(stages: Stages, entry: Score, split: str, prompts: Artifact, comple
     return stages.verify(label(entry.label, "verdicts"), split, starts, solutions)
 
 
-def fit_reward_model(stages: Stages, prompts: Artifact, completions: Artifact, verdicts: Artifact, models: Models) -> None:
-    """Fit the round's reward model, if the verdicts give at least train.minimum pairs."""
+def fit_reward_model(
+    stages: Stages, prompts: Artifact, completions: Artifact, verdicts: Artifact, models: Models
+) -> dict[str, Artifact]:
+    """The round's reward model as `trained`; empty if the verdicts give fewer than train.minimum pairs."""
     recipe = stages.recipe
     f, verifier = recipe.fit_reward, recipe.score[0].label
     pairing = pair.Settings(pairer=f.pairer, settings=f.settings, scorers=[verifier], mitigations=[])
     verified = {"completions": completions, "reward": verdicts, labels.score(verifier).text: verdicts}
     pairs = stages.do(labels.FIT_REWARD_PAIRS, pair.pair, pairing, verified)
     if read_facts({"pairs": pairs})["pairs"] < recipe.train.minimum:
-        return
+        return {}
     shared = ("weight_decay", "max_length", "precision", "checkpointing", "save_every", "split", "trust_remote_code")
     settings = fit_reward.Settings(
         **stages.train_settings(recipe.train, Loss()).model_dump(include=set(shared)),
@@ -121,4 +137,4 @@ def fit_reward_model(stages: Stages, prompts: Artifact, completions: Artifact, v
         warmup=0.0,
     )
     inputs = {"checkpoint": models["base"], "prompts": prompts, "completions": completions, "pairs": pairs}
-    stages.do(labels.FIT_REWARD, fit_reward.fit_reward, settings, inputs, stages.seed("fit_reward"))
+    return {"trained": stages.do(labels.FIT_REWARD, fit_reward.fit_reward, settings, inputs, stages.seed("fit_reward"))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,14 @@ from tasks.train.train import Settings as TrainSettings
 
 Call = Callable[[Label, Stage, BaseModel, Mapping[str, Input], int, Around], Artifact]
 REFERENCE_ROWS = 64  # completions on which the reference in memory is compared with its checkpoint
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation of a checkpoint leaves: METRICS, and the greedy SCORES that later checkpoints are compared with."""
+
+    metrics: Artifact
+    greedy_scores: Artifact
 
 
 class Stages:
@@ -213,7 +222,7 @@ class Stages:
         again: bool = False,
         names: Evaluation | None = None,
         verifier: Score | None = None,
-    ) -> Artifact:
+    ) -> Evaluated:
         """METRICS of a checkpoint on a split. `against` names greedy score artifacts of other checkpoints.
 
         Seeds do not depend on the round. So a checkpoint is measured once, and different checkpoints share random numbers.
@@ -241,7 +250,8 @@ class Stages:
             completions = self.do(names.completions(sampling), generate.generate, settings, sources, self.seed(seed, 0))
             scores = self.verify(names.scores(sampling), split, prompts, completions, verifier)
             inputs |= {"again": scores} if sampling == "again" else {sampling: completions, f"{sampling}_score": scores}
-        return self.do(names.metrics, measure.measure, measure.Settings(split=split, against=sorted(against)), inputs)
+        metrics = self.do(names.metrics, measure.measure, measure.Settings(split=split, against=sorted(against)), inputs)
+        return Evaluated(metrics, inputs["greedy_score"])
 
     def verify(
         self, label: Label, split: str, prompts: Artifact, completions: Artifact, verifier: Score | None = None
@@ -267,6 +277,10 @@ class Stages:
         around: Around = nullcontext,
     ) -> Artifact:
         artifact = self.call(label, stage, settings, inputs, seed, around)
+        return self.record(label, artifact)
+
+    def record(self, label: Label, artifact: Artifact) -> Artifact:
+        """List an artifact in the Round under a label, whether this round made it or an earlier one."""
         self.made[label] = artifact
         return artifact
 

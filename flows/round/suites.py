@@ -37,7 +37,7 @@ def _accuracy(stages: Stages, suite: Suite, prompts: Artifact, checkpoint: Artif
     names = labels.suite(suite.name)
     questions = history.of_first(names.prompts) if history else copy_prompts(stages, suite, prompts)
     against = _of_base(names.scores("greedy"), history)
-    return stages.evaluate(questions, checkpoint, against, SPLIT, names=names, verifier=suite.score)
+    return stages.evaluate(questions, checkpoint, against, SPLIT, names=names, verifier=suite.score).metrics
 
 
 def _logprob(stages: Stages, suite: Suite, prompts: Artifact, checkpoint: Artifact, history: History | None) -> Artifact:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 from data import labels
 from data.recipe.settings import Generate
 from data.rows import tables
@@ -9,36 +12,67 @@ from data.store.campaign import Metric
 from data.store.store import Artifact
 from flows.round.artifacts import read_facts
 from flows.round.history import History
-from flows.round.scoring import scores_of_round
+from flows.round.scoring import RoundScores, scores_of_round
 from flows.round.stages import Stages
 
 
-def training_data(stages: Stages, history: History, prompts: Artifact) -> dict[str, Artifact]:
-    """The artifacts to train on, by name.
+@dataclass(frozen=True)
+class RoundSamples:
+    """The completions of a round with their scores, and what was chosen of them."""
 
-    Empty for a control, which trains on the seed split. Only prompts for an online loss, which samples by itself.
-    """
+    prompts: Artifact
+    own: Artifact  # sampled in this round, or recorded
+    completions: Artifact  # these, and what [pool] adds
+    scores: RoundScores
+    reward: Artifact
+    chosen: dict[str, Artifact]  # by "pairs" or "selected"
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a round trains on. A control has no prompts of its own; an online loss has prompts, but samples by itself."""
+
+    prompts: Artifact | None = None
+    samples: RoundSamples | None = None
+
+    @property
+    def inputs(self) -> dict[str, Artifact]:
+        """The inputs of the training stage."""
+        prompts = {"prompts": self.prompts} if self.prompts else {}
+        return prompts | ({"completions": self.samples.completions, **self.samples.chosen} if self.samples else {})
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Facts about what was chosen; empty if nothing is chosen."""
+        return read_facts(self.samples.chosen) if self.samples else {}
+
+
+def training_data(stages: Stages, history: History, prompts: Artifact) -> TrainingData:
+    """The round's prompts, its completions with their scores, and what is chosen of them."""
     if not stages.recipe.samples:
-        return {"prompts": prompts_of_round(stages, history, prompts)} if stages.recipe.online else {}
+        return TrainingData(prompts_of_round(stages, history, prompts)) if stages.recipe.online else TrainingData()
     round_prompts = prompts_of_round(stages, history, prompts)
-    completions = completions_of_round(stages, history, prompts, round_prompts)
+    own, completions = completions_of_round(stages, history, prompts, round_prompts)
     scores = scores_of_round(stages, round_prompts, completions, history.judge_models)
-    chosen = stages.choose(completions, stages.reward(scores), scores)
-    return {"prompts": round_prompts, "completions": completions, **chosen}
+    reward = stages.reward(scores.by_label)
+    chosen = stages.choose(completions, reward, scores.by_label)
+    return TrainingData(round_prompts, RoundSamples(round_prompts, own, completions, scores, reward, chosen))
 
 
 def prompts_of_round(stages: Stages, history: History, prompts: Artifact) -> Artifact:
     return stages.draw(stages.curate(prompts, sampled_before(stages, history)))
 
 
-def completions_of_round(stages: Stages, history: History, prompts: Artifact, round_prompts: Artifact) -> Artifact:
-    """The head's samples, or recorded completions, and the completions that [pool] adds."""
+def completions_of_round(
+    stages: Stages, history: History, prompts: Artifact, round_prompts: Artifact
+) -> tuple[Artifact, Artifact]:
+    """The head's samples, or recorded completions; and these with the completions that [pool] adds."""
     max_tokens = token_limit(stages.recipe.generate, history)
     if stages.recipe.recorded:
         own = stages.recorded(round_prompts, imported_completions(stages, history))
     else:
         own = stages.generate(round_prompts, history.load(history.last.head), max_tokens)
-    return stages.pool(round_prompts, own, added_by_pool(stages, history, prompts, round_prompts, max_tokens))
+    return own, stages.pool(round_prompts, own, added_by_pool(stages, history, prompts, round_prompts, max_tokens))
 
 
 def token_limit(generate: Generate, history: History) -> int:
@@ -92,12 +126,12 @@ def added_by_pool(
     return others | {f"earlier/{number}": completions for number, completions in enumerate(earlier)}
 
 
-def skip_reason(stages: Stages, data: dict[str, Artifact]) -> str | None:
+def skip_reason(stages: Stages, data: TrainingData) -> str | None:
     """Why the round cannot train, as a sentence; None if it can."""
-    if not stages.recipe.samples:
+    if data.samples is None:
         return None  # a control trains on the seed split, an online loss samples by itself
-    facts, minimum = read_facts(data), stages.recipe.train.minimum
-    count, unit = ("pairs", "pairs") if "pairs" in data else ("rows", "selected completions")
+    facts, minimum = data.facts, stages.recipe.train.minimum
+    count, unit = ("pairs", "pairs") if "pairs" in data.samples.chosen else ("rows", "selected completions")
     if facts[count] >= minimum:
         return None
     without = ", ".join(f"{prompts} {why}" for why, prompts in facts.get("prompts_without", {}).items() if prompts)
