@@ -17,7 +17,7 @@ def rounds_table(campaigns: list[Campaign]) -> Table:
     table = plain_table(
         "round", "accuracy %", "pass@k %", "tokens", "gap", "alarm", "verdict",
         caption="accuracy: greedy on held-out, with 95% interval. k: samples per prompt. tokens: mean per completion. "
-        "gap: chosen minus rejected tokens. alarm: highest level of the round",
+        "gap: tokens of chosen minus other completions. alarm: highest level of the round",
     )  # fmt: skip
     for campaign in campaigns:
         table.add_section()
@@ -29,7 +29,7 @@ def rounds_table(campaigns: list[Campaign]) -> Table:
 
 def plain_table(first: str, *others: str, caption: str) -> Table:
     table = Table(pad_edge=False, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True)
-    table.add_column(first, no_wrap=True)
+    table.add_column(first, overflow="fold")  # in a narrow terminal names wrap, numbers stay whole
     for name in others:
         table.add_column(name, justify="right", no_wrap=True)
     return table

@@ -1,0 +1,46 @@
+"""The tables that commands print: whole numbers also in a narrow terminal."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from data.recipe.recipe import load
+from data.store.campaign import Campaign, Metric, Ref, Round, Verdict
+from flows.commands.report import rounds_table
+
+START = Ref(key="k", digest="d")
+
+
+def test_a_narrow_terminal_cuts_no_number(tmp_path: Path) -> None:
+    # at 80 columns a long campaign name wraps; every number, level and verdict of the round is whole
+    campaign = Campaign.start(tmp_path, "a-campaign-with-a-long-name", load("tiny_raft"))
+    metrics = {
+        "accuracy": Metric(value=0.608, low=0.577, high=0.638, n=1000),
+        "pass@4": Metric(value=0.607),
+        "mean_tokens": Metric(value=33.5),
+        "length_gap": Metric(value=-1.6),
+    }
+    campaign.record(
+        Round(
+            round=0,
+            head_before=START,
+            checkpoint=START,
+            head=START,
+            champion=START,
+            artifacts={},
+            metrics=metrics,
+            facts={},
+            verdict=Verdict(decision="roll_back", reason="by hand"),
+            versions={},
+            seconds=1.0,
+        )  # fmt: skip
+    )
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(rounds_table([campaign]))
+    text = console.export_text()
+    assert "…" not in text
+    row = next(line for line in text.splitlines() if "roll_back" in line)
+    assert row.split() == ["0", "60.8", "[57.7,", "63.8]", "60.7", "33.5", "-1.6", "none", "roll_back"]
