@@ -23,21 +23,10 @@ def test_a_narrow_terminal_cuts_no_number(tmp_path: Path) -> None:
         "mean_tokens": Metric(value=33.5),
         "length_gap": Metric(value=-1.6),
     }
-    campaign.record(
-        Round(
-            round=0,
-            head_before=START,
-            checkpoint=START,
-            head=START,
-            champion=START,
-            artifacts={},
-            metrics=metrics,
-            facts={},
-            verdict=Verdict(decision="roll_back", reason="by hand"),
-            versions={},
-            seconds=1.0,
-        )  # fmt: skip
-    )
+    checkpoints = dict.fromkeys(("head_before", "checkpoint", "head", "champion"), START)
+    rest = {"artifacts": {}, "metrics": metrics, "facts": {}, "versions": {}, "seconds": 1.0}
+    verdict = Verdict(decision="roll_back", reason="by hand")
+    campaign.record(Round.model_validate({"round": 0, "verdict": verdict, **checkpoints, **rest}))
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(rounds_table([campaign]))
     text = console.export_text()
