@@ -224,7 +224,7 @@ class Reward(Strict):
 
 
 class FitReward(Strict):
-    """The reward model of a score with checkpoint = "trained", fitted anew each round before it scores.
+    """The reward model of a score with checkpoint = "trained", fitted again each round before it scores.
 
     It is the model the campaign started from with a single output, trained on pairs of the round's completions that the
     verifier ranks (Bradley-Terry). Llama 2 also renews its reward models with every iteration.
