@@ -55,30 +55,29 @@ def start(home: Path, method: str) -> subprocess.Popen[str]:
 
 def finish(home: Path, method: str) -> float:
     """Run to the end; the seconds between the first finished stage and the end."""
-    process = start(home, method)
-    assert process.stderr is not None
     first, tail = 0.0, ""
-    for line in process.stderr:
-        first = first or (time.time() if "round 0" in line else 0.0)
-        tail = (tail + line)[-2000:]
-    if process.wait() != 0:
+    with start(home, method) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            first = first or (time.time() if "round 0" in line else 0.0)
+            tail = (tail + line)[-2000:]
+    if process.returncode != 0:
         raise RuntimeError(f"the campaign failed:\n{tail}")
     return time.time() - (first or time.time())
 
 
 def kill_once(home: Path, method: str, after: float) -> str | None:
     """SIGKILL the process group `after` seconds from its first finished stage; its last line, None if it had ended."""
-    process = start(home, method)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "round" in line:
-            break
-    time.sleep(after)
-    if process.poll() is not None:
-        return None
-    os.killpg(process.pid, signal.SIGKILL)
-    rest = process.stderr.read().strip().splitlines()
-    process.wait()
+    with start(home, method) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "round" in line:
+                break
+        time.sleep(after)
+        if process.poll() is not None:
+            return None
+        os.killpg(process.pid, signal.SIGKILL)
+        rest = process.stderr.read().strip().splitlines()
     return rest[-1].strip() if rest else "first stage"
 
 

@@ -172,7 +172,7 @@ def test_a_campaign_of_a_sweep_that_fails_does_not_stop_the_others(
     assert ratchet(*command, "--home", home, *sets, "--set", "score.0.scorer=exact_match") == 2
     assert "'score.0.scorer' is in --over and in --set; leave one out" in capsys.readouterr().err
     assert ratchet(*command, "--home", home, *sets) == 1
-    members = [Campaign.open(home, f"two-scorertests.{which}") for which in ("micro_ends_even", "test_variants_fails")]
+    members = [Campaign.open(home, f"two-scorertests.{which}") for which in ("micro_ends_even", "test_fork_and_sweep_fails")]
     assert [member.state for member in members] == ["done", "new"]
     assert "ScorerFailed" in capsys.readouterr().err
 

@@ -40,14 +40,14 @@ def test_killed_often(method: str, home: Path) -> None:
 def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(home: Path) -> None:
     # Claim: Ctrl-C ends at once with exit code 130 and a plain message, leaves no lock, and loses nothing that was finished.
     home.mkdir()
-    process = bench_kill.start(home, "raft")
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "evaluate/greedy " in line:
-            break
-    os.kill(process.pid, signal.SIGINT)
-    rest = process.stderr.read()
-    assert process.wait(timeout=30) == 130
+    with bench_kill.start(home, "raft") as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "evaluate/greedy " in line:
+                break
+        os.kill(process.pid, signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(timeout=30) == 130
     assert "Interrupted" in rest
     assert "Traceback" not in rest
     done = set(Store(home / "store").keys())

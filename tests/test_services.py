@@ -167,7 +167,7 @@ def test_a_second_ctrl_c_of_serve_does_not_wait(tmp_path: Path) -> None:
         group = int(serve.stdout.readline())
         seen(lambda: log.exists() and "up" in log.read_text())
         serve.send_signal(signal.SIGINT)
-        assert "stopping" in serve.stdout.readline()
+        assert "Stopping" in serve.stdout.readline()
         serve.send_signal(signal.SIGINT)
         assert serve.wait(10) == 130
     seen(lambda: not members(group))

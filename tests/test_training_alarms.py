@@ -179,7 +179,7 @@ def test_a_collapse_is_named_in_the_first_round_and_rolled_back(home: Path) -> N
     improve.fn("collapse", str(home))
     campaign = Campaign.open(home, "collapse")
     rounds, final = campaign.rounds(), campaign.final()
-    assert any("likelihood displacement" in alarm for alarm in rounds[1].facts["training_alarms"])
+    assert [alarm.source for alarm in rounds[1].alarms if alarm.name == "likelihood displacement"] == ["training"]
     assert rounds[1].verdict.decision == "roll_back"
     assert rounds[-1].head == rounds[0].checkpoint
     assert final is not None

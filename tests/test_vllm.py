@@ -84,7 +84,7 @@ def work(tmp_path: Path, prompts: Path) -> Callable[..., Work]:
             (tmp_path / name / folder).mkdir(parents=True, exist_ok=True)
         inputs = {"prompts": prompts, "checkpoint": checkpoint}
         place = tmp_path / name
-        settings = Settings(**{"engine": "vllm", "split": "rounds"} | values)
+        settings = Settings(**{"engine": "vllm", "split": "rounds", "settings": {}, "trust_remote_code": False} | values)
         return Work("key", settings, inputs, 5, place / "out", place / "scratch", Hardware(device="cpu"))
 
     return call
