@@ -146,6 +146,7 @@ def test_the_recipe_chooses_the_features(run_micro: Callable[..., Any]) -> None:
     assert not [name for name in [*off.metrics, *off.artifacts] if name.startswith(("bias", "probe"))]
 
 
+@pytest.mark.minutes
 def test_formats_that_differ_are_no_distance(run_micro: Callable[..., Any]) -> None:
     # Claim: a checkpoint that did not move is at distance 0, also where it draws in bfloat16, not in the float32 of distances.
     still = ("rounds=1", WATCHED, 'probe.features=["kl_base", "kl_base_token"]', "train.precision=bfloat16")
@@ -208,6 +209,7 @@ def test_the_same_checkpoint_is_no_second_evidence(run_micro: Callable[..., Any]
     assert [a for a in first.alarms if a.source == "ledger"] == [a for a in second.alarms if a.source == "ledger"]
 
 
+@pytest.mark.minutes
 def test_a_step_is_from_where_training_started(run_micro: Callable[..., Any]) -> None:
     # Claim: with start_from = "base" every step is the drift from round 0, and no gain is told: the pool was the head's.
     sets = ("rounds=2", WATCHED, "train.start_from=base", "gate.rule=always_promote", 'probe.features=["characters"]')

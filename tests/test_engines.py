@@ -142,6 +142,7 @@ def frail(checkpoint: Path) -> Frail:
     return Frail(checkpoint)
 
 
+@pytest.mark.minutes
 def test_out_of_memory_is_retried_smaller_and_recorded(run_micro: Callable[..., Campaign]) -> None:
     # Claim: an engine that runs out of memory is built again with half the batch, until it fits; the artifact's log tells.
     campaign = run_micro("tiny_raft", "rounds=1", "generate.engine=tests.test_engines:frail")

@@ -138,6 +138,7 @@ def test_every_artifact_has_numbers() -> None:
     assert not [label for label, output in known.items() if not output.numbers]
 
 
+@pytest.mark.minutes
 def test_the_numbers_notice_a_doubled_loss(
     outputs: dict[str, Output], here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ def test_killed_often(method: str, home: Path) -> None:
     survives(method, home, kills=5, seed=2)
 
 
+@pytest.mark.minutes
 def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(home: Path) -> None:
     # Claim: Ctrl-C ends at once with exit code 130 and a plain message, leaves no lock, and loses nothing that was finished.
     home.mkdir()

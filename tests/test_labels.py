@@ -100,6 +100,7 @@ def test_mlflow_accepts_every_label() -> None:
     assert all(re.fullmatch(r"[/\w.\- :]+", label.mlflow) for label in [*TRAINING, *EVALUATION])
 
 
+@pytest.mark.minutes
 def test_a_campaign_has_no_other_labels(run_micro: Callable[..., Campaign]) -> None:
     # Claim: every artifact of real rounds has a label that a constructor makes.
     campaign = run_micro("tiny_dpo", "rounds=1", "probe.samples=2", "probe.baseline=1", fresh=True)

@@ -108,6 +108,7 @@ def test_a_run_whose_process_is_gone_is_marked_crashed(home: Path) -> None:
     assert mark_runs_without_process() == []
 
 
+@pytest.mark.minutes
 def test_a_resumed_campaign_marks_its_dead_predecessor(run_micro: Callable[..., Campaign], home: Path) -> None:
     # Claim: who gets a campaign's lock under Prefect says Crashed of the run that held it; other campaigns' runs are let be.
     from flows.round.improve import improve
