@@ -133,7 +133,6 @@ def test_rows_that_do_not_fit(finished: Campaign, tmp_path: Path) -> None:
         train(work_of(finished, tmp_path / "b", max_length=8))
 
 
-@pytest.mark.minutes
 def test_killed_training_resumes_bit_identical(finished: Campaign, tmp_path: Path) -> None:
     # Claim: a training that is really SIGKILLed between saves and started again ends with the bytes of an uninterrupted one.
     whole = work_of(finished, tmp_path / "whole", steps=60, save_every=5)
