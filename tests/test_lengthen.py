@@ -9,7 +9,6 @@ from data.store.campaign import Campaign
 from tests.micro import micro
 
 
-@pytest.mark.minutes
 def test_rounds_get_room_where_answers_are_cut(run_micro: Callable[..., Campaign]) -> None:
     # Most of what is sampled is cut at 4 and 8 tokens: twice as many, then the limit; held-out keeps its window of 48.
     room = "generate.lengthen={above=0.3, factor=2.0, limit=12}"
