@@ -85,6 +85,7 @@ class Stand:
             if self.serve is not None and self.serve.poll() is None:
                 self.serve.terminate()
                 self.serve.wait(60)
+            self.api.close()
 
     # -- as a person ------------------------------------------------------------------------------------------------
     def ask(self, method: str, path: str, **body: Any) -> Any:

@@ -172,7 +172,7 @@ BREAKS: dict[str, tuple[str, tuple[str, ...], str]] = {
         (RECORDED, "generate.path=x", "pool.base=true"),
         "pool.base and pool.contrast sample a checkpoint",
     ),
-    "endpoint_serves_no_base": (
+    "servers_have_no_base": (
         "tiny_dpo",
         ("generate.engine=endpoint", "pool.base=true"),
         "does not have; set pool.base = false",

@@ -23,6 +23,7 @@ from data.recipe.dotted import flatten, parse_set, set_value
 from data.recipe.loss import Loss
 from data.recipe.rules import FROZEN_AFTER_START
 from data.recipe.settings import (
+    SERVER_ENGINES,
     At,
     Curate,
     Evaluate,
@@ -101,7 +102,7 @@ class Recipe(Strict):
         """The engine that samples a checkpoint to measure it."""
         if self.evaluate.engine:
             return self.evaluate.engine
-        return "transformers" if self.generate.engine in ("recorded", "endpoint") else self.generate.engine
+        return "transformers" if self.generate.engine in ("recorded", *SERVER_ENGINES) else self.generate.engine
 
     def engine_settings(self, engine: str) -> dict[str, Any]:
         """generate.settings belong to generate.engine; any other engine runs with its defaults."""

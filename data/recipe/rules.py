@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from data.recipe.dotted import flatten
 from data.recipe.loss import NEEDED_TABLE
-from data.recipe.settings import Pool
+from data.recipe.settings import SERVER_ENGINES, Pool
 
 if TYPE_CHECKING:
     from data.recipe.recipe import Recipe
@@ -139,11 +139,11 @@ def recorded_pool_samples_nothing(recipe: Recipe) -> Messages:
         )
 
 
-def endpoint_serves_no_base(recipe: Recipe) -> Messages:
-    if recipe.generate.engine == "endpoint" and recipe.pool.base:
+def servers_have_no_base(recipe: Recipe) -> Messages:
+    if recipe.generate.engine in SERVER_ENGINES and recipe.pool.base:
         yield (
             "pool.base samples checkpoint 0 (the model the campaign started from), which the server of generate.engine = "
-            "'endpoint' does not have; set pool.base = false or choose a local engine"
+            f"'{recipe.generate.engine}' does not have; set pool.base = false or choose a local engine"
         )
 
 
@@ -257,7 +257,7 @@ RULES: tuple[Callable[[Recipe], Messages], ...] = (
     pool_and_mitigate_need_a_choice,
     lengthen_needs_samples,
     recorded_pool_samples_nothing,
-    endpoint_serves_no_base,
+    servers_have_no_base,
     tiny_model_needs_addition,
     file_source_needs_a_path,
     recorded_needs_a_file,

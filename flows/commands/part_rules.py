@@ -12,7 +12,7 @@ from typing import Any
 
 from data.errors import PartError
 from data.recipe.recipe import Recipe
-from data.recipe.settings import Pool, Score
+from data.recipe.settings import SERVER_ENGINES, Pool, Score
 from tasks.choose import mitigations
 from tasks.run import parts
 
@@ -52,10 +52,11 @@ def scores_of(recipe: Recipe) -> tuple[Score, ...]:
 
 
 def uses_server(score: Score) -> bool:
-    """Whether a scorer's model is behind an endpoint."""
+    """Whether a scorer's model is behind a server."""
     if any(refusal(parts.dependencies, "scorers", score.scorer, score.settings)):
         return False  # its settings do not fit
-    return ("engines", "endpoint") in parts.dependencies("scorers", score.scorer, score.settings)
+    used = parts.dependencies("scorers", score.scorer, score.settings)
+    return any(("engines", engine) in used for engine in SERVER_ENGINES)
 
 
 # -- every part by itself ------------------------------------------------------------------------------------------------
