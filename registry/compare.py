@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -19,19 +17,6 @@ BY_ROUND = (
     f"orderByKey={quote('params.`round`')}&orderByAsc=true"  # sorted by time, rounds are hidden below their folded parent
 )
 _KIND = "tags.`ratchet.kind` = '{}'"
-
-
-def ui_command(home: Path, port: int = PORT) -> str:
-    """The command that serves MLflow's UI for this home, on this machine only. Empty if the user has an MLflow server.
-
-    One worker is enough for one person. MLflow's job runner is switched off, since nothing here uses it.
-    """
-    uri = tracking_uri(home)
-    if remote(uri):
-        return ""
-    settings = "MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"
-    options = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    return f"{settings} {shlex.join([sys.executable, '-m', 'mlflow', 'server', *options])}"
 
 
 def links(home: Path, names: Sequence[str], port: int = PORT) -> dict[str, str]:

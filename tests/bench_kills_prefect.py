@@ -33,6 +33,7 @@ import psutil
 
 from data.store.campaign import Campaign, Round
 from data.store.store import Store
+from flows.service.access import credentials
 from flows.service.services import free_port
 from registry.client import mlflow_client
 from tests.bench_kill import left_over
@@ -57,7 +58,10 @@ class Stand:
 
     def __init__(self, home: Path) -> None:
         self.home, self.ports = home, (free_port(), free_port())
-        self.api = httpx.Client(base_url=f"http://127.0.0.1:{self.ports[0]}/api", timeout=60)
+        user, _, password = credentials(home).partition(":")
+        hooks = {"request": [self._with_token]}
+        address = f"http://127.0.0.1:{self.ports[0]}/api"
+        self.api = httpx.Client(base_url=address, timeout=60, auth=(user, password), event_hooks=hooks)
         self.serve: psutil.Popen | None = None
 
     def start(self) -> None:
@@ -86,6 +90,12 @@ class Stand:
                 self.serve.terminate()
                 self.serve.wait(60)
             self.api.close()
+
+    def _with_token(self, request: httpx.Request) -> None:
+        """The server takes changes only with a token that it gave, as its UI and its client have one."""
+        if request.method != "GET":
+            token = self.api.get("/csrf-token", params={"client": "stand"}).json()["token"]
+            request.headers.update({"Prefect-Csrf-Client": "stand", "Prefect-Csrf-Token": token})
 
     # -- as a person ------------------------------------------------------------------------------------------------
     def ask(self, method: str, path: str, **body: Any) -> Any:

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from data.store.campaign import Campaign
+from flows.service.access import credentials
 from tasks.score.scorers import Score
 from tests.bench_kill import left_over
 from tests.bench_kills_prefect import OVERRIDES, ROOT, Calm, Stand, digests, metrics, moments, scenario, until
@@ -81,6 +82,17 @@ def test_what_is_killed_goes_on(victim: str, stage: str, retries: int, stand: St
     assert outcome.retries <= retries, outcome
 
 
+def test_the_worker_runs_nothing_but_campaigns(stand: Stand, tmp_path: Path) -> None:
+    # Claim: with the password too, a run with job variables is not started; it ends as Crashed and says why.
+    deployment = stand.ask("GET", "/deployments/name/campaign/ratchet")["id"]
+    order = {"recipe": "tiny_raft", "name": "k", "home": str(tmp_path)}
+    attack = {"job_variables": {"command": f"touch {tmp_path}/owned"}, "enforce_parameter_schema": False}
+    run = stand.ask("POST", f"/deployments/{deployment}/create_flow_run", parameters={"order": order}, **attack)["id"]
+    assert stand.ended(run) == "CRASHED"
+    assert "expected a run without job variables, found command" in stand.state(run)["message"]
+    assert list(tmp_path.iterdir()) == []
+
+
 def fragile(prompts: Sequence[Row], completions: Sequence[Row], *, flag: str) -> list[Score]:
     """A scorer that cannot work while a file is there."""
     if Path(flag).exists():
@@ -129,7 +141,8 @@ def test_a_run_of_the_command_line_shows_on_the_standing_server(stand: Stand, ca
     sets = [part for item in OVERRIDES for part in ("--set", item)]
     command = [sys.executable, "-m", "flows.cli", "run", "tiny_raft", "--name", "from-shell", "--home", str(tmp_path), *sets]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    environment = kept | {"PYTHONPATH": str(ROOT), "PREFECT_API_URL": str(stand.api.base_url).rstrip("/")}
+    named = {"PREFECT_API_URL": str(stand.api.base_url).rstrip("/"), "PREFECT_API_AUTH_STRING": credentials(stand.home)}
+    environment = kept | {"PYTHONPATH": str(ROOT)} | named
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (run,) = stand.ask("POST", "/flow_runs/filter", flow_runs={"name": {"any_": ["from-shell"]}})

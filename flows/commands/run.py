@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,6 @@ from flows.commands.options import Columns, Home, Model, Name, Prompts, Refresh,
 from flows.round.deliver import deliver
 from flows.service import environment
 from registry.client import has_mlflow
-from registry.compare import ui_command
 
 EXIT = {"done": 0, "stopped": 3, "waiting": 4}
 
@@ -145,8 +145,7 @@ def summary(campaigns: list[Campaign]) -> None:
         out.print(final)
     home = campaigns[0].home
     out.print(f"Files:   {home} (campaigns/, store/, mlflow.db, prefect/)", soft_wrap=True)
-    out.print(f"MLflow:  {ui_command(home) or os.environ['MLFLOW_TRACKING_URI']}", soft_wrap=True)
-    out.print(f"Prefect: PREFECT_HOME={home / 'prefect'} {sys.executable} -m prefect server start", soft_wrap=True)
+    out.print(f"UIs:     {shlex.join(['./ratchet', 'serve', '--home', str(home)])} (MLflow, Prefect)", soft_wrap=True)
 
 
 @contextlib.contextmanager

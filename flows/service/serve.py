@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,17 +16,17 @@ from typing import Annotated
 
 import typer
 
-from data.errors import CampaignError, ServiceFailed
+from data.errors import CampaignError, ServiceFailed, without_passwords
 from data.store.campaign import names
 from data.store.store import locked
 from flows.commands.options import Home, out
 from flows.service import environment
-from flows.service.services import HOST, PREFECT, Service, claim_port, prefect_server
-from registry.client import has_mlflow, mlflow_client
+from flows.service.access import ENTER, USER, password
+from flows.service.environment import CHECKOUT
+from flows.service.services import HOST, PREFECT, Service, claim_port, mlflow_server, prefect_client, prefect_server
+from registry.client import has_mlflow, mlflow_client, remote, tracking_uri
 from registry.compare import PORT as MLFLOW_PORT
-from registry.compare import ui_command
 
-CHECKOUT = Path(__file__).parents[2]
 POOL, DEPLOYMENT = "ratchet", "campaign/ratchet"  # as prefect.yaml names them
 PREFECT_PORT = 4200
 
@@ -57,7 +58,7 @@ def serve(
 
 
 def _serve(home: Path, port: int, mlflow_port: int) -> None:
-    api = os.environ["PREFECT_API_URL"] = f"http://{HOST}:{port}/api"  # for the services started here
+    os.environ.update(prefect_client(home, port))  # for this process and the services started here
     os.environ["RATCHET_HOME"] = str(home)  # the default of the form in Prefect's UI
     server, worker, mlflow = prefect_server(home, port), _worker(home), _mlflow(home, mlflow_port)
     first = [server] if mlflow is None else [server, mlflow]
@@ -71,7 +72,7 @@ def _serve(home: Path, port: int, mlflow_port: int) -> None:
         deploy()
         worker.start()
         threading.Thread(target=_close_orphaned_runs, args=[stop], name="close-orphaned-runs", daemon=True).start()
-        _print_addresses(home, api, f"http://{HOST}:{mlflow_port}" if mlflow else "")
+        _print_addresses(home, port, mlflow_port if mlflow else None)
         keep([*first, worker], stop)
 
 
@@ -112,7 +113,7 @@ def keep(services: list[Service], stop: threading.Event) -> None:
 
 
 def _worker(home: Path) -> Service:
-    command = [*PREFECT, "worker", "start", "--pool", POOL, "--type", "process"]
+    command = [sys.executable, "-m", "flows.service.campaign_worker"]
     quick = {"PREFECT_WORKER_QUERY_SECONDS": "2"}  # Prefect's default of 10 makes a person wait
     return Service("Prefect worker", command, home / "prefect" / "worker.log", quick, leaves=True)
 
@@ -122,8 +123,8 @@ def _mlflow(home: Path, port: int) -> Service | None:
     if not has_mlflow(home):  # creates the database first, since two processes cannot create it at the same time
         with mlflow_client(home):
             pass
-    command = shlex.split(ui_command(home, port))
-    return Service("MLflow UI", ["env", *command], home / "mlflow.log", {}, f"http://{HOST}:{port}/health") if command else None
+    uri = tracking_uri(home)
+    return None if remote(uri) else mlflow_server(home, uri, port)
 
 
 def _mark_runs_without_process() -> None:
@@ -191,16 +192,21 @@ def _deploy_all() -> None:
         )
 
 
-def _print_addresses(home: Path, api: str, mlflow: str) -> None:
-    prefect = f"PREFECT_API_URL={api} {shlex.join(PREFECT)}"
+def _print_addresses(home: Path, port: int, mlflow_port: int | None) -> None:
+    api, secret = f"http://{HOST}:{port}/api", password(home)
+    prefect = f'PREFECT_API_URL={api} PREFECT_API_AUTH_STRING="{USER}:$(cat {shlex.quote(str(home))}/prefect/password)"'
     form = '{"recipe": "tiny_raft", "name": "first", "overrides": ["rounds=2"]}'
+    run = f"{shlex.join(PREFECT)} deployment run {DEPLOYMENT} --param order='{form}'"
     lines = {
-        "Prefect": api.removesuffix("/api"),
-        "MLflow": mlflow or os.environ.get("MLFLOW_TRACKING_URI", ""),
+        "Prefect": f"http://{HOST}:{port}{ENTER}#{secret}",
+        "MLflow": f"http://{USER}:{secret}@{HOST}:{mlflow_port}{ENTER}"
+        if mlflow_port
+        else without_passwords(tracking_uri(home)),
+        "password": f"{secret} (user {USER}). The links hold it: pass them to nobody. It is in {home}/prefect/password",
         "home": f"{home} ({len(names(home))} campaigns). Logs: campaigns/NAME/log, prefect/*.log, mlflow.log",
-        "run": f"Prefect's UI: Deployments > campaign > Run. Or: {prefect} deployment run {DEPLOYMENT} --param order='{form}'",
+        "run": f"Prefect's UI: Deployments > campaign > Run. Or: {prefect} \\\n            {run}",
         "schedule": "Prefect's UI: Deployments > campaign > Schedules. The one there (daily, 02:00 UTC) is switched off.",
-        "show here": f"runs of the command line appear in this UI with: PREFECT_API_URL={api} ./ratchet run ...",
+        "show here": f"runs of the command line appear in this UI with: PREFECT_API_URL={api} ./ratchet run --home {home} ...",
     }
     for title, text in lines.items():
         out.print(f"{title:<10}{text}", soft_wrap=True, markup=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import base64
 import contextlib
 import functools
 import os
@@ -12,11 +13,15 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
 
 from data.errors import PortTaken, ServiceFailed
+from flows.service.access import HOSTS, MLFLOW_CREDENTIALS, credentials
+from flows.service.environment import CHECKOUT
 from tasks.run.worker import die_with_parent
 
 HOST = "127.0.0.1"
@@ -159,10 +164,54 @@ def claim_port(port: int, service: str, option: str) -> int:
     return port
 
 
-def prefect_server(home: Path, port: int, *options: str) -> Service:
-    command = [*PREFECT, "server", "start", "--host", HOST, "--port", str(port), *options]
+def prefect_server(home: Path, port: int, settings: Mapping[str, str] | None = None) -> Service:
+    """Prefect's server behind the guard. `settings` are further settings of Prefect, as environment variables."""
     log, health = home / "prefect" / "server.log", f"http://{HOST}:{port}/api/health"
-    return Service("Prefect server", command, log, {"PREFECT_API_URL": f"http://{HOST}:{port}/api"}, health)
+    environment = {**prefect_client(home, port), **(settings or {})}
+    environment |= {
+        "PREFECT__SERVER_FINAL": "1",  # as `prefect server start` does
+        "PREFECT_SERVER_API_AUTH_STRING": credentials(home),
+        "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
+        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": ",".join(f"http://{host}:{port}" for host in HOSTS),
+    }
+    return Service("Prefect server", _guarded("prefect", port), log, environment, health)
+
+
+def prefect_client(home: Path, port: int) -> dict[str, str]:
+    """What a client of this home's Prefect server needs, as environment variables."""
+    return {"PREFECT_API_URL": f"http://{HOST}:{port}/api", "PREFECT_API_AUTH_STRING": credentials(home)}
+
+
+def mlflow_server(home: Path, uri: str, port: int) -> Service:
+    """MLflow's server behind the guard. `uri`: the database of the home.
+
+    One process is enough for one person. MLflow's job runner is switched off, since nothing here uses it.
+    """
+    from mlflow.server.constants import (
+        ARTIFACT_ROOT_ENV_VAR,
+        ARTIFACTS_DESTINATION_ENV_VAR,
+        BACKEND_STORE_URI_ENV_VAR,
+        REGISTRY_STORE_URI_ENV_VAR,
+        SERVE_ARTIFACTS_ENV_VAR,
+    )
+
+    environment = {  # as `mlflow server --backend-store-uri URI` hands them to the process that answers
+        BACKEND_STORE_URI_ENV_VAR: uri,
+        REGISTRY_STORE_URI_ENV_VAR: uri,
+        ARTIFACT_ROOT_ENV_VAR: "mlflow-artifacts:/",
+        ARTIFACTS_DESTINATION_ENV_VAR: str(home / "mlartifacts"),
+        SERVE_ARTIFACTS_ENV_VAR: "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        MLFLOW_CREDENTIALS: credentials(home),
+    }
+    return Service("MLflow UI", _guarded("mlflow", port), home / "mlflow.log", environment, f"http://{HOST}:{port}/health")
+
+
+def _guarded(application: str, port: int) -> list[str]:
+    """The command that serves an application of flows/service/guard.py."""
+    uvicorn = [sys.executable, "-m", "uvicorn", "--app-dir", str(CHECKOUT), "--factory", f"flows.service.guard:{application}"]
+    return [*uvicorn, "--host", HOST, "--port", str(port), "--no-access-log"]
 
 
 @contextlib.contextmanager
@@ -174,23 +223,49 @@ def prefect_api(home: Path) -> Iterator[None]:
     Raises:
         ServiceFailed: the server in PREFECT_API_URL does not answer, or the temporary one does not start.
     """
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
     if named := os.environ.get("PREFECT_API_URL"):
         if not answers(f"{named}/health"):
             raise ServiceFailed(
                 f"expected a Prefect server at PREFECT_API_URL={named}, found no answer; start it, or unset PREFECT_API_URL"
             )
-        yield
+        given = os.environ.get("PREFECT_API_AUTH_STRING") or (credentials(home) if _on_this_machine(named) else "")
+        if refuses(f"{named}/admin/version", given):
+            raise ServiceFailed(
+                f"expected the Prefect server at PREFECT_API_URL={named} to accept the password of {home}, found that it "
+                "refuses it; set PREFECT_API_AUTH_STRING as its `ratchet serve` printed it"
+            )
+        with temporary_settings({PREFECT_API_AUTH_STRING: given} if given else {}):
+            yield
         return
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    with temporary_settings({PREFECT_API_URL: _own_server(home).environment["PREFECT_API_URL"]}):
+    own = _own_server(home).environment
+    with temporary_settings({setting: own[setting.name] for setting in (PREFECT_API_URL, PREFECT_API_AUTH_STRING)}):
         yield
+
+
+def refuses(address: str, credentials: str) -> bool:
+    """Whether a server refuses user:password."""
+    encoded = base64.b64encode(credentials.encode()).decode()
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, headers={"Authorization": f"Basic {encoded}"}), timeout=20):
+            return False
+    except urllib.error.HTTPError as error:
+        return error.code == HTTPStatus.UNAUTHORIZED
+    except OSError:
+        return False
+
+
+def _on_this_machine(address: str) -> bool:
+    """Whether an address is one of `ratchet serve`, so that the password of the home may be sent there."""
+    return urllib.parse.urlsplit(address).hostname in HOSTS
 
 
 @functools.cache
 def _own_server(home: Path) -> Service:
     """A temporary server for all campaigns of a command, without the services that only deployments need."""
-    server = prefect_server(home, free_port(), "--no-scheduler", "--no-late-runs", "--no-ui")
+    without = ("SERVICES_SCHEDULER_ENABLED", "SERVICES_LATE_RUNS_ENABLED", "UI_ENABLED")
+    server = prefect_server(home, free_port(), {f"PREFECT_SERVER_{name}": "false" for name in without})
     atexit.register(server.stop)
     server.start()
     server.wait(_sleep)

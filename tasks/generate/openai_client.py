@@ -198,9 +198,14 @@ async def _ask_all(
 def _headers(server: Server) -> dict[str, str]:
     if not server.key_variable:
         return {}
-    key = os.environ.get(server.key_variable)
+    key = os.environ.get(server.key_variable, "").strip()  # a key read from a file ends in a newline
     if not key:
         raise EndpointError(f"expected an API key in the environment variable {server.key_variable}, found none; export it")
+    if not (key.isascii() and key.isprintable()):  # httpx would quote the key in its error
+        raise EndpointError(
+            f"expected the API key in {server.key_variable} to be one line of printable ASCII, found other characters in it; "
+            "export it again"
+        )
     return {"Authorization": f"Bearer {key}"}
 
 
