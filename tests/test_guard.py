@@ -31,7 +31,7 @@ from flows.service.services import HOST, Service, free_port, mlflow_server, pref
 from registry.client import mlflow_client, tracking_uri
 from tasks.generate.openai_client import Server, _headers
 
-CHROMIUM = shutil.which("chromium")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 ROOT = Path(__file__).parent.parent
 
 
