@@ -107,14 +107,19 @@ def test_the_worker_starts_only_what_prefect_yaml_describes() -> None:
     from prefect.client.schemas.responses import DeploymentResponse
     from prefect.workers.process import ProcessWorker
 
-    from flows.service.campaign_worker import ENTRYPOINT, JOB_VARIABLES, POOL, refusal
+    from flows.service.campaign_worker import ENTRYPOINT, JOB_VARIABLES, POOL, PULL_STEPS, refusal
 
     (described,) = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     assert (described["entrypoint"], described["work_pool"]["name"]) == (ENTRYPOINT, POOL)
     assert described["work_pool"]["job_variables"].keys() == JOB_VARIABLES.keys()
 
     def deployment(**changes: Any) -> DeploymentResponse:
-        fields = {"name": "ratchet", "flow_id": "6a1d7c58-0c0c-4c44-8d5b-0d3c9d0e3b11", "entrypoint": ENTRYPOINT}
+        fields = {
+            "name": "ratchet",
+            "pull_steps": PULL_STEPS,
+            "flow_id": "6a1d7c58-0c0c-4c44-8d5b-0d3c9d0e3b11",
+            "entrypoint": ENTRYPOINT,
+        }
         return DeploymentResponse.model_validate(fields | {"job_variables": JOB_VARIABLES} | changes)
 
     template = ProcessWorker.get_default_base_job_template()
@@ -124,7 +129,9 @@ def test_the_worker_starts_only_what_prefect_yaml_describes() -> None:
     assert "no deployment" in refusal({}, None, template)
     assert "expected a run of" in refusal({}, deployment(entrypoint="/tmp/evil.py:flow"), template)
     assert "pull steps" in refusal({}, deployment(job_variables=JOB_VARIABLES | {"command": "sh"}), template)
-    assert "pull steps" in refusal({}, deployment(pull_steps=[{"prefect.deployments.steps.run_shell_script": {}}]), template)
+    assert "pull steps" in refusal(
+        {}, deployment(pull_steps=[*PULL_STEPS, {"prefect.deployments.steps.run_shell_script": {}}]), template
+    )
     assert "job template" in refusal({}, deployment(), {**template, "job_configuration": {"command": "sh"}})
 
 

@@ -7,6 +7,7 @@ Prefect's API could run any command as the user. This worker starts a run only a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from abc import ABC
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 POOL, DEPLOYMENT = "ratchet", "campaign/ratchet"  # as prefect.yaml names them
 ENTRYPOINT = "flows.service.scheduled:campaign"
 JOB_VARIABLES = {"working_dir": str(CHECKOUT), "stream_output": False}
+PULL_STEPS = [{"prefect.deployments.steps.set_working_directory": {"directory": str(CHECKOUT)}}]  # `prefect deploy` adds it
 
 
 class RunRefused(Exception):
@@ -43,8 +45,8 @@ def refusal(run: Mapping[str, Any], deployment: DeploymentResponse | None, templ
         return f"expected a run without job variables, found {', '.join(sorted(run))}"
     if deployment is None or deployment.entrypoint != ENTRYPOINT:
         return f"expected a run of {ENTRYPOINT}, found {deployment.entrypoint if deployment else 'no deployment'}"
-    if deployment.pull_steps or (deployment.job_variables or {}) != JOB_VARIABLES:
-        return f"expected the deployment to have the job variables {JOB_VARIABLES} and no pull steps, found others"
+    if deployment.job_variables != JOB_VARIABLES or (deployment.pull_steps or PULL_STEPS) != PULL_STEPS:
+        return "expected the deployment to have the job variables and pull steps of prefect.yaml, found others"
     if template != ProcessWorker.get_default_base_job_template():
         return f"expected the work pool '{POOL}' to have Prefect's own job template, found a changed one"
     return ""
@@ -65,4 +67,5 @@ class CampaignWorker(ProcessWorker, ABC):  # ABC, so that Prefect does not regis
 
 if __name__ == "__main__":
     setup_signal_handlers_worker(os.getpid(), "the worker", print)
-    asyncio.run(CampaignWorker(work_pool_name=POOL).start())
+    with contextlib.suppress(KeyboardInterrupt):  # how the handler ends it
+        asyncio.run(CampaignWorker(work_pool_name=POOL).start())
