@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tasks.score import claims, math_verdict, verify_pool
@@ -195,6 +195,27 @@ def test_small_numbers_are_equal_to_four_digits(zeros: int, digits: int, more: i
     assert math_verdict.verdict(gold, f"\\boxed{{{digits} \\cdot 10^{{-{zeros + 4}}}}}")[0] == 1.0
     if other != digits:
         assert math_verdict.verdict(gold, f"\\boxed{{0.{'0' * zeros}{other}}}")[0] == 0.0
+
+
+NUMBERS = st.one_of(st.integers(2, 10**6), st.decimals(1, 1000, places=2)).map(str)
+DENIED = ("The answer is not {a}.", "{a} is not the answer.", "It isn't {a}", "so ${a}$ is wrong", r"not \boxed{{{a}}}")
+OFFERED = (
+    *("{b} or {a}", "either {b} or {a}.", r"$\boxed{{{b}}}$ or $\boxed{{{a}}}$"),
+    *("The answer is {a} or {b}", "between {b} and {a}"),
+)
+SAID = ("The answer is {a}, not {b}.", "Not {b}, so {a}", r"I got \boxed{{{b}}}, but rechecking, \boxed{{{a}}}.")
+
+
+@pytest.mark.filterwarnings("ignore")  # sympy compiles what it reads
+@settings(max_examples=80, deadline=None)
+@given(NUMBERS, NUMBERS)
+def test_only_an_answer_that_the_text_stands_by_pays(a: str, b: str) -> None:
+    # Whatever the numbers: denied, or offered beside another one, the gold answer does not pay; said once, it does.
+    assume(float(a) != float(b))
+    for form in (*DENIED, *OFFERED, *SAID):
+        text = form.format(a=a, b=b)
+        value = (math_verdict.shortcut(a, text) or math_verdict.verdict(a, text))[0]
+        assert value == float(form in SAID), text
 
 
 @pytest.mark.parametrize(

@@ -298,9 +298,11 @@ def slowed(pids: list[int]) -> Iterator[None]:
 
     thread = threading.Thread(target=throttle)
     thread.start()
-    yield
-    done.set()
-    thread.join()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_a_slow_machine_changes_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +310,7 @@ def test_a_slow_machine_changes_no_verdict(monkeypatch: pytest.MonkeyPatch) -> N
     # takes ten times as long on the wall, and single waits end without an answer.
     verify_pool._close()
     verify_pool.verify_all([("0", "0")], 0.4, 1, only(spin))
-    monkeypatch.setattr(verify_pool, "STANDSTILL", 0.5)
+    monkeypatch.setattr(verify_pool, "STANDSTILL", 1.0)
     with slowed(workers()):
         began = time.monotonic()
         assert verify_pool.verify_all([("1", "0.2")], 0.4, 1, only(spin)) == [(1.0, "ok", None)]

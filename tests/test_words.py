@@ -178,6 +178,10 @@ UNEQUAL = [
     ("5 m", "m^5"),
     ("1.5 minutes", "30 seconds or 1.5 hours"),
     ("5 m", "3-5 m"),
+    ("5 m", "5 m^123"),
+    ("5 m", "5 m^9^9^9^9"),
+    ("5 m^9", "5 m^9^9"),
+    ("8", "2^3^2"),
 ]
 
 
@@ -191,6 +195,21 @@ def test_equal_quantities(gold: str, text: str) -> None:
 def test_unequal_quantities(gold: str, text: str) -> None:
     # Another amount, another dimension, one of several or a denied one is wrong, even if its last digits agree.
     assert one(words.quantity, gold, text).value == 0.0
+
+
+TOWERS = (
+    *("5 m" + "^9" * 4000, "5 m^99999999", "5 " + "m*" * 4000 + "m", "5 " + "m/(" * 3000 + "s", "5 " + "kilo" * 2000 + "m"),
+    *("9^9" * 3000, "1 " * 4000 + "m", "5 m or " * 1400, "1 h " * 2500),
+)
+
+
+@pytest.mark.parametrize("text", TOWERS)
+def test_no_unit_takes_long(text: str) -> None:
+    # pint hangs on towers of powers. What reaches it has at most eight factors with exponents of two digits, so it answers.
+    units.warm_up()
+    began = time.process_time()
+    units.verdict("5 m", text, 1e-6)
+    assert time.process_time() - began < 4  # below the limit of 5, at which the worker would be ended
 
 
 UNITS = (

@@ -110,6 +110,7 @@ _A_WORD_FOLLOWS = regex.compile(r"\s+(?!per\b)[a-zA-Z]")
 _AND = regex.compile(r"\s?,?\s?(?:and\s)?")
 _OR = regex.compile(r"\s?,?\s?or\s+(?:(?:even|maybe|perhaps|possibly|about)\s+)?")
 _OPERAND = regex.compile(r"[\d)]\s*[a-zA-Z]{0,3}\s*[-+*·/÷x]\s*\Z")  # the number after it is a part of a sum or a range
+_POWER_LEFT = regex.compile(r"\)?\s?\^")
 _BETWEEN = regex.compile(r"\bbetween\s+\Z")
 _SHAPES = {"square": 2, "sq": 2, "sq.": 2, "squared": 2, "cubic": 3, "cu": 3, "cu.": 3, "cubed": 3}
 
@@ -271,6 +272,8 @@ def _sum(earlier: Quantity, later: Quantity) -> Quantity:
 def _commits(text: str, answer: Quantity, tolerance: float) -> bool:
     """Whether the text stands by its last quantity: not "it is not 3 km", "either 3 km or 4 km", nor "10 - 7 km"."""
     if claims.denied(text, answer.start, answer.end) or _OPERAND.search(text, max(0, answer.start - 40), answer.start):
+        return False
+    if _POWER_LEFT.match(text, answer.end):  # m^123 or m^9^9, which was read as m or m^9
         return False
     other = next((q for q in reversed(quantities(text)) if q.end <= answer.start), None)
     if other is None:

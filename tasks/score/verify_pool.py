@@ -17,12 +17,12 @@ import resource
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, BrokenExecutor, CancelledError, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 from tasks.run.work import chunks
 from tasks.score import math_verdict
@@ -199,9 +199,9 @@ class _Worker:
         The kernel ends a worker that exceeds its CPU time, so waiting ends. Only a suspended worker uses none. On a busy
         machine a worker may need minutes for its CPU seconds, so the time that passes on the wall says nothing.
         """
-        used = -1
+        used = -1.0
         while not self.pipe.poll(STANDSTILL):
-            before, used = used, _cpu_ticks(self.process.pid)
+            before, used = used, _cpu_time(self.process.pid)
             if used == before:
                 return False
         return True
@@ -213,13 +213,15 @@ class _Worker:
         self.pipe.close()
 
 
-def _cpu_ticks(pid: int | None) -> int:
-    """The CPU time a process has used, in clock ticks (proc(5): utime and stime); -1 if it has ended."""
+def _cpu_time(pid: int | None) -> float:
+    """The CPU seconds that a process has used; -1 if it has ended.
+
+    Linux numbers the clock of a process as clock_getcpuclockid(3) of the C library does.
+    """
     try:
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return time.clock_gettime((~(pid or 0) << 3) | 2)
     except OSError:
-        return -1
-    return int(after_name[11]) + int(after_name[12])
+        return -1.0
 
 
 def _serve(pipe: Connection, parent: int, prepare: Callable[[int], None]) -> None:
