@@ -3,16 +3,17 @@ from __future__ import annotations
 import json
 import logging
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tasks.score import math_verdict, verify_pool
+from tasks.score import claims, math_verdict, verify_pool
 from tests.bench_verify import direct, outputs
 from tests.test_scorers import HOSTILE, judge
 
@@ -44,7 +45,7 @@ def _quiet() -> Iterator[None]:
 def test_the_shortcut_reaches_math_verifys_verdict(gold: str, text: str, end: str) -> None:
     # Where the shortcut gives a verdict, value, status and detail equal math-verify's, whatever text precedes the answer.
     quick = math_verdict.shortcut(gold, text + end)
-    assert quick is None or quick == math_verdict._verdict(gold, text + end)
+    assert quick is None or quick == math_verdict.verdict(gold, text + end)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_the_shortcut_on_real_outputs(source: str) -> None:
     items = outputs(SHARED)[source]
     quick = {item: verdict for item in set(items) if (verdict := math_verdict.shortcut(*item))}
     assert len(quick) > len(set(items)) * (0.9 if source == "GSM8K" else 0.4)
-    assert [item for item, verdict in quick.items() if verdict != math_verdict._verdict(*item)] == []
+    assert [item for item, verdict in quick.items() if verdict != math_verdict.verdict(*item)] == []
 
 
 @needs_shared
@@ -103,6 +104,134 @@ def test_at_least_as_many_right_as_math_verify(capsys: pytest.CaptureFixture[str
     with capsys.disabled():
         print(f"  {len(rows)} maths rows: ours {right[0]} right, math-verify called directly {right[1]}")
     assert right[0] >= right[1]
+
+
+PAID_WRONGLY = [  # what math-verify pays for, or reads wrongly, by its kind
+    (r"\frac{1}{2004!}", r"\boxed{\frac{1}{2006!}}"),
+    ("2^{-99}", r"\boxed{2^{-98}}"),
+    ("0.0000001", r"\boxed{0.0000002}"),
+    ("0.0000001", "The answer is 0.0000002"),
+    ("0", r"\boxed{2^{-99}}"),
+    ("0", r"\boxed{0.0000001}"),
+    ("10^{-8}", r"\boxed{3 \cdot 10^{-8}}"),
+    (r"\{0.0000001, 1\}", r"\boxed{\{0.0000002, 1\}}"),
+    ("(0.0000001, 1)", r"\boxed{(0.0000002, 1)}"),
+    ("x = 0.0000001", r"\boxed{x = 0.0000002}"),
+    ("10", r"I first got \boxed{10}, but rechecking, \boxed{12}"),
+    ("10, 12", r"I first got \boxed{10}, but rechecking, \boxed{12}"),
+    ("4", "either 3 or 4"),
+    ("3", "either 3 or 4"),
+    ("4", "The answer is either 3 or 4."),
+    ("3", "The answer is 3 or 4."),
+    ("4", "The answer is 3 or 4."),
+    ("4", r"It is $3$ or $4$."),
+    ("4", r"\boxed{3} or \boxed{4}"),
+    ("4", r"\boxed{3 \text{ or } 4}"),
+    ("4", "3 apples or 4 apples"),
+    ("5", "3, 4, or 5"),
+    ("4", "between 3 and 4"),
+    ("72", "72 is not the answer"),
+    ("72", "72 is not the right answer."),
+    ("72", "The answer is not 72."),
+    ("72", "It isn't 72"),
+    ("72", "it cannot be 72"),
+    ("72", r"$72$ is wrong"),
+    ("72", r"not \boxed{72}"),
+    ("1,234", "The answer is not 1,234"),
+    ("B", "The answer is not (B)."),
+    ("B", "A or B"),
+    ("B", r"option B? no: \boxed{C}"),
+]
+RIGHT = [
+    (r"\frac{1}{2004!}", r"\boxed{\frac{1}{2004!}}"),
+    ("2^{-99}", r"\boxed{\frac{1}{2^{99}}}"),
+    ("2^{-99}", r"\boxed{2 \cdot 2^{-100}}"),
+    ("0.0000001", r"\boxed{10^{-7}}"),
+    ("0.0000001", r"\boxed{1 \times 10^{-7}}"),
+    ("1/3", "0.333333"),
+    ("1/12", "0.083333"),
+    ("0", r"\boxed{\sqrt{2}\sqrt{3} - \sqrt{6}}"),
+    ("12", r"I first got \boxed{10}, but rechecking, \boxed{12}"),
+    ("10, 12", r"\boxed{10}, \boxed{12}"),
+    ("10, 12", r"$\boxed{10}$ and $\boxed{12}$"),
+    ("3, 4", r"\boxed{3} or \boxed{4}"),
+    ("B", "The answer is (B)."),
+    (r"\text{(B)}", "The answer is (B)."),
+    ("(B)", r"\boxed{\text{B}}"),
+    ("B", r"\boxed{\textbf{(B)}\ 5}"),
+    ("35", r"\boxed{35\%}"),
+    ("35", r"\boxed{35.0\%}"),
+    ("35.5", r"\boxed{35.5\%}"),
+    (r"35\%", r"\boxed{35.0}"),
+    (r"35\%", r"\boxed{0.35}"),
+    ("1/2", r"1/2 or 0.5"),
+    ("1.5", "90 minutes or 1.5 hours"),
+    ("72", "It is not 71 but 72"),
+    ("72", "The answer is 72, not 71."),
+    ("72", "72 students are not in class, so the answer is 72"),
+    ("72", "Is 70 wrong? Yes. So 72."),
+]
+
+
+@pytest.mark.filterwarnings("ignore")  # sympy compiles what it reads
+@pytest.mark.parametrize(("gold", "text"), PAID_WRONGLY)
+def test_what_math_verify_pays_for_wrongly(gold: str, text: str) -> None:
+    # Small numbers that differ, boxes that were replaced, one of several answers and denied answers do not pay.
+    assert judge([(gold, text)])[0].value == 0.0
+
+
+@pytest.mark.filterwarnings("ignore")  # sympy compiles what it reads
+@pytest.mark.parametrize(("gold", "text"), RIGHT)
+def test_right_answers_beside_the_guards(gold: str, text: str) -> None:
+    # The nearest right answers on the other side of each guard pay.
+    assert judge([(gold, text)])[0].value == 1.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 40), st.integers(1000, 9999), st.integers(1, 9000))
+def test_small_numbers_are_equal_to_four_digits(zeros: int, digits: int, more: int) -> None:
+    # At any size, numbers of four digits are equal only to themselves, and a difference in the fifth digit or later is none.
+    gold, other = f"0.{'0' * zeros}{digits}", 1000 + (digits - 1000 + more) % 9000
+    assert math_verdict.verdict(gold, f"\\boxed{{{digits} \\cdot 10^{{-{zeros + 4}}}}}")[0] == 1.0
+    if other != digits:
+        assert math_verdict.verdict(gold, f"\\boxed{{0.{'0' * zeros}{other}}}")[0] == 0.0
+
+
+NUMBERS = st.one_of(st.integers(2, 10**6), st.decimals(1, 1000, places=2)).map(str)
+DENIED = ("The answer is not {a}.", "{a} is not the answer.", "It isn't {a}", "so ${a}$ is wrong", r"not \boxed{{{a}}}")
+OFFERED = (
+    *("{b} or {a}", "either {b} or {a}.", r"$\boxed{{{b}}}$ or $\boxed{{{a}}}$"),
+    *("The answer is {a} or {b}", "between {b} and {a}"),
+)
+SAID = ("The answer is {a}, not {b}.", "Not {b}, so {a}", r"I got \boxed{{{b}}}, but rechecking, \boxed{{{a}}}.")
+
+
+@pytest.mark.filterwarnings("ignore")  # sympy compiles what it reads
+@settings(max_examples=80, deadline=None)
+@given(NUMBERS, NUMBERS)
+def test_only_an_answer_that_the_text_stands_by_pays(a: str, b: str) -> None:
+    # Whatever the numbers: denied, or offered beside another one, the gold answer does not pay; said once, it does.
+    assume(float(a) != float(b))
+    for form in (*DENIED, *OFFERED, *SAID):
+        text = form.format(a=a, b=b)
+        value = (math_verdict.shortcut(a, text) or math_verdict.verdict(a, text))[0]
+        assert value == float(form in SAID), text
+
+
+@pytest.mark.parametrize(
+    "tail", ["", " or so", ", or thereabouts", " or more people", ". Or is it?", ", not 3 or 4 apples each"]
+)
+def test_or_and_not_elsewhere_change_nothing(tail: str) -> None:
+    # Only another number offered for the answer itself makes it one of several.
+    assert judge([("72", f"He does not buy 3 or 4. \\boxed{{72}}{tail}")])[0].value == 1.0
+
+
+def test_boxes_are_found_in_linear_time() -> None:
+    # A megabyte of open, nested or empty boxes is read at once.
+    began = time.process_time()
+    for text in ("\\boxed{" * 100_000, "\\boxed{}" * 100_000, "{" * 500_000 + "}" * 500_000):
+        claims.only_last_boxes(text)
+    assert time.process_time() - began < 20
 
 
 def hostile(count: int) -> list[str]:

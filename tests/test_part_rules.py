@@ -56,6 +56,14 @@ def test_an_online_loss_has_neither_verdicts_nor_a_judge() -> None:
     assert message(*online, judge) == f"{needed}; the online loss 'grpo' supplies none. {advice}"
 
 
+def test_countdowns_rule_is_the_one_its_prompts_say() -> None:
+    # Claim: a demand that the built-in prompts contradict is refused; the rule they say is not.
+    sets = ("prompts.source=countdown", "model.path=m")
+    refused = message(*sets, 'score=[{scorer="countdown", settings={use_all=true}}]')
+    assert refused.startswith("Scorer 'countdown' with use_all = true demands each number exactly once")
+    check_parts(micro("tiny_raft", *sets, 'score=[{scorer="countdown", settings={use_all=false}}]'))
+
+
 def test_every_rule_is_listed() -> None:
     # Claim: a rule that is written is also applied.
     written = [f for f in vars(part_rules).values() if getattr(f, "__annotations__", {}).get("return") == "Messages"]

@@ -237,6 +237,54 @@ def test_columns_are_found_by_name_or_told(tmp_path: Path) -> None:
         assert len(split(jsonl(tmp_path / "p.jsonl", [{name: f"{i}?"} for i in range(6)]))["rounds"]) == 2
 
 
+TINY_ZERO = [{"target": 20 + i, "nums": [19, i + 1, 35]} for i in range(6)]
+
+
+def test_tiny_zeros_columns_are_taken_as_they_are(tmp_path: Path) -> None:
+    # Countdown-Tasks-3to4 has only `target` and `nums`: the prompt names both and the rule, and the answer is the verifier's.
+    from tasks.score.scorers.puzzles import countdown as verifier
+
+    rows = split(jsonl(tmp_path / "p.jsonl", TINY_ZERO))
+    for row in rows["rounds"] + rows["held_out"]:
+        target, numbers = row["answer"].split(" from ")
+        assert {"target": int(target), "nums": [int(n) for n in numbers.split(", ")]} in TINY_ZERO
+        (text,) = texts([row])
+        assert all(part in text for part in (target, numbers, "exactly once", "<answer>"))
+    gold = records.answer_of(Prompts(), {"target": 20, "nums": [19, 1, 35]}, "row 1")
+    scored = verifier([{"answer": gold}] * 2, [{"text": t, "finish_reason": "stop"} for t in ("19+1", "20")])
+    assert [score.value for score in scored] == [1.0, 0.0]
+
+
+def test_tiny_zeros_prepared_files_and_maps(tmp_path: Path) -> None:
+    # A prompt column is kept; the nested ground truth is read where it is mapped; a map overrides what is known.
+    truth = {"target": 20, "numbers": [19, 1, 35]}
+    prepared = {"prompt": [{"role": "user", "content": "go"}], "reward_model": {"ground_truth": truth}}
+    mapped = Prompts(map=Columns(answer="reward_model.ground_truth"))
+    assert records.answer_of(mapped, prepared, "row 1") == "20 from 19, 1, 35"
+    assert records.messages_of(mapped, prepared, "row 1") == prepared["prompt"]
+    assert records.answer_of(Prompts(map=Columns(answer="target")), TINY_ZERO[0], "row 1") == "20"
+    assert records.answer_of(Prompts(), {"question": "2+2?", "target": 4}, "row 1") == "4"
+    with pytest.raises(PromptsError, match="expected a given solution"):
+        records.given_of(Prompts(), TINY_ZERO[0], "row 1")
+
+
+KNIGHTS = Path(__file__).parents[2] / "shared" / "data" / "knights_knaves"
+
+
+@pytest.mark.skipif(not KNIGHTS.exists(), reason="needs ../shared/data/knights_knaves (puzzles of Logic-RL)")
+def test_logic_rls_columns_are_taken_as_they_are() -> None:
+    # Without a map the prompt is the bare quiz, and the verifier reads the stored solution of each row from the answer.
+    from tasks.score.scorers.puzzles import knights_knaves as verifier
+
+    rows = split(KNIGHTS / "3ppl_train.parquet", held_out=100, test=100)
+    assert sum(map(len, rows.values())) > 800
+    for row in rows["rounds"]:
+        (text,) = texts([row])
+        assert text.startswith("A very special island")
+        assert "<|im_start|>" not in text
+        assert verifier([row], [{"text": row["answer"], "finish_reason": "stop"}])[0].value == 1.0
+
+
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sets(st.integers(0, 39), min_size=8), st.integers(0, 20), st.randoms())
 def test_what_was_trained_on_is_never_measured_on_when_a_file_grows(

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import ast
 import itertools
+import random
+import re
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,56 @@ def test_countdown_allows_numbers_to_be_left_out() -> None:
     assert one(puzzles.countdown, "16 from 3, 5, 5, 3", "(3+5)+(3+5)").value == 1.0
     assert one(puzzles.countdown, "8 from 3, 5", "3+5", "length").status == "truncated"
     assert one(puzzles.countdown, "eight", "3+5") == Score(None, "gold_parse_failure")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("(3 + 5) × 7 − 2", 1.0),
+        ("(3 + 5) x 7 - 2", 1.0),
+        (r"(3 + 5) \times 7 - 2 = 54", 1.0),
+        ("(3 + 5) · 7 – 2", 1.0),
+        ("54 ÷ 1", 0.0),  # numbers of its own
+        ("(3 + 5) × 7 − 3", 0.0),
+        ("0x36", 0.0),
+    ],
+)
+def test_the_signs_that_models_write_are_read(text: str, value: float) -> None:
+    # × ÷ − and LaTeX's signs mean what they mean; an x is a sign only between numbers.
+    score = one(puzzles.countdown, "54 from 2, 3, 5, 7", f"<answer>{text}</answer>")
+    assert score.value == value
+    assert one(puzzles.countdown, "6 from 2, 12", "12 ÷ 2").value == 1.0
+
+
+def test_all_numbers_can_be_demanded() -> None:
+    # TinyZero's rule: with use_all an expression that leaves a number out, or takes one twice, is wrong.
+    gold = "8 from 3, 5, 5, 5"
+    cases = (("3+5", 1.0, 0.0), ("3+5*5/5", 1.0, 1.0), ("3+5+5-5", 1.0, 1.0), ("3+5-5+5*5/5", 0.0, 0.0))
+    for text, at_most_once, exactly_once in cases:
+        assert one(puzzles.countdown, gold, text).value == at_most_once
+        assert one(puzzles.countdown, gold, text, use_all=True).value == exactly_once
+
+
+def tiny_zero(equation: str, target: int, numbers: list[int]) -> bool:
+    """Whether TinyZero's verifier pays 1 for an equation (verl/utils/reward_score/countdown.py, f36b1b8), in our words."""
+    used = sorted(map(int, re.findall(r"\d+", equation)))
+    return used == sorted(numbers) and abs(eval(equation, {"__builtins__": None}) - target) < 1e-5
+
+
+def test_use_all_is_tiny_zeros_verdict() -> None:
+    # On 400 solutions of puzzles, half of them with one number replaced, use_all gives TinyZero's verdict on every one.
+    world, draw, paid = countdown.World(8), random.Random(8), 0
+    for puzzle in world.puzzles(400):
+        numbers = list(puzzle.numbers)
+        if draw.random() < 0.5:
+            numbers[0] += 1
+        want = tiny_zero(puzzle.expression, puzzle.target, numbers)
+        score = one(
+            puzzles.countdown, countdown.answer(puzzle.target, numbers), f"<answer>{puzzle.expression}</answer>", use_all=True
+        )
+        assert score.value == float(want)
+        paid += want
+    assert 150 < paid < 250
 
 
 EXPRESSION = st.recursive(
@@ -142,6 +194,48 @@ def accepted(names: Any, gold: str) -> list[tuple[bool, ...]]:
 def test_hedging_is_no_answer(text: str) -> None:
     # Everybody must be given one plain role; "a knight or a knave" is no answer.
     assert one(puzzles.knights_knaves, "Ada is a knight, Ben is a knave", f"<answer>{text}</answer>").value == 0.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "**Zoey** is a **knave**, **Ben** is a **knight**",
+        "Zoey: knave\nBen: knight",
+        "- **Zoey**: Knave\n- **Ben**: Knight",
+        "Zoey is the knave and Ben is the knight.",
+        "| Zoey | knave |\n| Ben | knight |",
+        "Zoey -> knave, Ben -> knight",
+        "(1) Zoey is a knave\n(2) Ben is a knight",
+        "If Zoey is a knight, Ben lies. So Zoey is a knave. Ben is a knight.",
+        "Ben is not a knave. Ben is a knight, Zoey is a knave",
+    ],
+)
+def test_forms_of_the_same_solution(text: str) -> None:
+    # Markdown, colons, tables and sentences say the same thing, with the same detail.
+    assert one(puzzles.knights_knaves, "Zoey is a knave, Ben is a knight", text) == Score(1.0, "ok", "+ben -zoey")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "It is false that Zoey is a knave",
+        "It is not true that Zoey is a knave",
+        "It is not the case that Zoey is a knave",
+        "I don't think that Zoey is a knave",
+        "Suppose Zoey is a knave",
+        "If Zoey is a knave, then so be it",
+        "Ben says Zoey is a knave",
+        "Zoey is not a knave",
+        "Zoey isn't a knave",
+        "Zoey is a knave or a knight",
+        "Zoey: knight/knave",
+    ],
+)
+def test_what_is_denied_or_supposed_is_not_said(said: str) -> None:
+    # A claim that the text denies, supposes or attributes is no answer, whichever role it names.
+    for role, other in (("knave", "knight"), ("knight", "knave")):
+        text = said.replace("knave", "K").replace("knight", other).replace("K", role)
+        assert one(puzzles.knights_knaves, f"Zoey is a {role}, Ben is a knight", f"Ben is a knight. {text}").value == 0.0
 
 
 @pytest.mark.skipif(not KNIGHTS.exists(), reason="needs ../shared/data/knights_knaves (puzzles of Logic-RL)")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import gc
 import gzip
 import json
@@ -19,7 +20,7 @@ import pytest
 
 from data.errors import PartError
 from tasks.run.parts import check_settings
-from tasks.score import math_verdict, verify_pool
+from tasks.score import math_verdict, units, verify_pool
 from tasks.score.scorers import Score, form
 from tasks.score.scorers.answers import exact_match, math_equivalence
 
@@ -222,7 +223,7 @@ def kill_workers() -> None:
 def test_a_worker_that_keeps_dying_is_a_crash_not_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     # If the worker keeps dying, the verdict is None with a status, never 0.0; the other completions get their verdicts.
     verify_pool._close()
-    monkeypatch.setattr(math_verdict, "judge", die)
+    monkeypatch.setattr(verify_pool, "MATHEMATICS", only(die))
     assert judge([("1", "one"), ("1", "bad"), ("1", "two")]) == [
         Score(1.0),
         Score(None, "crashed", "its worker died twice"),
@@ -231,7 +232,16 @@ def test_a_worker_that_keeps_dying_is_a_crash_not_a_wrong_answer(monkeypatch: py
     verify_pool._close()
 
 
-def die(gold: str, text: str, timeout: float) -> math_verdict.Verdict:
+def only(verdict: Any) -> verify_pool.Judge:
+    """A judge with neither a shortcut nor anything to load."""
+    return verify_pool.Judge(verdict, nothing, units.no_shortcut)
+
+
+def nothing() -> None:
+    pass
+
+
+def die(gold: str, text: str) -> math_verdict.Verdict:
     if text == "bad":
         os.abort()
     return 1.0, "ok", None
@@ -265,15 +275,89 @@ def test_an_interrupt_ends_the_workers() -> None:
     assert workers() == []
 
 
+def spin(gold: str, text: str) -> math_verdict.Verdict:
+    """Use as many CPU seconds as the text says, however long that takes."""
+    began = time.process_time()
+    while time.process_time() - began < float(text):
+        pass
+    return 1.0, "ok", None
+
+
+@contextlib.contextmanager
+def slowed(pids: list[int]) -> Iterator[None]:
+    """Processes run a tenth of the time, as if nine others wanted their core."""
+    done = threading.Event()
+
+    def throttle() -> None:
+        while not done.is_set():
+            for sign, seconds in ((signal.SIGSTOP, 0.18), (signal.SIGCONT, 0.02)):
+                for pid in pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, sign)
+                time.sleep(seconds)
+
+    thread = threading.Thread(target=throttle)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_a_slow_machine_changes_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A verdict that needs half of its CPU seconds is reached, and one that needs four times as many is stopped, though each
+    # takes ten times as long on the wall, and single waits end without an answer.
+    verify_pool._close()
+    verify_pool.verify_all([("0", "0")], 0.4, 1, only(spin))
+    monkeypatch.setattr(verify_pool, "STANDSTILL", 1.0)
+    with slowed(workers()):
+        began = time.monotonic()
+        assert verify_pool.verify_all([("1", "0.2")], 0.4, 1, only(spin)) == [(1.0, "ok", None)]
+        assert time.monotonic() - began > 2 * 0.4
+        assert verify_pool.verify_all([("2", "1.6")], 0.4, 1, only(spin)) == [(None, "timeout", None)]
+    verify_pool._close()
+
+
+@pytest.mark.minutes
+def test_a_busy_machine_changes_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The same beside four busy processes per core.
+    verify_pool._close()
+    monkeypatch.setattr(verify_pool, "STANDSTILL", 0.5)
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4 * len(os.sched_getaffinity(0)))]
+    try:
+        began = time.monotonic()
+        verdicts = verify_pool.verify_all([("0", "0.4"), ("1", "3.2"), ("2", "0.4")], 0.8, 1, only(spin))
+        took = time.monotonic() - began
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert verdicts == [(1.0, "ok", None), (None, "timeout", None), (1.0, "ok", None)]
+    assert took > 2 * (0.4 + 0.8 + 0.4)  # the load was felt
+    verify_pool._close()
+
+
+def test_a_suspended_worker_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A worker that gets no CPU time at all is given up, so a stage never hangs; its item has no verdict.
+    verify_pool._close()
+    judge([HARD])
+    monkeypatch.setattr(verify_pool, "STANDSTILL", 1.0)
+    for pid in workers():
+        os.kill(pid, signal.SIGSTOP)
+    assert judge([HARD]) == [Score(None, "timeout", "suspended")]
+    verify_pool._close()
+
+
 def test_memory_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     # A worker cannot take the machine's memory; running out is an exception inside it, and a status.
     verify_pool._close()
-    monkeypatch.setattr(math_verdict, "judge", hog)
+    monkeypatch.setattr(verify_pool, "MATHEMATICS", only(hog))
     assert judge([HARD]) == [Score(None, "crashed", "out of memory")]
     verify_pool._close()
 
 
-def hog(gold: str, text: str, timeout: float) -> math_verdict.Verdict:
+def hog(gold: str, text: str) -> math_verdict.Verdict:
     try:
         bytearray(verify_pool.MEMORY_CAP)
     except MemoryError:

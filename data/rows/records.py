@@ -1,6 +1,13 @@
 """Prompts, answers and completions in the records of a user's file, found by the recipe's column map.
 
 A column is a name or a dotted path into nested records (`gpt.solution`). Where the map names no column, usual names are tried.
+Puzzles of two data sets are known by their columns, and are taken as they are:
+
+- TinyZero's Countdown (https://github.com/Jiayi-Pan/TinyZero, examples/data_preprocess/countdown.py): `target` and `nums`, and
+  in its prepared files `target` and `numbers` in `reward_model.ground_truth`. The data set has no prompt, so one is written.
+- Logic-RL's Knights and Knaves (https://github.com/Unakar/Logic-RL, data/kk): `quiz` and `solution_text_format`, with `names`
+  and `solution` (true for a knight). Its column `prompt` holds a chat template already, so `quiz` is the prompt.
+
 A `location` names file and row, for messages.
 """
 
@@ -13,6 +20,7 @@ from typing import Any
 from data.errors import PromptsError
 from data.recipe.settings import Prompts
 from data.rows.sources import Record
+from data.worlds import countdown
 
 USUAL = {
     "prompt": ("prompt", "question", "problem", "instruction", "query", "input", "messages"),
@@ -82,8 +90,11 @@ def messages_of(settings: Prompts, record: Record, location: str) -> list[Messag
     Raises:
         PromptsError: the record has no prompt, or one that is neither text nor a list of messages.
     """
-    column = _prompt_column(settings, record, location)
-    messages = _as_messages(settings, value_of(record, column), f"{location}: column '{column}'")
+    if not (countdown_prompt := _countdown_prompt(settings, record)):
+        column = _prompt_column(settings, record, location)
+        messages = _as_messages(settings, value_of(record, column), f"{location}: column '{column}'")
+    else:
+        column, messages = "target", _as_messages(settings, countdown_prompt, location)
     system_column = column_of(settings, "system", record, location)
     system = value_of(record, system_column) if system_column else None
     if system and messages[0]["role"] == "system":
@@ -95,6 +106,8 @@ def messages_of(settings: Prompts, record: Record, location: str) -> list[Messag
 
 def _prompt_column(settings: Prompts, record: Record, location: str) -> str:
     """The column of the prompt. Preference data may have none: there the prompt is how the chosen conversation begins."""
+    if not settings.map.prompt and _is_knights(record):
+        return "quiz"
     if column := column_of(settings, "prompt", record, location):
         return column
     chosen = column_of(settings, "chosen", record, location)
@@ -126,14 +139,42 @@ def _is_conversation(value: Any) -> bool:
 
 def answer_of(settings: Prompts, record: Record, location: str) -> str | None:
     """The gold answer (the verified correct one): the text after the last `answer_after`, or all of it; None without one."""
+    if not settings.map.answer and (known := _puzzle_answer(record)):
+        return known
     column = column_of(settings, "answer", record, location)
     value = value_of(record, column) if column else None
     if value is None:
         return None
-    text = str(value)
+    text = (_puzzle_answer(value) if isinstance(value, Mapping) else None) or str(value)
     if settings.answer_after and settings.answer_after in text:
         text = text.rsplit(settings.answer_after, 1)[1]
     return text.strip()
+
+
+def _puzzle_answer(record: Record) -> str | None:
+    """What the verifiers of puzzles need, from the columns of TinyZero or Logic-RL; None for any other record."""
+    if numbers := _countdown_numbers(record):
+        return countdown.answer(record["target"], numbers)
+    return str(record["solution_text_format"]) if isinstance(record.get("solution_text_format"), str) else None
+
+
+def _countdown_numbers(record: Record) -> list[int] | None:
+    """The given numbers of a Countdown puzzle with whole numbers; None for any other record."""
+    numbers = next((record[name] for name in ("nums", "numbers") if name in record), None)
+    whole = type(record.get("target")) is int and isinstance(numbers, list) and all(type(n) is int for n in numbers)
+    return numbers if whole and numbers else None
+
+
+def _countdown_prompt(settings: Prompts, record: Record) -> str | None:
+    """A prompt for a Countdown puzzle that has none, by the rule of its verifier; None for any other record."""
+    numbers = _countdown_numbers(record)
+    if not numbers or settings.map.prompt or any(name in record for name in USUAL["prompt"]):
+        return None
+    return countdown.TEXT_ALL.format(numbers=", ".join(map(str, numbers)), target=record["target"])
+
+
+def _is_knights(record: Record) -> bool:
+    return {"quiz", "solution_text_format"} <= record.keys()
 
 
 def stratum_of(settings: Prompts, record: Record, location: str) -> str | None:
@@ -183,7 +224,10 @@ def given_of(settings: Prompts, record: Record, location: str) -> str:
     if any(column_of(settings, role, record, location) for role in ("completion", "chosen")):
         return completions_of(settings, record, location)[0].text
     column = column_of(settings, "answer", record, location)
-    if not column or not (text := str(value_of(record, column) or "").strip()):
+    is_solution = settings.map.answer or not _countdown_numbers(record)  # the numbers and the target of a puzzle are none
+    if not settings.map.answer and _is_knights(record):
+        column = "solution_text_format"
+    if not column or not is_solution or not (text := str(value_of(record, column) or "").strip()):
         raise PromptsError(
             f"{location}: expected a given solution, since prompts.seed is above 0, found none; set prompts.map.completion"
         )

@@ -16,11 +16,21 @@ from fractions import Fraction
 
 LARGEST_NUMBER, LARGEST_TARGET = 100, 1000
 LONGEST = 200  # characters of an expression
+SPELLINGS = str.maketrans(
+    {"×": "*", "⋅": "*", "·": "*", "∙": "*", "÷": "/", "∕": "/", "⁄": "/", "−": "-", "–": "-", "\u00a0": " "}
+)
+LATEX = {r"\times": "*", r"\cdot": "*", r"\div": "/", r"\left(": "(", r"\right)": ")"}
 TEXT = (
     "Using the numbers {numbers}, write an expression that equals {target}. Use only + - * / and parentheses, and each number "
     "at most once. Put the expression between <answer> and </answer>."
 )
+TEXT_ALL = TEXT.replace("at most once", "exactly once")  # for puzzles of TinyZero, whose verifier asks for all numbers
 PUZZLE = re.compile(r"([0-9]{1,6}) from ([0-9]{1,6}(?:, [0-9]{1,6}){0,9})")
+
+
+def answer(target: int, numbers: Sequence[int]) -> str:
+    """What a verifier needs: `24 from 3, 5, 9`."""
+    return f"{target} from {', '.join(map(str, numbers))}"
 
 
 @dataclass(frozen=True)
@@ -35,8 +45,7 @@ class Puzzle:
 
     @property
     def answer(self) -> str:
-        """What a verifier needs: `24 from 3, 5, 9`."""
-        return f"{self.target} from {', '.join(map(str, self.numbers))}"
+        return answer(self.target, self.numbers)
 
     @property
     def solution(self) -> str:
@@ -87,6 +96,13 @@ def _apply(sign: str, a: Fraction, b: Fraction) -> Fraction:
     return a + b if sign == "+" else a - b if sign == "-" else a * b if sign == "*" else a / b
 
 
+def in_signs(expression: str) -> str:
+    """The expression with + - * / for the signs that models write: ×, ÷, −, an x between numbers, \\times of LaTeX."""
+    for spelling, sign in LATEX.items():
+        expression = expression.replace(spelling, sign)
+    return re.sub(r"(?<=[0-9)])(\s?)[xX](?=\s?[0-9(])", r"\1*", expression.translate(SPELLINGS))
+
+
 SIGNS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 
 
@@ -113,7 +129,13 @@ def _walk(node: ast.expr) -> tuple[Fraction, Counter[int]]:
     return _apply(SIGNS[type(node.op)], a, b), used_left + used_right
 
 
-def solves(expression: str, target: int, numbers: Sequence[int]) -> bool | None:
-    """Whether the expression equals the target and uses each number at most once; None where it cannot be read."""
+def solves(expression: str, target: int, numbers: Sequence[int], use_all: bool = False) -> bool | None:
+    """Whether the expression equals the target and uses each number at most once; None where it cannot be read.
+
+    With `use_all` each number must be used exactly once.
+    """
     evaluated = evaluate(expression)
-    return None if evaluated is None else evaluated[0] == target and evaluated[1] <= Counter(numbers)
+    if evaluated is None:
+        return None
+    value, used = evaluated
+    return value == target and (used == Counter(numbers) if use_all else used <= Counter(numbers))

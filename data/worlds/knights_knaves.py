@@ -121,12 +121,30 @@ def in_words(statement: Statement, names: Sequence[str]) -> str:
     return f"If {words[0]} then {words[1]}" if kind == "->" else f"{words[0]} {JOINS[kind]} {words[1]}"
 
 
+_MARKS = str.maketrans("", "", "*`_")  # of Markdown, around names and roles
+_CLAIM = re.compile(
+    r"\b(?P<name>\w{1,40})\s*(?:\sis\s+|(?::|=|->|→|⇒|\||\s[-–—]\s)\s*)(?:an?\s+|the\s+)?(?P<role>knight|knave)"
+    r"(?:(?:\s+or\s+|\s?/\s?)(?:an?\s+)?(?P<other>knight|knave))?\b",
+    re.IGNORECASE,
+)
+_ONLY_SAID = re.compile(  # what follows in the sentence is denied, supposed, or somebody else's claim
+    r"(?:\b(?:false|untrue|wrong|incorrect|impossible|unlikely|not|deny|denies|if|unless|whether|suppose|assume|assuming|supposing|"
+    r"say|says|said|claims?|claimed)|n['’]t)\b(?!\s+(?:an?\s+)?(?:knight|knave))",
+    re.IGNORECASE,
+)
+
+
 def assignment(text: str) -> dict[str, bool] | None:
-    """Who is called a knight (True) or a knave (False) in a text; None where nobody is, or somebody is called both."""
-    claims = re.findall(r"\b(\w{1,40}) is (?:a |an )?(knight|knave)(?: or (?:a )?(knight|knave))?\b", text, re.IGNORECASE)
+    """Who is called a knight (True) or a knave (False) in a text; None where nobody is, or somebody is called both.
+
+    A claim counts only if the text makes it: "it is false that Zoey is a knave" and "if Zoey is a knave" call nobody a knave.
+    """
     roles: dict[str, set[bool]] = {}
-    for name, *kinds in claims:
-        roles.setdefault(name.casefold(), set()).update(kind.lower() == "knight" for kind in kinds if kind)
+    for sentence in re.split(r"[.;!?\n]", text.translate(_MARKS)):
+        doubt = _ONLY_SAID.search(sentence)
+        for claim in _CLAIM.finditer(sentence, 0, doubt.start() if doubt else len(sentence)):
+            kinds = [claim["role"], claim["other"]]
+            roles.setdefault(claim["name"].casefold(), set()).update(kind.lower() == "knight" for kind in kinds if kind)
     if not roles or any(len(role) > 1 for role in roles.values()):
         return None
     return {name: role.pop() for name, role in roles.items()}

@@ -160,6 +160,16 @@ def online_scorers_need_only_texts(recipe: Recipe) -> Messages:
             )
 
 
+def countdown_prompts_say_the_rule(recipe: Recipe) -> Messages:
+    if recipe.prompts.source == "countdown" and any(
+        s.scorer == "countdown" and s.settings.get("use_all") for s in recipe.score
+    ):
+        yield (
+            "Scorer 'countdown' with use_all = true demands each number exactly once, but the prompts of source = 'countdown' "
+            "say 'at most once'. Leave out use_all, or use prompts that say so: a file with the columns target and nums"
+        )
+
+
 # -- completions by origin -----------------------------------------------------------------------------------------------
 def origins_differ(recipe: Recipe) -> Messages:
     if recipe.pool != Pool():
@@ -184,5 +194,6 @@ RULES: tuple[Callable[[Recipe], Messages], ...] = (
     judges_have_one_model,
     reward_model_can_be_fitted,
     online_scorers_need_only_texts,
+    countdown_prompts_say_the_rule,
     origins_differ,
 )

@@ -1,8 +1,8 @@
-"""math-verify in worker processes: a hostile text costs its own time limit, and cannot stop the stage.
+"""math-verify and pint in worker processes: a hostile text costs its own time limit, and cannot stop the stage.
 
 The kernel enforces the limits. It denies memory, and it kills a worker that exceeds its CPU time, even inside one long call in
 C such as a tower of powers. A worker gets a few items at a time and answers them one by one, so that its death costs only the
-item it was judging.
+item it was judging. No limit is in seconds of the clock on the wall: a busy machine must not change a verdict.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import resource
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, BrokenExecutor, CancelledError, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from tasks.run.work import chunks
@@ -29,6 +31,7 @@ from tasks.score.math_verdict import Item, Verdict
 TEXT_CAP = 10_000  # characters for the parser, from the end: answers are at the end, and the parser's regexes are quadratic
 MEMORY_CAP = 2 << 30  # bytes of address space per worker
 AT_ONCE = 16  # items per message; a message costs about as much as an easy verdict
+STANDSTILL = 120.0  # seconds on the wall without any CPU time, after which a worker counts as suspended
 PR_SET_PDEATHSIG = 1
 
 _lock = threading.RLock()
@@ -36,18 +39,31 @@ _starting = threading.Lock()  # two threads must not change multiprocessing's li
 _running: _Pool | None = None
 
 
-def verify_all(items: Sequence[Item], timeout: float, workers: int) -> list[Verdict]:
-    """Verdicts in the order of the items. Identical items are verified once.
+@dataclass(frozen=True)
+class Judge:
+    """How to judge an item. Workers are sent the functions by name, so they must be importable."""
+
+    verdict: Callable[[str, str], Verdict]  # called in a worker
+    warm_up: Callable[[], None]  # called once per worker; its time belongs to no item
+    shortcut: Callable[[str, str], Verdict | None]  # called here, without a limit; None leaves the item to a worker
+
+
+MATHEMATICS = Judge(math_verdict.verdict, math_verdict.warm_up, math_verdict.shortcut)
+
+
+def verify_all(items: Sequence[Item], timeout: float, workers: int, judge: Judge | None = None) -> list[Verdict]:
+    """Verdicts of `judge` (default: MATHEMATICS) in the order of the items. Identical items are verified once.
 
     `timeout` is in CPU seconds per item, so that a verdict does not depend on how busy the machine is.
     """
+    judge = judge or MATHEMATICS
     clipped = [(gold, text[-TEXT_CAP:]) for gold, text in items]
-    verdicts = {item: math_verdict.shortcut(*item) for item in clipped}
+    verdicts = {item: judge.shortcut(*item) for item in clipped}
     hard = [item for item, verdict in verdicts.items() if verdict is None]
     if hard:
         with _lock:
             try:
-                verdicts.update(zip(hard, _pool(workers).verify(hard, timeout), strict=True))
+                verdicts.update(zip(hard, _pool(workers).verify(hard, timeout, judge), strict=True))
             except BaseException:  # interrupted: queued items must not run before those of the next call
                 _close()
                 raise
@@ -90,19 +106,19 @@ class _Pool:
         self.threads = ThreadPoolExecutor(workers, thread_name_prefix="verify")
         self.by_thread: dict[int, _Worker] = {}  # thread id -> its worker process
 
-    def verify(self, items: Sequence[Item], timeout: float) -> list[Verdict]:
+    def verify(self, items: Sequence[Item], timeout: float, judge: Judge) -> list[Verdict]:
         batches = [items[rows.start : rows.stop] for rows in chunks(len(items), AT_ONCE)]
-        futures = [self.threads.submit(self._verify, batch, timeout) for batch in batches]
+        futures = [self.threads.submit(self._verify, batch, timeout, judge) for batch in batches]
         while (progress := wait(futures, timeout=1.0, return_when=FIRST_EXCEPTION)).not_done:  # a second, to notice Ctrl-C
             for future in progress.done:
                 future.result()  # raises if a worker cannot start
         return [verdict for future in futures for verdict in future.result()]
 
-    def _verify(self, items: Sequence[Item], timeout: float) -> list[Verdict]:
+    def _verify(self, items: Sequence[Item], timeout: float, judge: Judge) -> list[Verdict]:
         verdicts: list[Verdict] = []
         died_at = -1
         while len(verdicts) < len(items):
-            reached, last = self._worker().judge(items[len(verdicts) :], timeout)
+            reached, last = self._worker().judge(items[len(verdicts) :], timeout, judge)
             verdicts += reached
             if len(verdicts) == len(items):
                 break
@@ -150,7 +166,7 @@ class _Worker:
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would copy the locks of torch's and Prefect's threads
         self.pipe, theirs = context.Pipe()
-        work = (theirs, os.getpid(), _prepare, math_verdict.judge)
+        work = (theirs, os.getpid(), _prepare)
         self.process = context.Process(target=_serve, args=work, daemon=True)
         with _starting:
             self.process.start()
@@ -163,19 +179,32 @@ class _Worker:
         except (EOFError, OSError):
             return False
 
-    def judge(self, items: Sequence[Item], timeout: float) -> tuple[list[Verdict], Verdict | None]:
+    def judge(self, items: Sequence[Item], timeout: float, judge: Judge) -> tuple[list[Verdict], Verdict | None]:
         """The verdicts it reached, and the verdict on the item at which it stopped early: None if it did not, or if unknown."""
         reached: list[Verdict] = []
         try:
-            self.pipe.send((items, timeout))
+            self.pipe.send((items, timeout, judge))
             for _ in items:
-                if not self.pipe.poll(4 * timeout + 20):  # the kernel enforces the limit; this is for a suspended process
-                    return reached, (None, "timeout", "wall clock")
+                if not self._says_something():
+                    return reached, (None, "timeout", "suspended")
                 reached.append(self.pipe.recv())
         except (EOFError, OSError):
             self.process.join()
             return reached, (None, "timeout", None) if self.process.exitcode == -signal.SIGPROF else None
         return reached, None
+
+    def _says_something(self) -> bool:
+        """Wait for a verdict, or for the worker's end. False if the worker is suspended.
+
+        The kernel ends a worker that exceeds its CPU time, so waiting ends. Only a suspended worker uses none. On a busy
+        machine a worker may need minutes for its CPU seconds, so the time that passes on the wall says nothing.
+        """
+        used = -1.0
+        while not self.pipe.poll(STANDSTILL):
+            before, used = used, _cpu_time(self.process.pid)
+            if used == before:
+                return False
+        return True
 
     def stop(self) -> None:
         with _starting:
@@ -184,15 +213,43 @@ class _Worker:
         self.pipe.close()
 
 
-def _serve(pipe: Connection, parent: int, prepare: Callable[[int], None], judge: Callable[[str, str, float], Verdict]) -> None:
+def _cpu_time(pid: int | None) -> float:
+    """The CPU seconds that a process has used; -1 if it has ended.
+
+    Linux numbers the clock of a process as clock_getcpuclockid(3) of the C library does.
+    """
+    try:
+        return time.clock_gettime((~(pid or 0) << 3) | 2)
+    except OSError:
+        return -1.0
+
+
+def _serve(pipe: Connection, parent: int, prepare: Callable[[int], None]) -> None:
     """The main function of a worker process. It ends when the parent closes the pipe."""
     prepare(parent)
+    warm: set[Callable[[], None]] = set()
     with contextlib.suppress(EOFError):
         pipe.send(True)
         while True:
-            items, timeout = pipe.recv()
+            items, timeout, judge = pipe.recv()
+            if judge.warm_up not in warm:
+                judge.warm_up()
+                warm.add(judge.warm_up)
             for gold, text in items:
-                pipe.send(judge(gold, text, timeout))
+                pipe.send(_limited(judge.verdict, gold, text, timeout))
+
+
+def _limited(verdict: Callable[[str, str], Verdict], gold: str, text: str, timeout: float) -> Verdict:
+    """The verdict on one item. After `timeout` CPU seconds the kernel ends this process."""
+    signal.setitimer(signal.ITIMER_PROF, timeout)  # the default action of SIGPROF ends the process
+    try:
+        return verdict(gold, text)
+    except MemoryError:
+        return None, "crashed", "out of memory"
+    except Exception as error:
+        return None, "crashed", type(error).__name__
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _prepare(parent: int) -> None:
@@ -206,4 +263,3 @@ def _prepare(parent: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_CAP, MEMORY_CAP))
     warnings.simplefilter("ignore")  # sympy compiles the text: hostile text would fill stderr with SyntaxWarnings
     logging.disable(logging.CRITICAL)
-    math_verdict.warm_up()

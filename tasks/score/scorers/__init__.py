@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Row = dict[str, Any]
-NOT_PARTS = ("Score", "gold_answer", "answer_part", "printable")
+NOT_PARTS = ("Score", "gold_answer", "unjudged", "answer_part", "printable")
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,13 @@ class Score:
 def gold_answer(prompt: Row) -> str | None:
     """The gold answer, or None. An empty one counts as None, because else an empty completion would be right."""
     return (prompt["answer"] or "").strip() or None
+
+
+def unjudged(prompt: Row, completion: Row) -> Score | None:
+    """The score of a completion that needs no judging: without a gold answer, or cut at the token limit. Else None."""
+    if gold_answer(prompt) is None:
+        return Score(None, "no_answer")
+    return Score(0.0, "truncated") if completion["finish_reason"] == "length" else None
 
 
 def answer_part(text: str) -> str:

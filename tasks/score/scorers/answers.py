@@ -8,7 +8,9 @@ from typing import Annotated
 from annotated_types import Gt
 
 from tasks.score import verify_pool
-from tasks.score.scorers import Row, Score, gold_answer, printable
+from tasks.score.scorers import Row, Score, gold_answer, printable, unjudged
+
+VERSIONS = {"math_equivalence": 2}  # 2: guards around math-verify, see math_verdict.py
 
 
 def exact_match(prompts: Sequence[Row], completions: Sequence[Row], *, after: str = "") -> list[Score]:
@@ -37,17 +39,11 @@ def math_equivalence(
     math-verify looks for the answer in the last 10,000 characters (`verify_pool.TEXT_CAP`), in a box or elsewhere. Use it for
     mathematics only: it reads a gold answer "Paris" as a product of five letters. For words use exact_match.
     Source: https://github.com/huggingface/Math-Verify, 0.9.0, with its defaults, but without its time limits, which need the
-    main thread.
+    main thread. Guards in tasks/score/math_verdict.py prevent errors of it: only the last box counts, small numbers are
+    compared to 4 digits, and an answer that the text denies, or offers as one of several, is no answer.
     """
     rows = list(zip(prompts, completions, strict=True))
-    scores = [_unjudged(prompt, completion) for prompt, completion in rows]
+    scores = [unjudged(prompt, completion) for prompt, completion in rows]
     items = [(gold_answer(p) or "", c["text"]) for (p, c), score in zip(rows, scores, strict=True) if score is None]
     verdicts = iter(verify_pool.verify_all(items, timeout, workers))
     return [score or Score(*next(verdicts)) for score in scores]
-
-
-def _unjudged(prompt: Row, completion: Row) -> Score | None:
-    """The score of a completion that needs no judging; None for any other."""
-    if gold_answer(prompt) is None:
-        return Score(None, "no_answer")
-    return Score(0.0, "truncated") if completion["finish_reason"] == "length" else None
