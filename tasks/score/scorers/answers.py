@@ -10,6 +10,8 @@ from annotated_types import Gt
 from tasks.score import verify_pool
 from tasks.score.scorers import Row, Score, gold_answer, printable
 
+VERIFIERS = ("exact_match", "math_equivalence")
+
 
 def exact_match(prompts: Sequence[Row], completions: Sequence[Row], *, after: str = "") -> list[Score]:
     """1.0 if the text after the last `after` (by default the whole text), stripped, equals the gold answer exactly."""

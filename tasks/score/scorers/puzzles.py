@@ -8,6 +8,7 @@ from data.worlds.countdown import PUZZLE, solves
 from data.worlds.knights_knaves import assignment
 from tasks.score.scorers import Row, Score, answer_part, gold_answer, printable
 
+VERIFIERS = ("countdown", "knights_knaves")
 VERSIONS = {"knights_knaves": 2}  # 2: equal solutions have equal details
 
 

@@ -12,6 +12,7 @@ from annotated_types import Ge, Lt
 from tasks.score.scorers import Row, Score, answer_part, gold_answer, printable
 from tasks.score.units import agree, in_base_units, last_quantity
 
+VERIFIERS = ("multiple_choice", "normalised_text", "quantity")
 VERSIONS = dict.fromkeys(("multiple_choice", "normalised_text", "quantity"), 2)  # 2: equal answers have equal details
 
 T = TypeVar("T")
