@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from data.errors import PartError
@@ -73,7 +74,8 @@ class Pool:
 def pool(seed: int, prompts: int = PROMPTS) -> Pool:
     """Texts of a few steps and of any length, right at random; two judges that know nothing."""
     draw = random.Random(seed)
-    rows, origins = [], {}
+    rows: list[Row] = []
+    origins: dict[str, str] = {}
     for place in range(prompts * SAMPLES):
         prompt, sample = f"p{place // SAMPLES:05d}", place % SAMPLES
         steps = [draw.choice("ab") + " word" * draw.randint(0, 3) for _ in range(3)]
@@ -81,9 +83,8 @@ def pool(seed: int, prompts: int = PROMPTS) -> Pool:
         row |= {"text": "\n".join([*steps, str(draw.random())]), "token_ids": [1] * draw.randint(3, 30), "logprobs": None}
         rows.append(row | {"finish_reason": "stop", "seed": None, "engine": "recorded"})
         origins[row["completion_id"]] = ("policy", "given", "base", "contrast")[sample % 4]
-    keys = [row["completion_id"] for row in rows]
-    judges = [{key: draw.random() for key in keys} for _ in range(2)]
-    return Pool(rows, {key: float(draw.random() < RATE) for key in keys}, *judges, origins)
+    judge, second = ({key: draw.random() for key in origins} for _ in range(2))
+    return Pool(rows, {key: float(draw.random() < RATE) for key in origins}, judge, second, origins)
 
 
 def recipe_of(chooser: tuple[str, str], permitted: str, *more: recipes.Setting) -> Recipe:
@@ -159,7 +160,7 @@ def test_a_verifier_that_only_gates_changes_nothing_that_is_chosen(chooser: tupl
         table_of(chosen(tmp_path / str(seed), recipe, made, made.with_verdicts(seed) if seed else made.verdicts))
         for seed in range(3)
     ]
-    assert tables.pq.read_table(tables_made[0]).num_rows > 50
+    assert pq.read_table(tables_made[0]).num_rows > 50
     assert len({file.read_bytes() for file in tables_made}) == 1
 
 
@@ -173,7 +174,7 @@ def test_mitigations_neither(name: str, tmp_path: Path) -> None:
         table_of(chosen(tmp_path / str(seed), recipe, made, made.with_verdicts(seed) if seed else made.verdicts))
         for seed in range(3)
     ]
-    assert tables.pq.read_table(files[0]).num_rows > 20
+    assert pq.read_table(files[0]).num_rows > 20
     assert len({file.read_bytes() for file in files}) == 1
     if name == "agreed":
         entry["settings"] = {"one": "gold", "other": "judge"}
@@ -332,7 +333,7 @@ def test_a_scorer_says_whether_it_verifies(name: str) -> None:
         assert (scores_of(name, one, [text], {}), scores_of(name, other, [text], {})) == ([1.0], [0.0])
 
 
-@pytest.mark.parametrize("name", [n for n in parts.public("scorers") if not parts.verifies(n)])
+@pytest.mark.parametrize("name", [n for n in parts.public("scorers") if n not in ANSWERS])
 def test_what_does_not_verify_is_refused_as_the_first_scorer(name: str) -> None:
     # Claim: check refuses it there, also in a suite; with `votes` first the share of one sample, 1.0, would count as right.
     entry = {"scorer": name, "settings": (OTHERS | NEEDED).get(name, {})}
