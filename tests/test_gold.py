@@ -79,7 +79,7 @@ def pool(seed: int, prompts: int = PROMPTS) -> Pool:
     for place in range(prompts * SAMPLES):
         prompt, sample = f"p{place // SAMPLES:05d}", place % SAMPLES
         steps = [draw.choice("ab") + " word" * draw.randint(0, 3) for _ in range(3)]
-        row = {"completion_id": f"{prompt}-{sample}", "prompt_id": prompt, "sample": sample}
+        row: Row = {"completion_id": f"{prompt}-{sample}", "prompt_id": prompt, "sample": sample}
         row |= {"text": "\n".join([*steps, str(draw.random())]), "token_ids": [1] * draw.randint(3, 30), "logprobs": None}
         rows.append(row | {"finish_reason": "stop", "seed": None, "engine": "recorded"})
         origins[row["completion_id"]] = ("policy", "given", "base", "contrast")[sample % 4]
