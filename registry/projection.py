@@ -116,6 +116,7 @@ def verdict_tags(finished: Round) -> dict[str, str]:
         "champion": finished.champion.digest,
         "head": finished.head.digest,
         "alarm.level": gravest(finished.alarms) or "none",
+        **({"gold": finished.facts["gold"]} if "gold" in finished.facts else {}),  # what it touched; older records do not say
     }
 
 

@@ -81,7 +81,9 @@ def campaign(home: Path, world: str, method: str, arm: str, seed: int, rounds: i
         if judge["scorer"] == "reward_model":
             judge["checkpoint"] = str(taught(home, recipes.load("tiny_raft", given, {"score": [verifier]}), place))
     several = sum(judge.get("weight", 1.0) > 0 for judge in judges) > 1
-    how = {"score": [{**verifier, "weight": 0.0}, *judges], "reward": {"how": "pessimistic" if several else "sum"}}
+    how: Row = {"score": [{**verifier, "weight": 0.0}, *judges], "reward": {"how": "pessimistic" if several else "sum"}}
+    if arm.startswith("planted"):
+        how["gold"] = "train"  # it is made from verdicts
     if arm == "cream":
         choice["mitigate"] = [{"mitigation": "agreed", "settings": {"one": "judge", "other": "before"}}]
     recipe = recipes.load(f"tiny_{method}", given, {**how, "health": {"samples": 0}, **choice})

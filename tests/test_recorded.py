@@ -26,6 +26,7 @@ GSM8K = SHARED / "gsm8k" / "example_model_solutions_first400.jsonl.gz"
 SYSTEMS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 
 RECIPE = """
+gold = "train"
 [prompts]
 source = "file"
 [[score]]
@@ -54,7 +55,7 @@ pairer = "as_recorded"
 [loss]
 name = "sigmoid"
 """
-UNPREFERRED = PREFERENCES.replace('"imported"\nsettings = { column = "preferred" }', '"format"\nsettings = { pattern = "x" }')
+UNPREFERRED = PREFERENCES.replace('"imported"\nsettings = { column = "preferred" }', '"exact_match"')
 Made = dict[str, Any]
 
 

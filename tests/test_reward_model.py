@@ -114,6 +114,7 @@ def test_a_model_with_several_outputs_is_refused(finished: Campaign, tmp_path: P
 
 
 BY_REWARD = (
+    "gold=train",
     'score=[{scorer="tests.micro:ends_even", weight=0.0}, {scorer="reward_model", checkpoint="trained"}]',
     "select={selector='best_of_n'}", "train.replay=false", "fit_reward.steps=3", "fit_reward.batch=8", "evaluate.samples=0",
     "probe.samples=0", "health.samples=1",

@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
@@ -56,6 +56,11 @@ class Recipe(Strict):
     description: str = Field("", description="one line about the method; `recipes` lists it")
     rounds: int = Field(3, ge=1, le=1000, description="rounds of training; round 0 only measures the model it starts from")
     seed: int = Field(0, ge=0, description="every random choice derives from it; change it for an independent repetition")
+    gold: Literal["", "train", "gate", "never"] = Field(
+        "",
+        description="what the verifier's verdicts and the gold answers may decide: train = what is trained on, and the gate; "
+        "gate = the gate alone; never = nothing, they are only recorded. Empty = train if a verifier has a weight, else gate",
+    )
     prompts: Prompts = Prompts()
     model: Model = Model()
     curate: tuple[Curate, ...] = Field((), description="filters and weights for the prompts that a round may sample")

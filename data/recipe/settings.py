@@ -199,7 +199,10 @@ class Score(Strict):
         pattern=r"^[A-Za-z0-9_-]*$",
         description="name of its scores in tables and metrics; empty = the scorer's name; needed where a scorer is used twice",
     )
-    weight: float = Field(1.0, description="weight in the reward; 0 = recorded, but no part of the reward")
+    weight: float = Field(
+        1.0,
+        description="weight in the reward; 0 = recorded, but no part of the reward (what else reads verdicts: gold)",
+    )
     checkpoint: str = Field(
         "policy",
         description="the model of a scorer that uses one. `policy` = the head, which is the checkpoint the next round starts "

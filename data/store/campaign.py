@@ -65,7 +65,7 @@ class Round(_Frozen):
     start_from: Ref | None = None
     artifacts: dict[str, Ref]
     metrics: dict[str, Metric]
-    facts: dict[str, Any]  # counts about the pairs or the selection, and facts of the ledger
+    facts: dict[str, Any]  # what gold touched, counts about the pairs or the selection, and facts of the ledger
     alarms: tuple[Alarm, ...] = ()  # of ledger, training, judges and suites, the highest level first
     verdict: Verdict
     versions: dict[str, str]

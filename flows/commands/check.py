@@ -17,6 +17,7 @@ from data.store.campaign import free_bytes
 from flows.commands.estimate import judge_tokens, sampled_to_train_on, seven_b
 from flows.commands.options import Columns, Home, Json, Model, Prompts, Sets, Source, out, overrides
 from flows.commands.part_rules import check_parts
+from flows.round import gold
 from flows.round.resolve import accumulation, checkpointing, decoded_together, precision
 from flows.service import environment
 from tasks.models.models import inspect_checkpoint
@@ -50,9 +51,11 @@ def check(
     """
     recipe = recipes.load(source, sets or [], overrides(model, prompts, columns))
     estimate = checked(recipe, environment.home_of(home))
+    may, touches = gold_of(recipe)
     if as_json:
         seven = dataclasses.asdict(estimate.pop("seven_b"))
-        print(json.dumps({"recipe": recipe.plain(), "estimate": estimate | {"seven_b": seven}}, indent=1))
+        shown = {"recipe": recipe.plain(), "gold": {"may": may, "touches": touches}, "estimate": estimate | {"seven_b": seven}}
+        print(json.dumps(shown, indent=1))
         return
     out.print(f"[green]ok[/green]  {recipe.description}")
     out.print(f"prompts     {', '.join(f'{split} {count:,}' for split, count in estimate['prompts'].items() if count)}")
@@ -61,6 +64,8 @@ def check(
     out.print(f"{'':<12}{estimate['batch']} sampled at the same time")
     out.print(f"tokens      at most {estimate['tokens_at_most']:,} to sample")
     out.print(f"training    {recipe.loss.name}, {estimate['steps_per_round']} steps per round, batch {recipe.train.batch}")
+    by_place = "; ".join(f"{place} ({', '.join(readers)})" for place, readers in touches.items()) or "nothing"
+    out.print(f"gold        {', '.join(may)}: verdicts touch {by_place}", soft_wrap=True)
     recomputed = ", activations recomputed" if estimate["checkpointing"] else ""
     out.print(f"{'':<12}{estimate['precision']}, micro-batches of {estimate['micro_batch']}{recomputed}")
     out.print(f"disk        at most {estimate['disk_bytes'] / 1e6:,.0f} MB")
@@ -88,6 +93,15 @@ def checked(recipe: Recipe, home: Path) -> dict[str, Any]:
             "pass another --home, or set keep.checkpoints = 'best+last'"
         )
     return estimate
+
+
+def gold_of(recipe: Recipe) -> tuple[list[str], dict[str, list[str]]]:
+    """What the rounds permit gold to decide (train, gate or never), and what it touches by place, with what reads it there."""
+    rounds = [recipe.at_round(number) for number in range(1, recipe.rounds + 1)]
+    touches: dict[str, list[str]] = {}
+    for place, readers in (item for now in rounds for item in gold.touched(now).items()):
+        touches[place] = list(dict.fromkeys([*touches.get(place, []), *readers]))
+    return list(dict.fromkeys(map(gold.permission, rounds))), touches
 
 
 def can_train(recipe: Recipe) -> None:

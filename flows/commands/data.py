@@ -25,7 +25,13 @@ if TYPE_CHECKING:
     from tasks.run.stage import Around, Input
     from tasks.run.work import Stage
 
-OFF = {"generate.engine": "recorded", "prompts.held_out": 0, "prompts.test": 0, "prompts.probe": 0}  # every prompt is used
+OFF = {  # every prompt is used, and there is no gate
+    "generate.engine": "recorded",
+    "gate.rule": "always_promote",
+    "prompts.held_out": 0,
+    "prompts.test": 0,
+    "prompts.probe": 0,
+}
 
 
 def data(

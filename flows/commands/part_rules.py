@@ -13,6 +13,7 @@ from typing import Any
 from data.errors import PartError
 from data.recipe.recipe import Recipe
 from data.recipe.settings import SERVER_ENGINES, Pool, Score
+from flows.round import gold
 from tasks.choose import mitigations
 from tasks.run import parts
 
@@ -120,6 +121,28 @@ def first_scorer_verifies(recipe: Recipe) -> Messages:
             f"scorers: the first scorer measures every checkpoint, but '{name}' judges with a model; put a verifier first in "
             "[[score]]. With weight = 0 it only measures"
         )
+    if not needed & {"verdicts", "checkpoint"} and not (recipe.recorded and name == "imported"):
+        yield from not_a_verifier("the first [[score]]", name)
+
+
+def suites_have_verifiers(recipe: Recipe) -> Messages:
+    for suite in recipe.suites:
+        if suite.score and suite.measure == "accuracy":
+            yield from not_a_verifier(f"the score of suite '{suite.name}'", suite.score.scorer)
+
+
+def not_a_verifier(place: str, name: str) -> Iterator[str]:
+    """The message about a scorer that exists and is no verifier."""
+    if not any(refusal(parts.find, "scorers", name)) and not parts.verifies(name):
+        yield (
+            f"scorers: expected a verifier as {place}, which calls each completion right (1.0) or wrong (0.0) by itself, found "
+            f"'{name}'; put one of these there: {', '.join(filter(parts.verifies, parts.public('scorers')))}. A scorer of your "
+            "own verifies if VERIFIERS in its file names it"
+        )
+
+
+def gold_stays_where_it_may(recipe: Recipe) -> Messages:
+    yield from gold.refusals(recipe)
 
 
 def judges_have_one_model(recipe: Recipe) -> Messages:
@@ -191,6 +214,8 @@ RULES: tuple[Callable[[Recipe], Messages], ...] = (
     features_exist,
     four_bit_training_is_possible,
     first_scorer_verifies,
+    suites_have_verifiers,
+    gold_stays_where_it_may,
     judges_have_one_model,
     reward_model_can_be_fitted,
     online_scorers_need_only_texts,

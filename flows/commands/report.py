@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from rich import box
@@ -49,6 +50,16 @@ def _row(finished: Round) -> list[str]:
         gravest(finished.alarms) or "none",
         f"[{style}]{finished.verdict.decision}[/{style}]",
     ]
+
+
+def gold_line(campaign: Campaign) -> str:
+    """What gold touched in the campaign's rounds; empty if no round with a record of it is finished."""
+    rounds = [(finished.round, finished.facts["gold"]) for finished in campaign.rounds()[1:] if "gold" in finished.facts]
+    grouped = itertools.groupby(rounds, key=lambda pair: pair[1])
+    spans = [(touched, [number for number, _ in group]) for touched, group in grouped]
+    if len(spans) == 1:
+        return f"gold touched {spans[0][0]}"
+    return "gold touched " + "; ".join(f"{touched} (rounds {n[0]} to {n[-1]})" for touched, n in spans) if spans else ""
 
 
 def number(metric: Metric | None, sign: bool = False) -> str:

@@ -132,11 +132,13 @@ def run_to_end(campaign: Campaign, refresh: list[str]) -> str:
 
 def summary(campaigns: list[Campaign]) -> None:
     """Print the tables of rounds and of the test split, the folder of all outputs, and how to open the UIs."""
-    from flows.commands.report import final_table, rounds_table
+    from flows.commands.report import final_table, gold_line, rounds_table
     from flows.round.reporter import alarm_lines
 
     out.print(rounds_table(campaigns))
     for campaign in campaigns:
+        if touched := gold_line(campaign):
+            out.print(f"{campaign.name}: {touched}", soft_wrap=True)
         for finished in campaign.rounds()[-1:]:
             for alarm in alarm_lines(finished):
                 out.print(f"{campaign.name}, round {finished.round}: {alarm}", soft_wrap=True)

@@ -12,6 +12,7 @@ from data import labels
 from data.alarm import Alarm, by_gravity
 from data.store.campaign import Metric, Ref, Round, Verdict
 from data.store.store import Artifact
+from flows.round import gold
 from flows.round.artifacts import read_metrics, ref
 from flows.round.history import History
 from flows.round.judging import judge_metrics
@@ -44,7 +45,7 @@ def round_zero(stages: Stages) -> Round:
         checkpoints={"head_before": start, "checkpoint": start, "head": start, "champion": start},
         metrics=metrics | ledger_metrics(ledger),
         verdict=Verdict(decision="start", reason="checkpoint 0, measured before any training"),
-        facts=ledger_facts(ledger),
+        facts={"gold": "nothing"} | ledger_facts(ledger),
         alarms=ledger_alarms(ledger),
     )
 
@@ -81,7 +82,7 @@ def one_round(stages: Stages, history: History, resolve_verdict: Callable[[Verdi
     }
     return _record(
         stages, began, checkpoints=checkpoints, metrics=metrics | ledger_metrics(ledger), verdict=verdict,
-        facts=data.facts | ledger_facts(ledger), alarms=alarms,
+        facts={"gold": gold.in_words(recipe)} | data.facts | ledger_facts(ledger), alarms=alarms,
     )  # fmt: skip
 
 

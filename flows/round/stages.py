@@ -18,6 +18,7 @@ from data.recipe.settings import Pool, Score, Train
 from data.rows import tables
 from data.store.campaign import Campaign
 from data.store.store import Artifact, derive_seed
+from flows.round import gold
 from flows.round.artifacts import external_file, external_model
 from flows.round.resolve import accumulation, checkpointing, decoded_together, precision
 from tasks.choose import pair, select
@@ -152,7 +153,7 @@ class Stages:
 
     def choose(self, completions: Artifact, rewards: Artifact, scores: Mapping[str, Artifact]) -> dict[str, Artifact]:
         """Select or pair, as the recipe says."""
-        inputs: dict[str, Input] = {"completions": completions, "reward": rewards, **scores}
+        inputs: dict[str, Input] = {"completions": completions, **gold.inputs_of_choice(self.recipe, rewards, scores)}
         common: dict[str, Any] = {
             "scorers": [entry.label for entry in self.recipe.score],
             "mitigations": [entry.model_dump() for entry in self.recipe.mitigate],

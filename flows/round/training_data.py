@@ -10,6 +10,7 @@ from data.recipe.settings import Generate
 from data.rows import tables
 from data.store.campaign import Metric
 from data.store.store import Artifact
+from flows.round import gold
 from flows.round.artifacts import read_facts
 from flows.round.history import History
 from flows.round.scoring import RoundScores, scores_of_round
@@ -99,7 +100,9 @@ def imported_completions(stages: Stages, history: History) -> Artifact:
 
 
 def sampled_before(stages: Stages, history: History) -> dict[str, Artifact]:
-    """Samples of earlier rounds and their verdicts, which curators read."""
+    """Samples of earlier rounds and their verdicts, which curators read. None if gold may not choose prompts."""
+    if gold.permission(stages.recipe) != "train":
+        return {}
     verdicts = labels.score(stages.recipe.score[0].label)
     earlier = {}
     for finished in history.with_labels(labels.GENERATE, verdicts):

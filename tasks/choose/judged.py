@@ -9,10 +9,22 @@ from data.rows.completions import Row, Values, as_rows, read_completions, read_v
 
 
 def judged(inputs: Any, scorers: list[str]) -> tuple[list[Row], Values, dict[str, Values]]:
-    """Completions with their reward and each scorer's values, by completion_id."""
+    """Completions with their reward and each scorer's values, by completion_id.
+
+    What a part may not read is no input of that name (flows/round/gold.py), and all its values are None.
+    """
     completions = as_rows(read_completions(inputs["completions"]))
-    scores = {name: read_values(inputs[f"score/{name}"]) for name in scorers}
-    return completions, read_values(inputs["reward"]), scores
+    unknown: Values = {row["completion_id"]: None for row in completions}
+
+    def values(name: str) -> Values:
+        return read_values(inputs[name]) if name in inputs else unknown
+
+    return completions, values("reward"), {name: values(f"score/{name}") for name in scorers}
+
+
+def all_scores(inputs: Any, scorers: list[str]) -> dict[str, Values]:
+    """Each scorer's values, also those that parts may not read. For facts alone."""
+    return {name: read_values(inputs[f"score/{name}" if f"score/{name}" in inputs else f"watched/{name}"]) for name in scorers}
 
 
 def origins(inputs: Any) -> dict[str, dict[str, str]]:

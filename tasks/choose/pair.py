@@ -8,7 +8,7 @@ from typing import Any
 from data.rows import tables
 from tasks.choose import mitigations
 from tasks.choose.chosen_facts import pair_facts
-from tasks.choose.judged import judged, origins
+from tasks.choose.judged import all_scores, judged, origins
 from tasks.run import parts as all_parts
 from tasks.run.work import StageSettings, Work
 
@@ -36,5 +36,5 @@ def pair(work: Work) -> None:
     pairs = pairer(offered, reward, scores)
     pairs = mitigations.apply("chosen", s.mitigations, pairs, completions, scores)
     tables.write(tables.from_rows(pairs, tables.PAIRS), tables.PAIRS, work.out / "pairs.parquet")
-    facts = pair_facts(pairs, completions, reward, scores)
+    facts = pair_facts(pairs, completions, reward, all_scores(work.inputs, s.scorers))
     (work.out / "facts.json").write_text(json.dumps(facts, indent=1))

@@ -8,7 +8,7 @@ from typing import Any
 from data.rows import tables
 from tasks.choose import mitigations
 from tasks.choose.chosen_facts import selection_facts
-from tasks.choose.judged import judged, origins
+from tasks.choose.judged import all_scores, judged, origins
 from tasks.run import parts as all_parts
 from tasks.run.work import StageSettings, Work
 
@@ -36,5 +36,5 @@ def select(work: Work) -> None:
     chosen = selector(offered, reward, scores)
     chosen = mitigations.apply("chosen", s.mitigations, chosen, completions, scores)
     tables.write(tables.from_rows(chosen, tables.SELECTED), tables.SELECTED, work.out / "selected.parquet")
-    facts = selection_facts(chosen, completions, reward, scores)
+    facts = selection_facts(chosen, completions, reward, all_scores(work.inputs, s.scorers))
     (work.out / "facts.json").write_text(json.dumps(facts, indent=1))

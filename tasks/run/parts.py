@@ -165,6 +165,23 @@ def dependencies(family: str, name: str, settings: Mapping[str, Any]) -> list[tu
     return [(family, name), *further]
 
 
+def lists(attribute: str, family: str, name: str) -> bool:
+    """Whether the file of a part names it in the tuple `attribute`, such as VERIFIERS or NEEDS_GOLD."""
+    return name.rpartition(":")[2] in getattr(sys.modules[find(family, name).__module__], attribute, ())
+
+
+def verifies(name: str) -> bool:
+    """Whether a scorer can be the first one: it judges each completion by itself as right (1.0) or wrong (0.0).
+
+    Those that do are in VERIFIERS of their file. In a file of a user's own without VERIFIERS every scorer counts that takes no
+    verdicts, no rollouts and no model.
+    """
+    module = sys.modules[find("scorers", name).__module__]
+    if ":" in name and not hasattr(module, "VERIFIERS"):
+        return not needs("scorers", name) & {"verdicts", "rollouts", "checkpoint"}
+    return lists("VERIFIERS", "scorers", name)
+
+
 def version_of(family: str, name: str) -> str:
     """The version that enters a key: the part's entry in VERSIONS of its file (else 1), or the hash of a user's own file."""
     if family in TEXTS:

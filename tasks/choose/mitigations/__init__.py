@@ -4,6 +4,9 @@ Mitigations in a module named `rewards` change the reward (by completion_id) bef
 reward is None is neither chosen nor rejected. Mitigations in a module named `chosen` drop rows of PAIRS or SELECTED afterwards,
 or soften the labels of pairs. `scores` is in recipe order, the verifier first.
 
+Where the recipe's `gold` keeps verdicts out of training, all verdicts in `scores` are None. USES_GOLD of a file lists those
+that read them if they get them.
+
 Reducing one style can increase another, so read the whole ledger after each change.
 """
 

@@ -12,6 +12,7 @@ from data.rows.completions import Row, Values, finished, verifier
 from tasks.bias.features.repetition import loop
 from tasks.choose.mitigations import feature_values, lengths
 
+USES_GOLD = ("residualised",)
 VERSIONS = {"residualised": 2, "length_penalty": 2}  # 2: residuals are rounded; all lengths in one unit
 
 
@@ -43,7 +44,8 @@ def residualised(
     """Reward minus the part that features explain among completions of one prompt with one verdict.
 
     The weights are of a ridge regression on differences within those groups. So a feature that only correlates with being right
-    keeps its reward. A linear form of reward disentangling (ODIN, https://arxiv.org/abs/2402.07319) without training.
+    keeps its reward. Where `gold` keeps verdicts out of training the groups are prompts, and such a feature loses it. A linear
+    form of reward disentangling (ODIN, https://arxiv.org/abs/2402.07319) without training.
 
     The result is rounded to 1e-4 of the reward's SD: best_vs_worst uses only the order, and would follow the smallest residual.
     """

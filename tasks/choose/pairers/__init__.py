@@ -5,6 +5,9 @@ scorer is the verifier (1.0 right, 0.0 wrong).
 
 For every pairer: a truncated completion is never chosen. Chosen and rejected never have the same text. A completion with an
 unknown value is neither chosen nor rejected. The order of the rows has no effect.
+
+Where the recipe's `gold` keeps verdicts out of training, a pairer gets None for each verdict. NEEDS_GOLD, USES_GOLD and
+IGNORES_REWARD are as in the selectors' folder; the margin of a pair does not count there.
 """
 
 from __future__ import annotations

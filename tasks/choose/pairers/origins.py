@@ -13,6 +13,8 @@ from annotated_types import Ge
 from data.rows.completions import Row, Values, by_prompt, finished, unique_texts, verifier
 from tasks.choose.pairers import pair_row
 
+USES_GOLD = ("prompt_contrast", "best_vs_base")  # unless allow_wrong_chosen
+IGNORES_REWARD = ("given_vs_sample", "prompt_contrast")
 VERSIONS = {"given_vs_sample": 2}
 
 Origins = Mapping[str, str]
@@ -46,7 +48,8 @@ def prompt_contrast(
     """Completions of the prompt against those of the contrasting prompt, each text once a side, up to `cap` a prompt.
 
     RLCD, https://arxiv.org/abs/2307.12950. The label comes from the prompts alone, so the chosen completion may be wrong. A
-    completion that the verifier calls wrong is chosen only with `allow_wrong_chosen`. Needs pool.contrast.
+    completion that the verifier calls wrong is chosen only with `allow_wrong_chosen`, or where `gold` keeps verdicts out of
+    training. Needs pool.contrast.
     """
     verdict = verifier(scores)
     wrong = {key for key, value in verdict.items() if value == 0.0 and not allow_wrong_chosen}
@@ -63,7 +66,8 @@ def best_vs_base(
 ) -> list[Row]:
     """The policy's best sample against the worst of checkpoint 0's, if its reward is higher; ties give no pair.
 
-    The two still differ when the policy's own samples become alike: Temporal Self-Rewarding's anchored rejection,
+    A best sample that the verifier calls wrong gives no pair, but with `allow_wrong_chosen` or where `gold` keeps verdicts out
+    of training. The two still differ when the policy's own samples become alike: Temporal Self-Rewarding's anchored rejection,
     https://arxiv.org/abs/2508.06026. Needs pool.base.
     """
     verdict, pairs = verifier(scores), []

@@ -8,6 +8,8 @@ from data.errors import StageFailed
 from data.rows.completions import Row, Values, by_prompt, finished
 from tasks.choose.pairers import pair_row
 
+IGNORES_REWARD = ("as_recorded",)
+
 
 def as_recorded(completions: Sequence[Row], reward: Values, scores: Mapping[str, Values]) -> list[Row]:
     """The pairs of a file with `chosen` and `rejected` columns, as recorded there (mostly by people).

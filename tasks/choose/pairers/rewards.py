@@ -12,6 +12,9 @@ from data.rows.completions import Row, Values, by_prompt, finished, unique_texts
 from tasks.choose.pairers import pair_row
 from tasks.choose.selectors.best import accepted
 
+NEEDS_GOLD = IGNORES_REWARD = ("right_vs_wrong", "longest_shared_prefix")
+USES_GOLD = ("best_vs_worst", "all_over_margin")  # unless allow_wrong_chosen
+
 
 def right_vs_wrong(
     completions: Sequence[Row], reward: Values, scores: Mapping[str, Values], *, cap: Annotated[int, Ge(0)] = 4
@@ -42,7 +45,8 @@ def best_vs_worst(
     """The highest against the lowest reward of every prompt, the first sample of those that tie; equal rewards give no pair.
 
     A prompt whose best completion the verifier calls wrong gives no pair: a prompt that was never solved would teach a wrong
-    answer. `allow_wrong_chosen` allows it. Margin: difference of the rewards.
+    answer. `allow_wrong_chosen` allows it, and so does a `gold` that keeps verdicts out of training. Margin: difference of the
+    rewards.
     Online DPO with max_min, https://arxiv.org/abs/2405.07863; https://github.com/RLHFlow/Online-DPO-R1.
     """
     verdict, pairs = verifier(scores), []
@@ -70,7 +74,7 @@ def all_over_margin(
     """Every two completions of a prompt whose rewards differ by at least `minimum_margin`, the widest first, up to `cap`.
 
     Each text counts once, with its first sample's reward. A completion that the verifier calls wrong is chosen only with
-    `allow_wrong_chosen`.
+    `allow_wrong_chosen`, or where `gold` keeps verdicts out of training.
     All pairs of a ranking as InstructGPT does (https://arxiv.org/abs/2203.02155), large margins only as DNO does
     (https://arxiv.org/abs/2404.03715).
     """

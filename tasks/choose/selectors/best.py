@@ -15,6 +15,7 @@ from tasks.choose.selectors import selected_row
 VERSIONS = {"top_share": 2}  # 2: completions of equal reward are spread over prompts
 
 NOT_PARTS = ("accepted",)
+NEEDS_GOLD = IGNORES_REWARD = ("all_correct", "shortest_correct", "diverse_correct")
 
 
 def all_correct(

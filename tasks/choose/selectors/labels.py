@@ -13,6 +13,7 @@ from annotated_types import Ge
 from data.rows.completions import Row, Values, by_prompt, finished, unique_texts, verifier
 from tasks.choose.selectors import selected_row
 
+NEEDS_GOLD = IGNORES_REWARD = ("labelled",)
 VERSIONS = {"ranked": 2}  # 2: truncated completions rank below all that ended by themselves
 
 

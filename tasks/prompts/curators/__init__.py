@@ -4,6 +4,9 @@ They run one after the other before a round's prompts are chosen. `prompts` are 
 finished round: prompt_id -> the share of the policy's samples that the verifier judged correct. A prompt without an entry has
 not been sampled yet and should be kept. A curator with a parameter `against` gets the prompts of the held-out and test splits.
 The kept prompts stay in order.
+
+A file lists in NEEDS_GOLD those that read `history` or gold answers. Where the recipe's `gold` keeps verdicts out of training,
+`check` refuses them, and the history of any other is empty.
 """
 
 from __future__ import annotations

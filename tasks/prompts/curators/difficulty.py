@@ -12,6 +12,8 @@ from annotated_types import Ge, Gt, Le
 from data.rows.completions import Row
 from tasks.prompts.curators import History, latest
 
+NEEDS_GOLD = ("pass_rate_band", "hard_first", "learnable")
+
 Share = Annotated[float, Ge(0), Le(1)]
 
 

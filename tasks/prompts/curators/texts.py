@@ -12,6 +12,7 @@ from annotated_types import Ge, Gt, Le
 from data.rows.completions import Row
 from tasks.prompts.curators import History, text_of, word_runs
 
+NEEDS_GOLD = ("not_guessable",)  # it reads the gold answer
 VERSIONS = {"no_near_duplicates": 2}
 
 _GUESSABLE = regex.compile(r"\(?[A-J]\)?\.?|true|false|yes|no", regex.IGNORECASE)

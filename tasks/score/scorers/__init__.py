@@ -4,6 +4,10 @@ prompts[i] is the prompt (a row of PROMPTS) of completions[i] (a row of COMPLETI
 recipe names a scorer by the name of a public function or class in this folder. Keyword-only parameters are its settings, except
 those in SUPPLIED of tasks/run/parts.py, such as `workers`. The first scorer of a recipe is its verifier.
 
+A verifier judges each completion by itself, whatever the other samples are: 1.0 = right, 0.0 = wrong by the gold answer. A file
+lists its verifiers in VERIFIERS, and `check` refuses any other scorer as the first one. In a file of a user's own without that
+list every scorer may verify that takes no verdicts and no model.
+
 A value of None means "does not apply", 0.0 means "wrong", and an exception stops the round and names the row. The gold answer
 is the verified correct answer of a prompt. All verifiers use these statuses; `detail` has the answer that they read:
 

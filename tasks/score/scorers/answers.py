@@ -12,6 +12,8 @@ from tasks.score.scorers import Row, Score, gold_answer, printable, unjudged
 
 VERSIONS = {"math_equivalence": 2}  # 2: guards around math-verify, see math_verdict.py
 
+VERIFIERS = ("exact_match", "math_equivalence")
+
 
 def exact_match(prompts: Sequence[Row], completions: Sequence[Row], *, after: str = "") -> list[Score]:
     """1.0 if the text after the last `after` (by default the whole text), stripped, equals the gold answer exactly."""

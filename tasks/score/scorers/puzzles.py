@@ -8,6 +8,7 @@ from data.worlds.countdown import PUZZLE, in_signs, solves
 from data.worlds.knights_knaves import assignment
 from tasks.score.scorers import Row, Score, answer_part, gold_answer, printable
 
+VERIFIERS = ("countdown", "knights_knaves")
 # knights_knaves 2: equal solutions have equal details, 3: more forms are read, and what is only supposed or denied is not said;
 # countdown 2: × and ÷ are read
 VERSIONS = {"countdown": 2, "knights_knaves": 3}

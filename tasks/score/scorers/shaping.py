@@ -40,7 +40,7 @@ def efficient_length(
     """1 - alpha * sigmoid(z) for a right sample, 0 for a wrong one. z is the length, standardised over the right samples.
 
     Training language models to reason efficiently, https://arxiv.org/abs/2502.04463 (alpha from 0 to 0.4). The value includes
-    the accuracy, so give the verifier weight 0.
+    the accuracy, so give the verifier weight 0, and set gold = "train".
     """
 
     def shape(length: int, right: bool, _: list[int], among: list[int]) -> float:

@@ -12,6 +12,7 @@ from annotated_types import Ge, Lt
 from tasks.score import claims, units, verify_pool
 from tasks.score.scorers import Row, Score, answer_part, gold_answer, printable, unjudged
 
+VERIFIERS = ("multiple_choice", "normalised_text", "quantity")
 # 2: equal answers have equal details; 3: a letter that is denied does not count; pint reads units
 VERSIONS = {"multiple_choice": 3, "normalised_text": 2, "quantity": 3}
 LIBRARIES = {"quantity": ("pint",)}
