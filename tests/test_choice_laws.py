@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import math
 import random
 from collections import Counter
@@ -19,8 +20,10 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
+from data.recipe.settings import Hardware
 from data.rows import tables
 from data.rows.completions import by_prompt, is_right, is_wrong
+from tasks.choose import pair, select
 from tasks.choose.chosen_facts import pair_facts, selection_facts
 from tasks.choose.mitigations import chosen as mitigations
 from tasks.choose.pairers import origins, recorded
@@ -28,6 +31,7 @@ from tasks.choose.pairers import rewards as pairers
 from tasks.choose.selectors import best, labels
 from tasks.evaluate.measure import right_by_prompt
 from tasks.run import parts
+from tasks.run.work import Work
 
 Row = dict[str, Any]
 Sample = tuple[str, float | None, float | None]  # text, verdict, reward
@@ -216,12 +220,12 @@ def test_a_share_by_rank_is_a_threshold_for_all_prompts() -> None:
 
 
 def test_ties_of_a_share_favour_no_prompt() -> None:
-    # of rewards 0 and 1 a tenth is taken: where a prompt stands in the order of ids does not matter
-    completions, reward, scores = drawn(400, 8, lambda rng: ("a", 1.0, float(rng.random() < 0.5)))
-    taken = best.top_share(completions, reward, scores, share=0.1)
+    # of rewards 0 and 1, a twenty-fifth is taken: where a prompt stands in the order of ids does not matter
+    completions, reward, scores = drawn(1000, 8, lambda rng: ("a", 1.0, float(rng.random() < 0.5)))
+    taken = best.top_share(completions, reward, scores, share=0.04)
     assert {reward[row["completion_id"]] for row in taken} == {1.0}
     place = {prompt: i for i, prompt in enumerate(by_prompt(completions))}
-    assert within([place[row["prompt_id"]] / 400 for row in taken], 0.5, spread=math.sqrt(1 / 12))
+    assert within([place[row["prompt_id"]] / 1000 for row in taken], 0.5, spread=math.sqrt(1 / 12))
 
 
 def test_the_shortest_correct_is_the_shortest_of_the_right_ones() -> None:
@@ -530,3 +534,35 @@ def test_what_choosing_gains_is_in_the_facts() -> None:
     assert pairs["mean_rejected_reward"] == pytest.approx(1 / 9, abs=0.01)
     assert pairs["mean_reward"] == selected["mean_reward"] == pytest.approx(1 / 2, abs=0.01)
     assert selected["selected_share"] == 1 / 8
+
+
+def test_the_stages_write_what_rejection_sampling_and_mitigations_did(tmp_path: Path) -> None:
+    # the acceptance rate, the rewards and the number of pairs that a mitigation dropped are in facts.json
+    completions, reward, scores = drawn(200, 16, of_levels)
+    written = [row | dict.fromkeys(("logprobs", "seed")) | {"engine": "transformers"} for row in completions]
+    tables.write(
+        tables.from_rows([{k: row[k] for k in tables.COMPLETIONS.names} for row in written], tables.COMPLETIONS),
+        tables.COMPLETIONS,
+        tmp_path / "completions.parquet",
+    )
+    inputs = {"completions": tmp_path}
+    for name, values in (("reward", reward), ("score/verifier", scores["verifier"])):
+        inputs[name] = tmp_path / name
+        inputs[name].mkdir(parents=True)
+        rows = [{**{k: row[k] for k in ("completion_id", "prompt_id")}, "status": "ok", "detail": None} for row in completions]
+        scored = [row | {"value": values[row["completion_id"]]} for row in rows]
+        tables.write(tables.from_rows(scored, tables.SCORES), tables.SCORES, inputs[name] / "scores.parquet")
+    rso, drop = {"beta": 0.5, "count": 8}, [{"mitigation": "style_balanced", "settings": {"feature": "characters"}}]
+    made = pair.Settings(pairer="rejection_sampled", settings=rso, scorers=["verifier"], mitigations=drop)
+    taken = select.Settings(selector="rejection_sampling", settings=rso, scorers=["verifier"], mitigations=[])
+    pair.pair(Work("key", made, inputs, 0, tmp_path, tmp_path, Hardware()))
+    of_pairs = json.loads((tmp_path / "facts.json").read_text())
+    select.select(Work("key", taken, inputs, 0, tmp_path, tmp_path, Hardware()))
+    of_rows = json.loads((tmp_path / "facts.json").read_text())
+    before = len(pairers.rejection_sampled(completions, reward, scores, beta=0.5, count=8))
+    assert 0 < of_pairs["dropped_by_mitigations"] == before - of_pairs["pairs"]
+    assert of_rows["dropped_by_mitigations"] == 0
+    for name in ("acceptance_rate", "mean_accepted_reward", "mean_candidate_reward"):
+        assert of_pairs[name] == of_rows[name] > 0
+    assert of_rows["mean_selected_reward"] > of_rows["mean_reward"] == of_rows["mean_candidate_reward"]
+    assert of_rows["rows"] / len(completions) == of_rows["selected_share"] <= of_rows["acceptance_rate"]
