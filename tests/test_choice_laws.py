@@ -376,7 +376,8 @@ def worked(values: Sequence[int], wrong_step: int | None, varied: float, rng: ra
 @pytest.mark.parametrize("varied", [0.0, 0.2, 0.5])
 def test_a_pair_parts_at_the_first_wrong_step_where_wordings_vary(varied: float) -> None:
     # Step-DPO: the shared steps are right, and the next one is right in chosen and wrong in rejected; 400 prompts of 16 samples
-    rng, groups, wrong_steps = random.Random(0), [], {}
+    rng, groups = random.Random(0), []
+    wrong_steps: dict[tuple[int, int], int | None] = {}
     for prompt in range(400):
         values = [rng.randint(1, 50) for _ in range(6)]
         steps = [rng.randint(0, 4) if rng.random() < 0.5 else None for _ in range(16)]
@@ -511,7 +512,7 @@ def test_a_label_is_as_sure_as_two_judges_agree() -> None:
     others = {"same": values, "random": {k: rng.random() for k in values}, "reverse": {k: -v for k, v in values.items()}}
     pairs = pairers.best_vs_worst(completions, reward, {"one": dict.fromkeys(reward)})
     for name, expected in (("same", 1.0), ("random", 0.5), ("reverse", 0.0)):
-        scores = {"one": reward, "other": others[name]}
+        scores: dict[str, Mapping[str, float | None]] = {"one": reward, "other": others[name]}
         labelled = mitigations.agreed(pairs, completions, scores, one="one", other="other")
         assert within([row["label"] for row in labelled], expected, spread=math.sqrt(2 * 17 / (9 * 6 * 5)) / 2)
 

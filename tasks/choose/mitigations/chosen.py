@@ -64,11 +64,11 @@ def _gaps(pairs: Sequence[Row], completions: Sequence[Row], feature: str) -> lis
     """The feature of the chosen minus that of the rejected side, on the ledger's scale; 0 where one of them is unknown."""
     from tasks.run import parts
 
-    values = np.array(parts.configure("features", feature, {})(completions), dtype=float)
-    value_of = dict(
-        zip((row["completion_id"] for row in completions), scaled(values, parts.kind("features", feature)), strict=True)
-    )
-    return np.nan_to_num([value_of[pair["chosen_id"]] - value_of[pair["rejected_id"]] for pair in pairs]).tolist()
+    known = np.array(parts.configure("features", feature, {})(completions), dtype=float)  # NaN for None
+    values = scaled(known, parts.kind("features", feature)).tolist()
+    value_of = dict(zip((row["completion_id"] for row in completions), values, strict=True))
+    gaps = [value_of[pair["chosen_id"]] - value_of[pair["rejected_id"]] for pair in pairs]
+    return [0.0 if math.isnan(gap) else gap for gap in gaps]
 
 
 def cap_copies(
