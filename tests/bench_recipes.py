@@ -44,7 +44,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "simpo": (*DPO, "loss.name=simpo", "loss.beta=2.0", "loss.gamma=1.0"),
     "orpo": (*DPO, "loss.name=orpo"),
     "sppo_hard": (*DPO, "loss.name=sppo_hard", "loss.beta=0.5"),
-    "rso": (*DPO, "loss.name=hinge", "loss.beta=0.5", "pair.pairer=rejection_sampled", "pair.settings={beta=0.5}"),
+    "rso": (*DPO, "loss.name=hinge", "loss.beta=0.5", "pair.pairer=rejection_sampled", "pair.settings={beta=0.5, count=4}"),
     "rrhf": (*RANKED, "loss.name=rrhf"),
     "grpo": (*ONLINE, "loss.name=grpo"),
     "rloo": (*ONLINE, "loss.name=rloo"),

@@ -256,6 +256,9 @@ def test_facts_count_every_fault() -> None:
         "mean_rejected_tokens": 4.0,
         "length_gap": 8 / 3,
         "chosen_longer_share": 2 / 3,
+        "mean_chosen_reward": 1.0,
+        "mean_rejected_reward": 1 / 3,
+        "mean_reward": 6.25 / 10,
     }
 
 

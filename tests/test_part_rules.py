@@ -64,6 +64,43 @@ def test_countdowns_rule_is_the_one_its_prompts_say() -> None:
     check_parts(micro("tiny_raft", *sets, 'score=[{scorer="countdown", settings={use_all=false}}]'))
 
 
+RSO = ("pair.pairer=rejection_sampled", "generate.n=16")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ("{beta=0.5, count=15}", None),
+        ("{beta=0.5, count=16}", "pair.settings.count = 16"),
+        ("{beta=0.198, count=8}", None),  # 16 x exp(-1 / 0.198) = 0.103 wrong completions accepted at most
+        ("{beta=0.197, count=8}", "Pairs of right and wrong need at least 0.1"),
+        ("{beta=0.05, count=16}", "2 problems"),
+    ],
+)
+def test_rejection_sampling_must_be_able_to_reject_and_to_pair(settings: str, expected: str | None) -> None:
+    # Claim: refused are as many accepted as there are candidates, and a beta that accepts no wrong answer to pair with.
+    sets = (*RSO, f"pair.settings={settings}")
+    if expected is None:
+        check_parts(micro("tiny_dpo", *sets))
+    else:
+        assert expected in message(*sets, recipe="tiny_dpo")
+
+
+def test_the_rules_of_rejection_sampling_read_what_it_reads() -> None:
+    # Claim: the weight of the verdict counts; other rewards have no known range; a selector needs no wrong answer; the pool
+    # adds candidates; the pairs of a reward model are asked for too.
+    cold, other = "pair.settings={beta=0.05, count=8}", '{scorer="tests.micro:ends_even", name="other"}'
+    check_parts(micro("tiny_dpo", *RSO, cold, 'score=[{scorer="tests.micro:ends_even", weight=0.1}]'))
+    check_parts(micro("tiny_dpo", *RSO, cold, f'score=[{{scorer="tests.micro:ends_even"}}, {other}]'))
+    selector = ("select.selector=rejection_sampling", "generate.n=8")
+    check_parts(micro("tiny_raft", *selector, "select.settings={beta=0.05, count=7}"))
+    assert "select.settings.count = 8" in message(*selector, "select.settings={beta=0.05}")
+    check_parts(micro("tiny_raft", *selector, "select.settings={beta=0.05}", "pool.base=true"))
+    fitted = 'score=[{scorer="tests.micro:ends_even"}, {scorer="reward_model", checkpoint="trained"}]'
+    fit = ("fit_reward.pairer=rejection_sampled", "fit_reward.settings={beta=0.5}")
+    assert "fit_reward.settings.count = 8" in message(fitted, *fit, "generate.n=8")
+
+
 def test_every_rule_is_listed() -> None:
     # Claim: a rule that is written is also applied.
     written = [f for f in vars(part_rules).values() if getattr(f, "__annotations__", {}).get("return") == "Messages"]

@@ -132,28 +132,18 @@ def test_the_most_unlike_is_taken_next() -> None:
     assert taken == ["0", "2"]
 
 
-def test_rejection_sampling_follows_the_tilted_policy() -> None:
-    # Of 2,000 prompts with rewards 1 and 0 and beta 1, both orders of one draw: the better is the first accepted in
-    # 1 - 0.5 * exp(-1) or more of them; a small beta is best of n; all are drawn in the end.
-    groups = [[("a", "stop", 1.0, 1.0, 1), ("b", "stop", 1.0, 0.0, 1)] for _ in range(2000)]
-    completions, reward, scores = judged_apart(groups)
-    cold = rejection_sampling(completions, reward, scores, beta=0.01, count=1)
-    assert {reward[row["completion_id"]] for row in cold} == {1.0}
-    every = rejection_sampling(completions, reward, scores, beta=1.0, count=2)
-    assert len(every) == 4000
-    first = rejection_sampling(completions, reward, scores, beta=1.0, count=1)
-    assert {reward[row["completion_id"]] for row in first} == {1.0}  # the best of the pool always passes
-
-
-def judged_apart(groups: list[list[Any]]) -> Any:
-    """As `judged`, with ids that stay unique for many prompts."""
-    rows, reward = [], {}
-    for p, group in enumerate(groups):
-        for sample, (text, finish, _, worth, tokens) in enumerate(group):
-            key = f"{p}-{sample}"
-            rows.append({"completion_id": key, "prompt_id": f"p{p}", "sample": sample, "text": text, "finish_reason": finish})
-            rows[-1]["token_ids"], reward[key] = [1] * tokens, worth
-    return rows, reward, {"verifier": dict.fromkeys(reward, 1.0)}
+@given(GROUPS)
+def test_a_small_beta_accepts_the_best_and_no_other(groups: list[list[Any]]) -> None:
+    # the limits of rejection sampling: of every prompt all completions of the highest reward, or with a large beta everything
+    completions, reward, scores = judged(groups)
+    cold = {row["completion_id"] for row in rejection_sampling(completions, reward, scores, beta=1e-3, count=9)}
+    warm = {row["completion_id"] for row in rejection_sampling(completions, reward, scores, beta=1e9, count=9)}
+    for p in range(len(groups)):
+        own = [row for row in completions if row["prompt_id"] == f"p{p}" and row["finish_reason"] != "length"]
+        known = {row["completion_id"]: value for row in own if (value := reward[row["completion_id"]]) is not None}
+        best = {key for key, value in known.items() if value == max(known.values())}
+        assert best == {key for key in cold if key in known}
+        assert set(known) <= warm
 
 
 @given(GROUPS)
@@ -187,6 +177,9 @@ def test_facts_count() -> None:
         "mean_selected_tokens": 4.0,
         "mean_other_tokens": 23 / 5,
         "length_gap": ((5 - 1.5) + (2 - 9)) / 2,
+        "selected_share": 3 / 8,
+        "mean_selected_reward": 1.0,
+        "mean_reward": 3 / 8,
     }
 
 

@@ -134,6 +134,7 @@ INSTEAD: dict[str, tuple[str, ...]] = {
     "scpo": ("score.1.settings={after='#'}", "pair.settings={minimum_votes=0.2}", "generate.n=8"),
     "self_rewarding": ("score.1.settings={template='tiny_verdict', reading='expected'}",),
     "spin": ("prompts.per_round=0",),
+    "rso": ("generate.n=8", "pair.settings={beta=0.5, count=4}"),
     **dict.fromkeys(
         ("llama2_rejection_sampling", "rlhf_workflow"),
         ("fit_reward.steps=2", "fit_reward.batch=8", "fit_reward.accumulate=0"),

@@ -15,6 +15,8 @@ from data.rows import tables
 Row = dict[str, Any]
 Values = Mapping[str, float | None]  # completion_id -> score
 
+RIGHT = 1.0  # from here on a verdict says "right"; anything known below it says "wrong"
+
 
 def read_completions(folder: Path) -> pa.Table:
     """The COMPLETIONS of an artifact. Recorded ones have a further column `record`: the rest of their file, as JSON."""
@@ -43,8 +45,21 @@ def by_prompt(completions: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def verifier(scores: Mapping[str, Values]) -> Values:
-    """The values of the first scorer, the verifier: 1.0 right, 0.0 wrong, None unknown."""
+    """The values of the first scorer, the verifier, read by `is_right` and `is_wrong`."""
     return next(iter(scores.values()))
+
+
+def is_right(verdict: float | None) -> bool:
+    """Whether a verdict says that the completion is right. Every figure of the project reads verdicts so.
+
+    Partial credit (0.5, or 0.1 for a good form) is not right, because accuracy does not count it.
+    """
+    return verdict is not None and verdict >= RIGHT
+
+
+def is_wrong(verdict: float | None) -> bool:
+    """Whether a verdict says that the completion is not right. An unknown verdict is neither right nor wrong."""
+    return verdict is not None and verdict < RIGHT
 
 
 def finished(row: Row) -> bool:

@@ -7,6 +7,7 @@ covers the case, so that one mistake gives one message. To add a rule, write a f
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -18,6 +19,10 @@ from tasks.choose import mitigations
 from tasks.run import parts
 
 Messages = Iterator[str]
+
+FEWEST_ACCEPTED = (
+    0.1  # wrong completions a prompt that rejection sampling accepts: below it under one prompt in ten gives a pair
+)
 
 
 def check_parts(*rounds: Recipe) -> None:
@@ -207,6 +212,49 @@ def origins_differ(recipe: Recipe) -> Messages:
             )
 
 
+# -- rejection sampling --------------------------------------------------------------------------------------------------
+def accepted_are_fewer_than_candidates(recipe: Recipe) -> Messages:
+    """Rejection sampling follows the tilted policy only if it may reject."""
+    candidates = recipe.generate.n * (1 + recipe.pool.base + bool(recipe.pool.contrast) + recipe.pool.earlier)
+    for table, settings in rejection_sampling(recipe).items():
+        if settings["count"] >= candidates and not recipe.recorded:
+            yield (
+                f"{table}.settings.count = {settings['count']}: rejection sampling accepts so many completions of a prompt, "
+                f"expected fewer than there are, found {candidates}. Raise generate.n or lower count; the paper accepts 8 of 64"
+            )
+
+
+def some_wrong_completions_are_accepted(recipe: Recipe) -> Messages:
+    """With a reward that is the verdict alone, a pair needs an accepted wrong completion beside a right one."""
+    weighted = [score for score in recipe.score if score.weight]
+    settings = rejection_sampling(recipe).get("pair")
+    if settings is None or tuple(weighted) != recipe.score[:1]:
+        return
+    wrong = recipe.generate.n * math.exp(-abs(weighted[0].weight) / settings["beta"])
+    if wrong < FEWEST_ACCEPTED:
+        yield (
+            f"pair.settings.beta = {settings['beta']:g} accepts a wrong completion beside a right one with probability "
+            f"exp(-weight / beta), so at most {wrong:.2g} of generate.n = {recipe.generate.n}. Pairs of right and wrong need "
+            f"at least {FEWEST_ACCEPTED}; raise beta (the paper has 0.5) or generate.n"
+        )
+
+
+def rejection_sampling(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """The settings of each table whose part samples by rejection and whose settings fit."""
+    named: dict[str, tuple[str, str, Mapping[str, Any]]] = {}
+    if recipe.select:
+        named["select"] = ("selectors", recipe.select.selector, recipe.select.settings)
+    if recipe.pair:
+        named["pair"] = ("pairers", recipe.pair.pairer, recipe.pair.settings)
+    if any(score.checkpoint == "trained" for score in scores_of(recipe)):
+        named["fit_reward"] = ("pairers", recipe.fit_reward.pairer, recipe.fit_reward.settings)
+    return {
+        table: parts.check_settings(*part)
+        for table, part in named.items()
+        if part[1] in ("rejection_sampling", "rejection_sampled") and not any(refusal(parts.check_settings, *part))
+    }
+
+
 RULES: tuple[Callable[[Recipe], Messages], ...] = (
     settings_fit,
     engines_are_installed,
@@ -221,4 +269,6 @@ RULES: tuple[Callable[[Recipe], Messages], ...] = (
     online_scorers_need_only_texts,
     countdown_prompts_say_the_rule,
     origins_differ,
+    accepted_are_fewer_than_candidates,
+    some_wrong_completions_are_accepted,
 )

@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from data.alarm import Alarm, gravest
 from data.rows import tables
+from data.rows.completions import RIGHT
 from tasks.bias.alarm_rule import judge, mitigations, remedies
 from tasks.bias.effects import Array, Kind, prompt_means, scaled
 from tasks.bias.ledger import Entry, Sample, compare
@@ -146,7 +147,7 @@ def _set_of_samples(work: Work, prefix: str, order: Mapping[str, int]) -> dict[s
         path = work.inputs[f"{prefix}counterfactuals"] / "prompt_features.parquet"
         values |= features(path, tables.prompt_features(*s.counterfactuals), order, s.counterfactuals)
     judged = np.isfinite(right)
-    return values | ({"": np.where(judged, right >= 1.0, np.nan)} if judged.any() else {})
+    return values | ({"": np.where(judged, right >= RIGHT, np.nan)} if judged.any() else {})
 
 
 def _proxy_gap(work: Work, now: Sample, base: Sample, order: Mapping[str, int]) -> Estimate:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from data.rows import tables
+from data.rows.completions import is_right
 from tasks.bias.effects import Array, Kind, scaled
 from tasks.run import parts as all_parts
 from tasks.run.work import StageSettings, Work
@@ -121,7 +122,7 @@ def _observed(completions: Path, verdicts: Path) -> Values:
     rows = tables.read(completions / "completions.parquet", tables.COMPLETIONS).to_pylist()
     judged = tables.read(verdicts / "scores.parquet", tables.SCORES)["value"].to_pylist()
     columns = {name: _numbers(all_parts.configure("features", name, {})(rows), kind) for name, kind in COMPARED.items()}
-    columns["accuracy"] = np.array([math.nan if value is None else float(value >= 1) for value in judged])
+    columns["accuracy"] = np.array([math.nan if value is None else float(is_right(value)) for value in judged])
     rows_of_prompt: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         rows_of_prompt.setdefault(row["prompt_id"], []).append(i)

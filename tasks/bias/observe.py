@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,11 +95,7 @@ def column(name: str) -> str:
 
 def kinds(settings: Settings) -> dict[str, str]:
     """The kind of each column, for the ledger: "rate", "length" or "real"."""
-    kind_of = {}
-    for family, name in parts(settings):
-        module = sys.modules[all_parts.find(family, name).__module__]
-        kind_of[column(name)] = getattr(module, "KINDS", {}).get(column(name), "real")
-    return kind_of
+    return {column(name): all_parts.kind(family, name) for family, name in parts(settings)}
 
 
 def _available(work: Work) -> set[str]:

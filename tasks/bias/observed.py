@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from data.rows import tables
+from data.rows.completions import RIGHT
 from tasks.bias.effects import Array
 from tasks.bias.ledger import Sample
 
@@ -81,7 +82,7 @@ def read_sample(observed: Path, prompts: Sequence[str], scores: Mapping[str, Pat
     for name, folder in (scores or {}).items():
         values[name] = layout.grid(numbers(tables.read(folder / "scores.parquet", tables.SCORES), "value"))
     gold = values.get("gold")
-    return Sample(values, None if gold is None else np.where(np.isnan(gold), np.nan, (gold >= 1).astype(float)))
+    return Sample(values, None if gold is None else np.where(np.isnan(gold), np.nan, (gold >= RIGHT).astype(float)))
 
 
 def _names(table: Path) -> list[str]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from data.rows.completions import Row, Values, by_prompt, finished, unique_texts, verifier
+from data.rows.completions import Row, Values, by_prompt, finished, is_right, is_wrong, unique_texts, verifier
 
 
 def pair_facts(pairs: Sequence[Row], completions: Sequence[Row], reward: Values, scores: Mapping[str, Values]) -> Row:
     """Facts about PAIRS rows. Lengths are in tokens (null if unknown), gaps are chosen minus rejected.
+
+    `mean_reward` is of all completions with a reward, `mean_chosen_reward` of the chosen sides: what choosing gains.
 
     Raises:
         KeyError: a pair names a completion that `completions` does not contain.
@@ -28,14 +30,17 @@ def pair_facts(pairs: Sequence[Row], completions: Sequence[Row], reward: Values,
         "ties_skipped": sum(_tied(rows, reward) for rows in without),
         "duplicate_pairs": len(pairs) - len(texts),
         "identical_texts": sum(c["text"] == r["text"] for c, r in both),
-        "wrong_chosen": _count(chosen, verifier(scores), 0.0),
-        "right_rejected": _count(rejected, verifier(scores), 1.0),
+        "wrong_chosen": _count(chosen, verifier(scores), is_wrong),
+        "right_rejected": _count(rejected, verifier(scores), is_right),
         "truncated_chosen": sum(not finished(row) for row in chosen),
         "truncated_rejected": sum(not finished(row) for row in rejected),
         "mean_chosen_tokens": _mean(map(_tokens, chosen)),
         "mean_rejected_tokens": _mean(map(_tokens, rejected)),
         "length_gap": _mean(gaps),
         "chosen_longer_share": _mean(gap > 0 for gap in gaps if gap is not None),
+        "mean_chosen_reward": _mean(_known(chosen, reward)),
+        "mean_rejected_reward": _mean(_known(rejected, reward)),
+        "mean_reward": _mean(_known(completions, reward)),
     }
 
 
@@ -43,6 +48,7 @@ def selection_facts(selected: Sequence[Row], completions: Sequence[Row], reward:
     """Facts about SELECTED rows.
 
     `length_gap` is the mean tokens of the selected completions minus those of the rest, averaged over prompts that have both.
+    `mean_reward` is of all completions with a reward, `mean_selected_reward` of the selected ones: what choosing gains.
 
     Raises:
         KeyError: a row names a completion that `completions` does not contain.
@@ -64,12 +70,15 @@ def selection_facts(selected: Sequence[Row], completions: Sequence[Row], reward:
         **_prompts(selected, completions, "rows"),
         "prompts_without": _reasons(_without(selected, completions), reward, scores),
         "duplicates": len(chosen) - sum(len(unique_texts(rows)) for rows in chosen_of_prompt.values()),
-        "wrong_selected": _count(chosen, verifier(scores), 0.0),
+        "wrong_selected": _count(chosen, verifier(scores), is_wrong),
         "truncated_selected": sum(not finished(row) for row in chosen),
         "mean_rows_per_prompt": _mean(map(len, chosen_of_prompt.values())),
         "mean_selected_tokens": _mean(map(_tokens, chosen)),
         "mean_other_tokens": _mean(map(_tokens, rest)),
         "length_gap": _mean(gaps),
+        "selected_share": len(ids) / len(completions) if completions else None,
+        "mean_selected_reward": _mean(_known(chosen, reward)),
+        "mean_reward": _mean(_known(completions, reward)),
     }
 
 
@@ -90,11 +99,11 @@ def _reasons(prompts: Sequence[Sequence[Row]], reward: Values, scores: Mapping[s
     """Why nothing was chosen, counted over prompts; the first reason that holds."""
     reasons = dict.fromkeys(("all right", "all wrong", "no score", "tied", "other"), 0)
     for rows in prompts:
-        verdicts = set(_known(rows, verifier(scores)))
+        verdicts = set(map(is_right, _known(rows, verifier(scores))))
         if not verdicts and not _known(rows, reward):
             reasons["no score"] += 1
-        elif verdicts in ({1.0}, {0.0}):
-            reasons["all right" if verdicts == {1.0} else "all wrong"] += 1
+        elif len(verdicts) == 1:
+            reasons["all right" if verdicts == {True} else "all wrong"] += 1
         else:
             reasons["tied" if _tied(rows, reward) else "other"] += 1
     return reasons
@@ -109,8 +118,8 @@ def _known(rows: Iterable[Row], values: Values) -> list[float]:
     return [value for row in rows if (value := values.get(row["completion_id"])) is not None]
 
 
-def _count(rows: Iterable[Row], values: Values, value: float) -> int:
-    return sum(values.get(row["completion_id"]) == value for row in rows)
+def _count(rows: Iterable[Row], values: Values, has: Callable[[float | None], bool]) -> int:
+    return sum(has(values.get(row["completion_id"])) for row in rows)
 
 
 def _tokens(row: Row) -> int | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.rows import tables
 from data.rows.completions import Row, Values, as_rows, read_completions, read_values
+from tasks.run import parts
 
 
 def judged(inputs: Any, scorers: list[str]) -> tuple[list[Row], Values, dict[str, Values]]:
@@ -33,3 +35,9 @@ def origins(inputs: Any) -> dict[str, dict[str, str]]:
         return {}
     table = tables.read(inputs["origins"] / "origins.parquet", tables.ORIGINS)
     return {"origins": dict(zip(table["completion_id"].to_pylist(), table["origin"].to_pylist(), strict=True))}
+
+
+def facts_of_part(family: str, name: str, settings: Mapping[str, Any], offered: Sequence[Row], reward: Values) -> Row:
+    """What a selector or pairer itself tells of its choice, for facts.json; nothing for most."""
+    facts = parts.facts_about(family, name)
+    return facts(offered, reward, **parts.check_settings(family, name, settings)) if facts else {}

@@ -8,11 +8,11 @@ from typing import Any
 from data.rows import tables
 from tasks.choose import mitigations
 from tasks.choose.chosen_facts import pair_facts
-from tasks.choose.judged import all_scores, judged, origins
+from tasks.choose.judged import all_scores, facts_of_part, judged, origins
 from tasks.run import parts as all_parts
 from tasks.run.work import StageSettings, Work
 
-VERSION = 4  # 4: audit.json is called facts.json. 3: a completion without a reward after mitigations is not offered
+VERSION = 5  # 5: facts.json has rewards, and what mitigations dropped. 4: audit.json is called facts.json
 LIBRARIES = ()
 
 
@@ -34,7 +34,10 @@ def pair(work: Work) -> None:
     offered, reward = mitigations.on_rewards(s.mitigations, reward, completions, scores)
     pairer = all_parts.configure("pairers", s.pairer, s.settings, **origins(work.inputs))
     pairs = pairer(offered, reward, scores)
-    pairs = mitigations.apply("chosen", s.mitigations, pairs, completions, scores)
-    tables.write(tables.from_rows(pairs, tables.PAIRS), tables.PAIRS, work.out / "pairs.parquet")
-    facts = pair_facts(pairs, completions, reward, all_scores(work.inputs, s.scorers))
+    kept = mitigations.apply("chosen", s.mitigations, pairs, completions, scores)
+    tables.write(tables.from_rows(kept, tables.PAIRS), tables.PAIRS, work.out / "pairs.parquet")
+    facts = pair_facts(kept, completions, reward, all_scores(work.inputs, s.scorers)) | {
+        "dropped_by_mitigations": len(pairs) - len(kept)
+    }
+    facts |= facts_of_part("pairers", s.pairer, s.settings, offered, reward)
     (work.out / "facts.json").write_text(json.dumps(facts, indent=1))

@@ -8,11 +8,11 @@ from typing import Any
 from data.rows import tables
 from tasks.choose import mitigations
 from tasks.choose.chosen_facts import selection_facts
-from tasks.choose.judged import all_scores, judged, origins
+from tasks.choose.judged import all_scores, facts_of_part, judged, origins
 from tasks.run import parts as all_parts
 from tasks.run.work import StageSettings, Work
 
-VERSION = 3  # 3: audit.json is called facts.json. 2: a completion without a reward after mitigations is not offered
+VERSION = 4  # 4: facts.json has rewards, and what mitigations dropped. 3: audit.json is called facts.json
 LIBRARIES = ()
 
 
@@ -34,7 +34,10 @@ def select(work: Work) -> None:
     offered, reward = mitigations.on_rewards(s.mitigations, reward, completions, scores)
     selector = all_parts.configure("selectors", s.selector, s.settings, **origins(work.inputs))
     chosen = selector(offered, reward, scores)
-    chosen = mitigations.apply("chosen", s.mitigations, chosen, completions, scores)
-    tables.write(tables.from_rows(chosen, tables.SELECTED), tables.SELECTED, work.out / "selected.parquet")
-    facts = selection_facts(chosen, completions, reward, all_scores(work.inputs, s.scorers))
+    kept = mitigations.apply("chosen", s.mitigations, chosen, completions, scores)
+    tables.write(tables.from_rows(kept, tables.SELECTED), tables.SELECTED, work.out / "selected.parquet")
+    facts = selection_facts(kept, completions, reward, all_scores(work.inputs, s.scorers)) | {
+        "dropped_by_mitigations": len(chosen) - len(kept)
+    }
+    facts |= facts_of_part("selectors", s.selector, s.settings, offered, reward)
     (work.out / "facts.json").write_text(json.dumps(facts, indent=1))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from data.rows import tables
+from data.rows.completions import is_right
 from data.statistics import t_interval
 from tasks.run.work import StageSettings, Work
 from tasks.score.scorers.judge import comparisons
@@ -62,7 +63,7 @@ def _paired(judged: Sequence[Row], verified: Sequence[Row]) -> Pairs:
     pairs: dict[str, list[tuple[float, float]]] = {}
     for j, v in zip(judged, verified, strict=True):
         if j["value"] is not None and v["value"] is not None:
-            pairs.setdefault(j["prompt_id"], []).append((j["value"], float(v["value"] >= 1.0)))
+            pairs.setdefault(j["prompt_id"], []).append((j["value"], float(is_right(v["value"]))))
     return pairs
 
 

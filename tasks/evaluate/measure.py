@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from data.rows import tables
+from data.rows.completions import is_right
 from data.statistics import LEVEL, t_interval
 from tasks.run.work import StageSettings, Work
 
@@ -47,7 +48,7 @@ def right_by_prompt(folder: Path) -> dict[str, list[float]]:
     values: dict[str, list[float]] = defaultdict(list)
     for row in tables.read(folder / "scores.parquet", tables.SCORES).to_pylist():
         if row["value"] is not None or row["status"] in ("timeout", "crashed"):
-            values[row["prompt_id"]].append(1.0 if (row["value"] or 0.0) >= 1.0 else 0.0)
+            values[row["prompt_id"]].append(float(is_right(row["value"])))
     return dict(values)
 
 

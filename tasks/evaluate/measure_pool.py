@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data.rows import tables
-from data.rows.completions import Row, Values, by_prompt, read_completions, read_values
+from data.rows.completions import Row, Values, by_prompt, is_right, read_completions, read_values
 from tasks.evaluate.measure import _lengths, _mean, pass_at_k
 from tasks.run.work import StageSettings, Work
 
@@ -30,7 +30,7 @@ def measure_pool(work: Work) -> None:
     rows = read_completions(work.inputs["completions"]).to_pylist()
     verdicts, answers = _verdicts(work)
     for row in rows:
-        row |= {"right": float((verdicts[row["completion_id"]] or 0.0) >= 1.0), "answer": answers[row["completion_id"]]}
+        row |= {"right": float(is_right(verdicts[row["completion_id"]])), "answer": answers[row["completion_id"]]}
     groups = [g for g in by_prompt(rows).values() if any(verdicts[row["completion_id"]] is not None for row in g)]
     metrics = [_metric(s.split, "characters", [float(len(row["text"])) for row in rows]), *_lengths(s.split, rows)]
     if groups:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from data.errors import StageFailed
 from data.rows import tables
+from data.rows.completions import is_right
 from tasks.run import parts as all_parts
 from tasks.run.work import StageSettings, Work
 
@@ -66,5 +67,5 @@ def pass_rates(scores: Path, completions: Path) -> dict[str, float]:
     verdicts: dict[str, list[bool]] = defaultdict(list)
     for row in tables.read(scores / "scores.parquet", tables.SCORES).to_pylist():
         if row["value"] is not None and row["completion_id"] in own:
-            verdicts[row["prompt_id"]].append(row["value"] >= 1.0)
+            verdicts[row["prompt_id"]].append(is_right(row["value"]))
     return {prompt: sum(right) / len(right) for prompt, right in verdicts.items()}

@@ -192,6 +192,20 @@ def version_of(family: str, name: str) -> str:
     return str(getattr(sys.modules[part.__module__], "VERSIONS", {}).get(name, 1))
 
 
+def kind(family: str, name: str) -> Any:
+    """The kind of a feature: its entry in KINDS of its file, "rate" or "length", else "real"."""
+    return getattr(sys.modules[find(family, name).__module__], "KINDS", {}).get(name.rpartition(":")[2], "real")
+
+
+def facts_about(family: str, name: str) -> Callable[..., dict[str, Any]] | None:
+    """The function with further facts about what a selector or pairer chooses: its entry in FACTS of its file.
+
+    It is called as `(completions, reward, *, settings)`.
+    """
+    facts: Callable[..., dict[str, Any]] | None = getattr(sys.modules[find(family, name).__module__], "FACTS", {}).get(name)
+    return facts
+
+
 def takes_device(family: str, name: str) -> bool:
     """Whether a part loads a model of its own, which it does if it has a parameter `device`."""
     return family not in TEXTS and "device" in inspect.signature(find(family, name)).parameters

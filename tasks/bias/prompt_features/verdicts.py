@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from data.rows.completions import is_right, is_wrong
 from tasks.bias.features.reflection import reflects
 from tasks.bias.features.tone import confidence
 from tasks.bias.prompt_features import Groups, Values, Verdicts, mean_or_none
@@ -38,7 +39,7 @@ def _collision(given: Sequence[str]) -> float | None:
 
 def coverage_gap(groups: Groups, *, verdicts: Verdicts) -> Values:
     """pass@K - pass@1 over the K judged samples: the gain from more samples. It shrinks as a policy narrows."""
-    known = [[v >= 1 for v in values if v is not None] for values in verdicts]
+    known = [[is_right(v) for v in values if v is not None] for values in verdicts]
     return [float(any(right)) - sum(right) / len(right) if len(right) > 1 else None for right in known]
 
 
@@ -59,19 +60,19 @@ def _vote(
     if len(both) < 2:
         return None
     top, n = Counter(answer for answer, _ in both).most_common(1)[0]
-    right = next(float(v >= 1) for answer, v in both if answer == top)
+    right = next(float(is_right(v)) for answer, v in both if answer == top)
     return score(n / len(both), right)
 
 
 def overconfidence(groups: Groups, *, verdicts: Verdicts) -> Values:
     """Mean confidence index of the wrong samples minus that of the right ones; None unless the prompt has both."""
-    wrong = [[None if v is None else float(v < 1) for v in values] for values in verdicts]
+    wrong = [[None if v is None else float(is_wrong(v)) for v in values] for values in verdicts]
     return _contrast([confidence(samples) for samples in groups], wrong)
 
 
 def reflection_effect(groups: Groups, *, verdicts: Verdicts) -> Values:
     """Accuracy of the samples with a reflection keyword minus that of those without; None unless the prompt has both."""
-    right = [[None if v is None else float(v >= 1) for v in values] for values in verdicts]
+    right = [[None if v is None else float(is_right(v)) for v in values] for values in verdicts]
     return _contrast(right, [reflects(samples) for samples in groups])
 
 

@@ -7,13 +7,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
+import numpy as np
 from annotated_types import Ge, Gt
 
 from data.errors import PartError
 from data.rows.completions import Row, Values, by_prompt
-from tasks.choose.mitigations import feature_values, lengths
+from tasks.bias.effects import scaled
+from tasks.choose.mitigations import lengths
 
-VERSIONS = {"length_matched": 2}  # 2: all lengths in one unit
+VERSIONS = {
+    "length_matched": 2,  # 2: all lengths in one unit
+    "style_balanced": 2,  # 2: balances how much, not how often
+}
 
 
 def length_matched(
@@ -29,22 +34,41 @@ def length_matched(
 
 
 def style_balanced(rows: Sequence[Row], completions: Sequence[Row], scores: Mapping[str, Values], *, feature: str) -> list[Row]:
-    """As many pairs whose chosen side has more of a feature as pairs whose chosen side has less; all ties are kept.
+    """The most pairs whose chosen sides have, on average, as much of a feature as their rejected sides.
 
+    Pairs are dropped on the side that has too much, the widest gaps first, until the gaps add up to about nothing. Lengths are
+    compared on the log scale, as in the ledger. A pair in which the feature does not apply to both sides has no gap.
     Down-sampling the over-represented side worked better than weights in https://arxiv.org/abs/2005.04345.
     """
-    values = feature_values(completions, [feature])[:, 0]
-    value_of = {row["completion_id"]: value for row, value in zip(completions, values, strict=True)}
-    signs = [_sign(value_of[pair["chosen_id"]] - value_of[pair["rejected_id"]]) for pair in rows]
-    quota = {0: len(rows), **dict.fromkeys((1, -1), min(signs.count(1), signs.count(-1)))}
-    used: Counter[int] = Counter()
-    balanced = []
-    # Completion ids are hashes, so their order is random.
-    for pair, sign in sorted(zip(rows, signs, strict=True), key=lambda both: both[0]["chosen_id"]):
-        used[sign] += 1
-        if used[sign] <= quota[sign]:
-            balanced.append(pair)
-    return balanced
+    gaps = _gaps(rows, completions, feature)
+    widest_first = sorted(range(len(rows)), key=lambda i: (-abs(gaps[i]), rows[i]["chosen_id"], rows[i]["rejected_id"]))
+    dropped = _dropped(gaps, widest_first)
+    return [pair for i, pair in enumerate(rows) if i not in dropped]
+
+
+def _dropped(gaps: Sequence[float], widest_first: Sequence[int]) -> set[int]:
+    """The pairs to leave out so that the gaps of the others add up to about 0."""
+    excess, dropped = math.fsum(gaps), set()
+    too_much = [i for i in widest_first if gaps[i] * excess > 0]
+    for i in too_much:
+        if abs(gaps[i]) <= abs(excess):  # so that it never tips over
+            dropped.add(i)
+            excess -= gaps[i]
+    smallest = next((i for i in reversed(too_much) if i not in dropped), None)
+    if smallest is not None and abs(excess - gaps[smallest]) < abs(excess):  # tips over, by less than is left
+        dropped.add(smallest)
+    return dropped
+
+
+def _gaps(pairs: Sequence[Row], completions: Sequence[Row], feature: str) -> list[float]:
+    """The feature of the chosen minus that of the rejected side, on the ledger's scale; 0 where one of them is unknown."""
+    from tasks.run import parts
+
+    known = np.array(parts.configure("features", feature, {})(completions), dtype=float)  # NaN for None
+    values = scaled(known, parts.kind("features", feature)).tolist()
+    value_of = dict(zip((row["completion_id"] for row in completions), values, strict=True))
+    gaps = [value_of[pair["chosen_id"]] - value_of[pair["rejected_id"]] for pair in pairs]
+    return [0.0 if math.isnan(gap) else gap for gap in gaps]
 
 
 def cap_copies(
@@ -91,7 +115,3 @@ def agreed(rows: Sequence[Row], completions: Sequence[Row], scores: Mapping[str,
         both_rank = all(len(set(side)) > 1 for side in zip(*known, strict=True)) if known else False
         labels[prompt] = (float(kendalltau(*zip(*known, strict=True)).statistic) + 1) / 2 if both_rank else 0.5
     return [row | {"label": labels[row["prompt_id"]]} for row in rows]
-
-
-def _sign(value: float) -> int:
-    return int(value > 0) - int(value < 0)

@@ -1,7 +1,7 @@
 """Pairers: `(completions, reward, scores, *, settings) -> rows of PAIRS`, the data of DPO and other preference losses.
 
 `reward` and each scorer's values in `scores` are by completion_id, None if unknown. `scores` is in recipe order; its first
-scorer is the verifier (1.0 right, 0.0 wrong).
+scorer is the verifier; `is_right` and `is_wrong` read its verdicts.
 
 For every pairer: a truncated completion is never chosen. Chosen and rejected never have the same text. A completion with an
 unknown value is neither chosen nor rejected. The order of the rows has no effect.

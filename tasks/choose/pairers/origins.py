@@ -10,12 +10,16 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from data.rows.completions import Row, Values, by_prompt, finished, unique_texts, verifier
+from data.rows.completions import Row, Values, by_prompt, finished, is_wrong, unique_texts, verifier
 from tasks.choose.pairers import pair_row
 
 USES_GOLD = ("prompt_contrast", "best_vs_base")  # unless allow_wrong_chosen
 IGNORES_REWARD = ("given_vs_sample", "prompt_contrast")
-VERSIONS = {"given_vs_sample": 2}
+VERSIONS = {
+    "given_vs_sample": 2,
+    "prompt_contrast": 2,  # 2: partial credit is wrong
+    "best_vs_base": 2,  # 2: as prompt_contrast
+}
 
 Origins = Mapping[str, str]
 
@@ -52,7 +56,7 @@ def prompt_contrast(
     training. Needs pool.contrast.
     """
     verdict = verifier(scores)
-    wrong = {key for key, value in verdict.items() if value == 0.0 and not allow_wrong_chosen}
+    wrong = {key for key, value in verdict.items() if is_wrong(value) and not allow_wrong_chosen}
     return _across(completions, reward, origins, ("policy",), ("contrast",), cap, wrong)
 
 
@@ -79,7 +83,7 @@ def best_vs_base(
         worst = min(base, key=lambda pair: pair[0], default=None)
         if best is None or worst is None or best[0] <= worst[0] or best[1]["text"] == worst[1]["text"]:
             continue
-        if allow_wrong_chosen or verdict.get(best[1]["completion_id"]) != 0.0:
+        if allow_wrong_chosen or not is_wrong(verdict.get(best[1]["completion_id"])):
             pairs.append(pair_row(best[1], worst[1], reward))
     return pairs
 

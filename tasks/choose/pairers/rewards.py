@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Le, MinLen
 
-from data.rows.completions import Row, Values, by_prompt, finished, unique_texts, verifier
+from data.rows.completions import Row, Values, by_prompt, finished, is_right, is_wrong, unique_texts, verifier
 from tasks.choose.pairers import pair_row
-from tasks.choose.selectors.best import accepted
+from tasks.choose.selectors.best import acceptance, accepted
+
+VERSIONS = {
+    "right_vs_wrong": 2,  # 2: a verdict above 1.0 is right too, partial credit is wrong
+    "best_vs_worst": 2,  # 2: as right_vs_wrong
+    "all_over_margin": 2,  # 2: as right_vs_wrong
+    "rejection_sampled": 2,  # 2: one pass, so that the accepted follow the tilted policy
+    "longest_shared_prefix": 2,  # 2: no pair parts where only the wording differs; right and wrong as right_vs_wrong
+}
+FACTS = {"rejection_sampled": acceptance}
+
+NUMBER, WORD = re.compile(r"\d+(?:[.,]\d+)*"), re.compile(r"\w+")
 
 NEEDS_GOLD = IGNORES_REWARD = ("right_vs_wrong", "longest_shared_prefix")
 USES_GOLD = ("best_vs_worst", "all_over_margin")  # unless allow_wrong_chosen
@@ -27,8 +39,8 @@ def right_vs_wrong(
     """
     verdict, pairs = verifier(scores), []
     for rows in by_prompt(completions).values():
-        right = unique_texts(row for row in rows if finished(row) and verdict.get(row["completion_id"]) == 1.0)
-        wrong = unique_texts((row for row in rows if verdict.get(row["completion_id"]) == 0.0), besides=right)
+        right = unique_texts(row for row in rows if finished(row) and is_right(verdict.get(row["completion_id"])))
+        wrong = unique_texts((row for row in rows if is_wrong(verdict.get(row["completion_id"]))), besides=right)
         count = max(len(right), len(wrong)) if right and wrong else 0
         pairs += [pair_row(right[i % len(right)], wrong[i % len(wrong)], reward) for i in range(min(count, cap or count))]
     return pairs
@@ -53,7 +65,7 @@ def best_vs_worst(
     for rows in by_prompt(completions).values():
         known = [(value, row) for row in rows if (value := reward.get(row["completion_id"])) is not None]
         best = max((pair for pair in known if finished(pair[1])), key=lambda pair: pair[0], default=None)
-        if best is None or (verdict.get(best[1]["completion_id"]) == 0.0 and not allow_wrong_chosen):
+        if best is None or (is_wrong(verdict.get(best[1]["completion_id"])) and not allow_wrong_chosen):
             continue
         lower = [pair for pair in known if pair[0] < best[0] and pair[1]["text"] != best[1]["text"]]
         worst = min(lower, key=lambda pair: pair[0], default=None)  # max and min keep the first of equals
@@ -81,7 +93,7 @@ def all_over_margin(
     verdict, pairs = verifier(scores), []
     for rows in by_prompt(completions).values():
         known = unique_texts(row for row in rows if reward.get(row["completion_id"]) is not None)
-        candidates = [r for r in known if finished(r) and (allow_wrong_chosen or verdict.get(r["completion_id"]) != 0.0)]
+        candidates = [r for r in known if finished(r) and (allow_wrong_chosen or not is_wrong(verdict.get(r["completion_id"])))]
         all_pairs = [pair_row(a, b, reward) for a in candidates for b in known if a is not b]
         wide = [pair for pair in all_pairs if pair["margin"] >= minimum_margin]
         pairs += sorted(wide, key=lambda pair: -pair["margin"])[: cap or None]
@@ -120,11 +132,13 @@ def rejection_sampled(
 ) -> list[Row]:
     """Neighbours among the completions that rejection sampling accepts, the one with the higher reward chosen; ties give none.
 
-    RSO, https://arxiv.org/abs/2309.06657: the pairs follow the policy tilted by exp(reward / beta), not the sampler (there 8
-    accepted of 64, ranked in one round). Verdicts are not used; facts.json counts wrong chosen ones.
+    RSO, https://arxiv.org/abs/2309.06657: both sides of a pair follow the policy tilted by exp(reward / beta), not the sampler
+    (there beta 0.5, 8 accepted of 64, first-round ranking). Verdicts are not used; facts.json counts wrong chosen ones and has
+    the acceptance rate.
     """
     pairs = []
-    for rows in accepted(completions, reward, beta, count).values():
+    for passed in accepted(completions, reward, beta).values():
+        rows = passed[:count]
         for one, other in zip(rows[::2], rows[1::2], strict=False):
             better, worse = sorted((one, other), key=lambda row: -(reward[row["completion_id"]] or 0.0))
             pair = pair_row(better, worse, reward)
@@ -142,13 +156,16 @@ def longest_shared_prefix(
 ) -> list[Row]:
     """Every verified wrong completion against the right one that shares the most of its first steps, at least one.
 
-    So the pair differs from the first wrong step on. The shared steps cancel in DPO's margin, token by token, as if they were
-    part of the prompt. `separator` ends a step. Step-DPO, https://arxiv.org/abs/2406.18629, here with the rest of both texts.
+    The shared steps cancel in DPO's margin, token by token, as if they were part of the prompt. `separator` ends a step. A pair
+    parts where the two say something else, not where only the wording differs: the numbers of the step differ, or its words if
+    it has none. So the less steps are worded alike, the fewer pairs there are.
+    Step-DPO, https://arxiv.org/abs/2406.18629, here with the rest of both texts. There a judge finds the first wrong step. A
+    verdict is about the whole text, so a pair can part before the error, where right solutions take several ways.
     """
     verdict, pairs = verifier(scores), []
     for rows in by_prompt(completions).values():
-        right = unique_texts(row for row in rows if finished(row) and verdict.get(row["completion_id"]) == 1.0)
-        wrong = unique_texts((row for row in rows if verdict.get(row["completion_id"]) == 0.0), besides=right)
+        right = unique_texts(row for row in rows if finished(row) and is_right(verdict.get(row["completion_id"])))
+        wrong = unique_texts((row for row in rows if is_wrong(verdict.get(row["completion_id"]))), besides=right)
         pairs_of_prompt = []
         for row in wrong:
             shared, best = max(((_shared(row, r, separator), r) for r in right), key=lambda pair: pair[0], default=(0, row))
@@ -158,6 +175,15 @@ def longest_shared_prefix(
 
 
 def _shared(a: Row, b: Row, separator: str) -> int:
-    """How many whole steps two texts have in common at their start."""
-    steps = zip(a["text"].split(separator)[:-1], b["text"].split(separator)[:-1], strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], steps))
+    """How many whole steps two texts have in common at their start; 0 if the next step differs only in its wording."""
+    one, other = a["text"].split(separator), b["text"].split(separator)
+    steps = zip(one[:-1], other[:-1], strict=False)
+    shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], steps))
+    reworded = one[shared] != other[shared] and _said(one[shared]) == _said(other[shared])
+    return 0 if reworded else shared
+
+
+def _said(step: str) -> frozenset[str] | str:
+    """What a step says, without its wording: the numbers in it; without numbers its words in lower case."""
+    numbers = frozenset(number.replace(",", "") for number in NUMBER.findall(step))
+    return numbers or " ".join(WORD.findall(step.casefold()))

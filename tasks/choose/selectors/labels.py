@@ -10,11 +10,14 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from data.rows.completions import Row, Values, by_prompt, finished, unique_texts, verifier
+from data.rows.completions import Row, Values, by_prompt, finished, is_right, is_wrong, unique_texts, verifier
 from tasks.choose.selectors import selected_row
 
 NEEDS_GOLD = IGNORES_REWARD = ("labelled",)
-VERSIONS = {"ranked": 2}  # 2: truncated completions rank below all that ended by themselves
+VERSIONS = {
+    "labelled": 2,  # 2: a verdict above 1.0 is right too, partial credit is wrong
+    "ranked": 2,  # 2: truncated completions rank below all that ended by themselves
+}
 
 
 def labelled(
@@ -26,8 +29,8 @@ def labelled(
     """
     verdict, selected = verifier(scores), []
     for rows in by_prompt(completions).values():
-        right = unique_texts(row for row in rows if finished(row) and verdict.get(row["completion_id"]) == 1.0)
-        wrong = unique_texts((row for row in rows if verdict.get(row["completion_id"]) == 0.0), besides=right)
+        right = unique_texts(row for row in rows if finished(row) and is_right(verdict.get(row["completion_id"])))
+        wrong = unique_texts((row for row in rows if is_wrong(verdict.get(row["completion_id"]))), besides=right)
         for side, label in ((right, True), (wrong, False)):
             selected += [selected_row(row) | {"label": label} for row in side[: cap or None]]
     return selected

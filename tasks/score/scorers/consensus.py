@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Gt
 
+from data.rows.completions import is_right
 from tasks.score import verify_pool
 from tasks.score.scorers import Row, Score, answer_part, printable
 
@@ -61,6 +62,6 @@ def _classes(keys: set[Answer], timeout: float, workers: int) -> dict[Answer, An
     same = verify_pool.verify_all([(a, f"${b}$") for _, a, b in pairs], timeout, workers)
     class_of = {key: key for key in keys}
     for (prompt, a, b), (value, _, _) in zip(pairs, same, strict=True):
-        if value == 1.0 and class_of[prompt, b] == (prompt, b):
+        if is_right(value) and class_of[prompt, b] == (prompt, b):
             class_of[prompt, b] = class_of[prompt, a]
     return class_of

@@ -11,6 +11,7 @@ from typing import Annotated
 from annotated_types import Ge, MinLen
 
 from data.rows import tables
+from data.rows.completions import is_right
 from tasks.generate.prefixes import begun
 from tasks.score.scorers import Row, Score
 
@@ -36,7 +37,7 @@ class step_rollouts:
         verdicts: dict[str, list[float]] = defaultdict(list)
         for row in tables.read(rollouts / "scores.parquet", tables.SCORES).to_pylist():
             if row["value"] is not None:
-                verdicts[row["prompt_id"]].append(float(row["value"] >= 1.0))
+                verdicts[row["prompt_id"]].append(float(is_right(row["value"])))
         self.value_of_start = {start: sum(right) / len(right) for start, right in verdicts.items()}
 
     def __call__(self, prompts: Sequence[Row], completions: Sequence[Row], *, verdicts: Sequence[float | None]) -> list[Score]:

@@ -14,6 +14,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt
 
+from data.rows.completions import is_right
 from tasks.score.scorers import Row, Score
 
 Verdicts = Sequence[float | None]
@@ -79,7 +80,7 @@ def cosine_length(
 
     lengths = [_tokens(row) for row in completions]
     rows = zip(completions, lengths, verdicts, strict=True)
-    return [_no_value(n, v) if n is None or v is None else Score(shape(row, n, v >= 1.0)) for row, n, v in rows]
+    return [_no_value(n, v) if n is None or v is None else Score(shape(row, n, is_right(v))) for row, n, v in rows]
 
 
 def soft_overlong(
@@ -122,14 +123,14 @@ def _shaped_within_prompts(completions: Sequence[Row], verdicts: Verdicts, shape
     for row, length, verdict in zip(completions, lengths, verdicts, strict=True):
         if length is not None:
             every[row["prompt_id"]].append(length)
-            among[row["prompt_id"]] += [length] if verdict is not None and verdict >= 1.0 else []
+            among[row["prompt_id"]] += [length] if is_right(verdict) else []
     scores = []
     for row, length, verdict in zip(completions, lengths, verdicts, strict=True):
         if length is None or verdict is None:
             scores.append(_no_value(length, verdict))
         else:
             prompt = row["prompt_id"]
-            scores.append(Score(shape(length, verdict >= 1.0, every[prompt], among[prompt])))
+            scores.append(Score(shape(length, is_right(verdict), every[prompt], among[prompt])))
     return scores
 
 
