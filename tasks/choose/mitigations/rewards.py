@@ -135,13 +135,15 @@ def _regression(
 
 def _surely_not_zero(weights: np.ndarray, half_widths: np.ndarray) -> np.ndarray:
     """The weights, 0 where the interval holds 0."""
-    return np.where(np.abs(weights) > half_widths, weights, 0.0)
+    sure: np.ndarray = np.where(np.abs(weights) > half_widths, weights, 0.0)
+    return sure
 
 
 def _level_means(values: np.ndarray, prompts: np.ndarray, y: np.ndarray) -> np.ndarray:
     """For each row, the mean of its prompt's rows with its reward. What is subtracted alike from ties leaves them ties."""
     levels = np.unique(np.stack([prompts, y], axis=1), axis=0, return_inverse=True)[1].ravel()
-    return values - _within(values, levels)
+    means: np.ndarray = values - _within(values, levels)
+    return means
 
 
 def _gaps(reward: np.ndarray, log_length: np.ndarray, prompts: np.ndarray) -> np.ndarray:
