@@ -107,13 +107,13 @@ def test_equally_good_solutions_score_alike_whatever_their_number_of_steps(tmp_p
 
 @pytest.mark.parametrize("steps", [4, 20])
 def test_a_wrong_step_is_seen_however_long_the_solution(tmp_path: Path, steps: int) -> None:
-    # from a wrong step on, continuations hardly ever end right: such a solution scores below a sound one of as many steps, and
-    # of three times as many, in at least 95 of 100 comparisons
+    # a wrong last step, after which continuations hardly ever end right: such a solution scores below a sound one of as many
+    # steps, and of three times as many, in at least 90 of 100 comparisons
     sound = right_solutions(tmp_path, [[0.8] * steps] * 100, 1)
-    longer = right_solutions(tmp_path, [[0.8] * min(3 * steps, 60)] * 100, 2)
-    flawed = right_solutions(tmp_path, [[0.8] * (steps // 2) + [0.05] * (steps - steps // 2)] * 100, 3)
+    longer = right_solutions(tmp_path, [[0.8] * 3 * steps] * 100, 2)
+    flawed = right_solutions(tmp_path, [[0.8] * (steps - 1) + [0.05]] * 100, 3)
     for other in (sound, longer):
-        assert (other[:, None] > flawed[None]).mean() > 0.95
+        assert (other[:, None] > flawed[None]).mean() > 0.9
 
 
 def test_a_start_stands_as_if_it_had_been_sampled(tmp_path: Path) -> None:
