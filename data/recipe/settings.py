@@ -230,10 +230,9 @@ class Reward(Strict):
     )
     normalise: Literal["none", "prompt", "round"] = Field(
         "none",
-        description="sum only: the scale of each score before it is weighted. none = as it is. prompt = minus the mean of the "
-        "prompt's completions, in their standard deviations (GRPO, arXiv 2402.03300; per score as in GDPO, arXiv 2601.05242). "
-        "round = the same over all completions of the round (as PPO whitens a batch). A minimum, minimum_margin or beta of a "
-        "part is then in standard deviations",
+        description="sum only: the scale of each score before it is weighted; prompt = in standard deviations from the mean of "
+        "the prompt's completions, round = from that of all. Sources: GRPO (arXiv 2402.03300) and, score by score, GDPO "
+        "(arXiv 2601.05242); PPO whitens a batch. A minimum, minimum_margin or beta of a part is then in standard deviations",
     )
 
 
