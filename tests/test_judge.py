@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +33,7 @@ Row = dict[str, Any]
 RUBRIC, PAIRS = templates.load("additive5"), templates.load("better_of_two")
 JUDGED = (
     'score=[{scorer="tests.micro:ends_even", weight=0.0}, '
-    '{scorer="judge", checkpoint="%s", settings={template="tiny_verdict", reading="expected"}}]'
+    '{scorer="judge", checkpoint="%s", settings={template="tiny_verdict", reading="expected", minimum_mass=0.0}}]'
 )
 
 
@@ -144,6 +147,88 @@ def test_sampled_answers_are_averaged_and_a_failed_one_is_no_score() -> None:
     assert (failed.value, failed.status, failed.detail) == (None, "parse_failure", '{"answer": "\'no idea\'"}')
 
 
+def chance(checkpoint: Path | None, *, unread: float = 0.0, follows: float = 0.0, first: float = 0.0) -> Any:
+    """An engine that judges by chance.
+
+    On one text: a score from 0 to 5, or with probability `unread` nothing. On two texts "quality Q": the first wins with the
+    odds of Bradley and Terry, at `follows` per point of quality, plus `first` for its place.
+    """
+    draw = np.random.default_rng(8)
+
+    def answer(question: str) -> str:
+        if draw.random() < unread:
+            return "no idea"
+        qualities = [float(number) for number in re.findall(r"quality (-?\d+)", question)]
+        if len(qualities) < 2:
+            return f"Score: {draw.integers(0, 6)}"
+        odds = follows * (qualities[0] - qualities[1]) + first
+        return "Better: " + ("A" if draw.random() < 1 / (1 + math.exp(-odds)) else "B")
+
+    def sample(batches: Sequence[Batch], decoding: Decoding) -> Iterator[tuple[int, list[Row]]]:
+        for index, batch in enumerate(batches):
+            asked = [prompt["messages"][0]["content"] for prompt in batch.prompts for _ in range(decoding.n)]
+            yield index, [{"text": answer(question), "finish_reason": "stop"} for question in asked]
+
+    return SimpleNamespace(sample=sample)
+
+
+def judged_by_chance(prompts: int, **settings: Any) -> list[list[Score]]:
+    """Scores of `prompts` prompts with 8 texts each, all equally good."""
+    engine = {"engine": "tests.test_judge:chance", "engine_settings": settings.pop("engine_settings", {})}
+    scorer = judge(template="additive5", **engine, **settings)
+    groups = [rows(*(f"text {p} {i}" for i in range(8)), prompt=f"p{p}") for p in range(prompts)]
+    scores = iter(scorer([q for group, _ in groups for q in group], [row for _, group in groups for row in group]))
+    return [[next(scores) for _ in range(8)] for _ in range(prompts)]
+
+
+def test_a_mean_over_more_verdicts_varies_less() -> None:
+    # what averaging is for: over four verdicts the SD is half of that over one, and the mean is the labels' mean (400 prompts)
+    one, four = ([s.value or 0.0 for g in judged_by_chance(400, samples=n) for s in g] for n in (1, 4))
+    assert np.std(one) / np.std(four) == pytest.approx(2.0, abs=0.1)
+    assert np.mean(one) == pytest.approx(np.mean(four), abs=0.02) == pytest.approx(0.5, abs=0.02)
+
+
+def test_few_readable_verdicts_do_not_make_a_text_the_best() -> None:
+    # half of the verdicts cannot be read and all texts are equally good: what one verdict stands for is best, and worst, no
+    # more often than its share (400 prompts)
+    groups = [[s for s in g if s.value is not None] for g in judged_by_chance(400, engine_settings={"unread": 0.5})]
+
+    def one_verdict(score: Score) -> bool:
+        return sum(value is not None for value in json.loads(score.detail or "")["values"]) == 1
+
+    share = np.mean([one_verdict(s) for g in groups for s in g])
+    assert 0.35 < share < 0.5
+    for pick in (max, min):
+        extreme = [pick(g, key=lambda s: s.value or 0.0) for g in groups]
+        assert np.mean([one_verdict(s) for s in extreme]) <= share
+
+
+def test_the_share_won_follows_quality_and_not_the_place() -> None:
+    # a judge that likes the first text and follows Bradley and Terry: the mean value of a quality rises with it, and texts of
+    # equal quality have one half (60 prompts of four qualities)
+    engine: dict[str, Any] = {"engine": "tests.test_judge:chance", "engine_settings": {"follows": 1.0, "first": 2.0}}
+    scorer = judge(template="better_of_two", samples=1, **engine)
+    groups = [rows(*(f"{p}.{i}: quality {i // 2}" for i in range(8)), prompt=f"p{p}") for p in range(60)]
+    scores = scorer([q for g, _ in groups for q in g], [row for _, g in groups for row in g])
+    means = np.array([s.value for s in scores], dtype=float).reshape(60, 4, 2).mean((0, 2))
+    assert all(np.diff(means) > 0.05)
+    assert means.mean() == pytest.approx(0.5, abs=1e-9)
+    even = judge(template="better_of_two", samples=1, **engine)(*rows(*(f"{i}: quality 1" for i in range(40))))
+    assert np.mean([s.value for s in even]) == pytest.approx(0.5)
+    assert np.std(np.array([s.value for s in even], dtype=float)) < 0.12
+
+
+def test_a_comparison_that_cannot_be_read_is_even() -> None:
+    # two of three verdicts unreadable: won by one third more than half, not by all
+    prompts, completions = rows("a", "b")
+    scores = asking("Better: A|stop\n?|stop\n?|stop", template="better_of_two")(prompts, completions)
+    assert [s.value for s in scores] == [0.5, 0.5]  # the first place won both times
+    (game, _) = comparisons(
+        [{**c, "value": s.value, "status": s.status, "detail": s.detail} for c, s in zip(completions, scores, strict=True)]
+    )
+    assert game["first_wins"] == pytest.approx(2 / 3)
+
+
 def test_one_verdict_per_distinct_text_of_a_prompt() -> None:
     # Two samples with the same text are asked about once and score the same, and so do two prompts of the same words: the
     # seed of a question is of its words alone. The same text under another question is another.
@@ -193,7 +278,7 @@ def test_the_expected_score_is_the_labels_probabilities_times_their_worth(
     text = templates.path("additive5").read_text().replace("0 = 0.0\n", "")  # " 0" is two tokens to this tokenizer
     (tmp_path / "four.toml").write_text(text)
     monkeypatch.setattr(templates, "FOLDER", tmp_path)
-    scorer = judge(template="four", reading="expected", checkpoint=llama, batch=3)
+    scorer = judge(template="four", reading="expected", checkpoint=llama, batch=3, minimum_mass=0.0)
     prompts, completions = rows("4", "it is five, I am sure of it, " * 9, "")
     for prompt, completion, score in zip(prompts, completions, scorer(prompts, completions), strict=True):
         question = RUBRIC.fill({"prompt": prompt["messages"][0]["content"], "completion": completion["text"]})
@@ -203,6 +288,22 @@ def test_the_expected_score_is_the_labels_probabilities_times_their_worth(
         known = {worth: float(p[token]) for token, worth in scorer.labels.items()}
         assert score.value == pytest.approx(sum(w * q for w, q in known.items()) / sum(known.values()), abs=1e-5)
         assert json.loads(score.detail or "")["mass"] == pytest.approx(sum(known.values()), abs=1e-5)
+
+
+def test_a_judge_that_would_answer_something_else_has_no_value(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the probability of all labels together, on each side of the floor: a value, or a status and no reward
+    (tmp_path / "four.toml").write_text(templates.path("additive5").read_text().replace("0 = 0.0\n", ""))
+    monkeypatch.setattr(templates, "FOLDER", tmp_path)
+    settings: dict[str, Any] = {"template": "four", "reading": "expected", "checkpoint": llama}
+    prompts, completions = rows("4")
+    (free,) = judge(**settings, minimum_mass=0.0)(prompts, completions)
+    mass = json.loads(free.detail or "")["mass"]
+    (below,) = judge(**settings, minimum_mass=0.99 * mass)(prompts, completions)
+    (above,) = judge(**settings, minimum_mass=1.01 * mass)(prompts, completions)
+    assert (below.value, below.status) == (free.value, "ok")
+    assert (above.value, above.status) == (None, "low_label_mass")
 
 
 def test_the_expected_score_needs_a_model_and_labels_of_one_token(llama: Path) -> None:
@@ -241,7 +342,7 @@ def test_opponents_limit_the_comparisons() -> None:
     assert {s.status for s in asking("?|stop", template="better_of_two")(*rows("a", "b"))} == {"parse_failure"}
 
 
-@pytest.mark.parametrize("status", ["parse_failure", "refused", "too_long", "no_verdict", "timeout"])
+@pytest.mark.parametrize("status", ["parse_failure", "refused", "too_long", "no_verdict", "timeout", "low_label_mass"])
 def test_a_failed_verdict_is_not_a_bad_answer(tmp_path: Path, status: str) -> None:
     # Weighted with another scorer, a completion whose judge failed has no reward: it is neither chosen nor rejected.
     columns: dict[str, list[tuple[float | None, str]]] = {
@@ -256,18 +357,18 @@ def test_a_failed_verdict_is_not_a_bad_answer(tmp_path: Path, status: str) -> No
         ]
         tables.write(tables.from_rows(scored, tables.SCORES), tables.SCORES, tmp_path / name / "scores.parquet")
     work = SimpleNamespace(
-        settings=reward.Settings(weights={"verifier": 0.1, "judge": 1.0}, how="sum", penalty=0.0),
+        settings=reward.Settings(weights={"verifier": 0.1, "judge": 1.0}, how="sum", penalty=0.0, normalise="none"),
         inputs={f"score/{name}": tmp_path / name for name in columns},
         out=tmp_path,
     )
     reward.reward(work)  # type: ignore[arg-type]
     made = tables.read(tmp_path / "scores.parquet", tables.SCORES).to_pylist()
     assert [(r["value"], r["status"]) for r in made] == [(1.0, "ok"), (None, status), (0.4, "ok")]
-    # As an ensemble: mean - 2 sd of 0.1 and 0.9 is 0.5 - 2 * 0.8 / sqrt(2), and unknown stays unknown.
-    work.settings = reward.Settings(weights={"verifier": 0.1, "judge": 1.0}, how="pessimistic", penalty=2.0)
+    # As an ensemble unknown stays unknown, and the others have a value.
+    work.settings = reward.Settings(weights={"verifier": 0.1, "judge": 1.0}, how="pessimistic", penalty=1.0, normalise="none")
     reward.reward(work)  # type: ignore[arg-type]
     made = tables.read(tmp_path / "scores.parquet", tables.SCORES).to_pylist()
-    assert [r["value"] for r in made] == [pytest.approx(0.5 - 1.6 / 2**0.5), None, pytest.approx(0.2 - 0.8 / 2**0.5)]
+    assert [r["value"] is None for r in made] == [False, True, False]
 
 
 def test_what_a_verdict_stands_on_is_in_its_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

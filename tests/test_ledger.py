@@ -179,6 +179,17 @@ def test_what_acts_on_a_feature_is_there() -> None:
         for name in mitigations(feature, kind):
             section, _, key = name.partition(".")
             assert name in shelf or key in known[section]
+            if name in ("residualised", "style_balanced"):  # they take features that need the completion alone
+                assert not parts.needs("features", feature)
+
+
+def test_no_mitigation_is_named_where_none_can_act() -> None:
+    # not for a prompt feature, whoever wrote it; not for a distance to round 0, which is unknown there and never alarms
+    for name in parts.public("prompt_features"):
+        assert not {"residualised", "style_balanced"} & set(mitigations(name, "real")), name
+    assert mitigations("mine", "real", of_prompt=True) == ()
+    assert mitigations("mine", "real") == ("residualised", "style_balanced")
+    assert {mitigations(name, "real") for name in ("kl_base", "kl_base_token", "kl_base_start", "kl_previous")} == {()}
     assert {*KNOWN, *itertools.chain(*COLUMNS.values())} >= FAULTS
 
 

@@ -113,7 +113,7 @@ def test_an_empty_split_gives_empty_metrics(tmp_path: Path) -> None:
         ([[1, 1, 0, 0], [0, 0, 0, 0]], 0.25, 0.5),
         ([[1, 1], [1, 0], [0, 0]], 0.5, 2 / 3),
         ([[1, 1, 1]], 1.0, 1.0),
-        ([[1, 0, 0], [0, 1]], 5 / 12, (2 / 3 + 1) / 2),  # k is the fewest samples any prompt has: 2
+        ([[1, 0, 0], [0, 1]], 5 / 12, (2 / 3 + 1) / 2),  # k is what at least half of the prompts have: 2
     ],
 )
 def test_pass_at_k_by_hand(groups: list[list[float]], one: float, all_of_them: float) -> None:
@@ -131,6 +131,25 @@ def test_pass_at_k_is_the_share_of_draws_that_hold_a_right_one(n: int, right: in
         k = int(row["metric"].removeprefix("pass@"))
         draws = list(itertools.combinations(values, k))
         assert row["value"] == pytest.approx(sum(any(draw) for draw in draws) / len(draws))
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=6), min_size=1, max_size=12))
+def test_pass_at_k_rests_on_the_prompts_that_have_k_samples(groups: list[list[float]]) -> None:
+    # any numbers of judged samples: k is one that at least half of the prompts have; n counts them; never below 0 or above 1;
+    # and the value is the count over every way to draw k of each one's samples
+    last = pass_at_k("s", {f"p{i}": group for i, group in enumerate(groups)})[-1]
+    k = int(last["metric"].removeprefix("pass@"))
+    enough = [group for group in groups if len(group) >= k]
+    assert last["n"] == len(enough) >= len(groups) / 2
+    assert 0.0 <= last["value"] <= 1.0
+    solved = [np.mean([any(draw) for draw in itertools.combinations(group, k)]) for group in enough]
+    assert last["value"] == pytest.approx(np.mean(solved))
+
+
+def test_one_lost_sample_renames_no_metric() -> None:
+    # a request that failed on one prompt of a hundred: still pass@4, on the other 99
+    groups = {f"p{i}": [1.0, 0.0, 0.0, 0.0] for i in range(99)} | {"lost": [0.0, 0.0, 0.0]}
+    assert [(row["metric"], row["n"]) for row in pass_at_k("s", groups)] == [("pass@1", 100), ("pass@4", 99)]
 
 
 def test_pass_at_one_of_one_sample_is_one_row() -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data.errors import PartError
 from tasks.choose import mitigations
 from tasks.choose.mitigations import chosen, rewards
+from tasks.choose.pairers.rewards import best_vs_worst
+from tasks.choose.selectors.best import best_of_n
 from tasks.run import parts
 
 Row = dict[str, Any]
@@ -53,13 +58,124 @@ def test_residualising_takes_the_style_and_leaves_the_verdict() -> None:
 
 
 def test_a_length_penalty_leaves_no_correlation_within_prompts() -> None:
-    # reward that is nothing but length is worth nothing after; a price by hand is taken as it is
+    # reward that is nothing but length is worth nothing after, to the last digit; a price by hand is taken as it is
     rows, _, scores = pool()
     reward = {row["completion_id"]: 0.01 * len(row["token_ids"]) for row in rows}
     changed = rewards.length_penalty(reward, rows, scores)
-    assert np.std(np.array([changed[i] for i in reward], dtype=float)) == pytest.approx(0.0, abs=1e-9)
+    assert len(set(changed.values())) == 1  # else best_vs_worst would pair by what is left of the rounding
     by_hand = rewards.length_penalty(reward, rows, scores, per_token=0.005)
     assert by_hand["000-0"] == pytest.approx(0.5 * reward["000-0"])
+
+
+POOLS, PROMPTS, SAMPLES = 25, 60, 8  # of each kind, fixed before looking
+KINDS = ("verdict", "levels", "continuous")  # a verifier's 0 and 1, a judge's six levels, a reward model
+
+
+@functools.cache
+def priced_pool(kind: str, seed: int, slope: float) -> tuple[list[Row], dict[str, float | None]]:
+    """Completions of random length, and a reward that pays `slope` per 20 tokens more than the prompt's usual length."""
+    draw = np.random.default_rng(seed)
+    usual = np.exp(draw.normal(3.5, 0.3, PROMPTS))[:, None]
+    tokens = np.maximum(1, usual * np.exp(draw.normal(0, 0.4, (PROMPTS, SAMPLES)))).astype(int)
+    paid, luck = slope * (tokens - usual) / 20, draw.normal(size=tokens.shape)
+    value = {
+        "verdict": (draw.random(tokens.shape) < 1 / (1 + np.exp(-2 * paid))).astype(float),
+        "levels": np.clip(np.round(2.5 + paid + luck), 0, 5) / 5,
+        "continuous": paid + luck,
+    }[kind]
+    rows = [
+        {"completion_id": f"{p:03d}-{s}", "prompt_id": f"{p:03d}", "sample": s, "text": "word " * n + f"{p}-{s}",
+         "token_ids": [1] * n, "finish_reason": "stop"}
+        for p in range(PROMPTS)
+        for s, n in enumerate(tokens[p].tolist())
+    ]  # fmt: skip
+    return rows, {row["completion_id"]: float(v) for row, v in zip(rows, value.ravel(), strict=True)}
+
+
+def length_gaps(rows: Sequence[Row], reward: dict[str, float | None]) -> tuple[float, float]:
+    """|Mean log length of the chosen minus that of the rejected| of best_vs_worst; of the best minus the rest of best_of_n."""
+    log = {row["completion_id"]: np.log(len(row["token_ids"])) for row in rows}
+    pairs = best_vs_worst(rows, reward, {"": {}}, allow_wrong_chosen=True)
+    best = {row["completion_id"] for row in best_of_n(rows, reward, {"": {}})}
+    sides: dict[str, tuple[list[float], list[float]]] = {}
+    for row in rows:
+        sides.setdefault(row["prompt_id"], ([], []))[row["completion_id"] in best].append(log[row["completion_id"]])
+    gaps = [log[pair["chosen_id"]] - log[pair["rejected_id"]] for pair in pairs]
+    return abs(float(np.mean(gaps or [0]))), abs(float(np.mean([np.mean(b) - np.mean(rest) for rest, b in sides.values()])))
+
+
+def ties_decided(rows: Sequence[Row], before: dict[str, float | None], after: Any) -> int:
+    """Pairs of completions of one prompt whose rewards were equal and are not any more."""
+    seen: dict[tuple[str, float | None], set[float | None]] = {}
+    for row in rows:
+        seen.setdefault((row["prompt_id"], before[row["completion_id"]]), set()).add(after[row["completion_id"]])
+    return sum(len(values) - 1 for values in seen.values())
+
+
+def priced(kind: str, slope: float, mitigation: str, **settings: Any) -> dict[str, Any]:
+    """Means over POOLS pools: gaps before and after, ties decided, and the share of pools whose rewards changed."""
+    found = []
+    for seed in range(POOLS):
+        rows, reward = priced_pool(kind, seed, slope)
+        verdict = reward if kind == "verdict" else dict.fromkeys(reward, 1.0)
+        after = getattr(rewards, mitigation)(reward, rows, {"verifier": verdict}, **settings)
+        before_gaps, after_gaps = length_gaps(rows, reward), length_gaps(rows, after)
+        found.append((*before_gaps, *after_gaps, ties_decided(rows, reward, after), after != reward))
+    names = ("pairs", "best", "pairs after", "best after", "ties decided", "changed")
+    return dict(zip(names, np.mean(found, axis=0).tolist(), strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("mitigation", "settings"), [("length_penalty", {}), ("residualised", {"features": ("words", "compression")})]
+)
+def test_where_reward_is_independent_of_length_nothing_is_corrected(kind: str, mitigation: str, settings: Any) -> None:
+    # neutral pools: what is chosen differs in length no more than before, no tie is decided, and 80% of pools stay as they are
+    made = priced(kind, 0.0, mitigation, **settings)
+    assert made["pairs after"] <= made["pairs"] + 0.003
+    assert made["best after"] <= made["best"] + 0.003
+    assert made["ties decided"] == 0
+    assert made["changed"] <= 0.2  # 5% by the interval
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("slope", [1.0, -1.0])
+def test_a_chosen_price_brings_the_lengths_of_what_is_chosen_together(kind: str, slope: float) -> None:
+    # biased pools, in either direction: the gap of what is chosen falls, and no tie is decided, not even then
+    made = priced(kind, slope, "length_penalty")
+    assert made["ties decided"] == 0
+    limit = {"verdict": 1.003, "levels": 0.8, "continuous": 0.25}[kind]  # a verifier's ties leave hardly anything to reorder
+    assert made["pairs after"] <= limit * made["pairs"]
+    assert made["best after"] <= limit * made["best"]
+
+
+@pytest.mark.parametrize("slope", [1.0, -1.0])
+def test_residuals_are_chosen_without_regard_to_the_feature(slope: float) -> None:
+    # biased pools: a reward model that pays for words chooses by the rest of its reward
+    made = priced("continuous", slope, "residualised", features=("words",))
+    assert made["pairs after"] <= 0.25 * made["pairs"]
+    assert made["best after"] <= 0.25 * made["best"]
+    assert priced("verdict", slope, "residualised", features=("words",))["changed"] == 0  # right answers keep what is theirs
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["stop", "length", "error", None, "given"]))), st.integers(1, 9))
+def test_only_what_is_too_long_loses_its_reward(completions: list[tuple[int, str]], limit: int) -> None:
+    # exactly the cut ones and those over the limit; every other reward is as it was
+    rows = [{"completion_id": str(i), "token_ids": [1] * n, "finish_reason": reason, "text": ""}
+            for i, (n, reason) in enumerate(completions)]  # fmt: skip
+    after = rewards.reject_overlong({str(i): float(i) for i in range(len(rows))}, rows, {}, tokens=limit)
+    kept = [n <= limit and reason not in ("length", "error") for n, reason in completions]
+    assert after == {str(i): float(i) if keep else None for i, keep in enumerate(kept)}
+
+
+def test_every_loop_and_nothing_else_loses_its_reward() -> None:
+    # planted loops of every period up to 64 after a random start are all found; 300 random texts keep their reward
+    draw = np.random.default_rng(3)
+    loops = [draw.integers(0, 500, 40).tolist() + draw.integers(0, 500, period).tolist() * 60 for period in range(1, 65)]
+    texts = loops + [draw.integers(0, 500, 400).tolist() for _ in range(300)]
+    rows = [{"completion_id": str(i), "token_ids": tokens, "text": ""} for i, tokens in enumerate(texts)]
+    after = rewards.reject_loops({str(i): 1.0 for i in range(len(rows))}, rows, {})
+    assert [i for i, value in after.items() if value is None] == [str(i) for i in range(len(loops))]
 
 
 def test_unknown_rewards_stay_unknown() -> None:
@@ -210,6 +326,7 @@ def test_overlong_answers_are_not_learnt_from(run_micro: Callable[..., Any], cho
 def test_lengths_are_of_one_unit() -> None:
     # tokens where all have them; beside a text nobody sampled, words of both
     sampled = {"token_ids": [1] * 9, "text": "one two three"}
-    given = {"token_ids": None, "text": "one two three"}
+    words = {"token_ids": None, "text": "one two three"}
     assert mitigations.lengths([sampled, sampled]) == [9, 9]
-    assert mitigations.lengths([sampled, given]) == [3, 3]
+    assert mitigations.lengths([sampled, words]) == [3, 3]
+    assert mitigations.lengths([sampled, {"token_ids": [], "text": ""}]) == [9, 0]  # an empty completion is sampled too

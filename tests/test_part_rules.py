@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from data.errors import PartError
 from flows.commands import part_rules
 from flows.commands.part_rules import check_parts
+from tasks.bias import observe
 from tests.micro import micro
 
 
@@ -99,6 +102,52 @@ def test_the_rules_of_rejection_sampling_read_what_it_reads() -> None:
     fitted = 'score=[{scorer="tests.micro:ends_even"}, {scorer="reward_model", checkpoint="trained"}]'
     fit = ("fit_reward.pairer=rejection_sampled", "fit_reward.settings={beta=0.5}")
     assert "fit_reward.settings.count = 8" in message(fitted, *fit, "generate.n=8")
+
+
+MITIGATED = 'mitigate=[{mitigation="residualised", settings={features=["%s"]}}]'
+
+
+def of_prompts(groups: Any, *, verdicts: Any) -> list[float | None]:
+    """A user's own prompt feature."""
+    return [None] * len(groups)
+
+
+def with_a_setting(completions: Any, *, limit: int) -> list[float | None]:
+    """A user's own feature that nobody can set."""
+    return [float(limit)] * len(completions)
+
+
+def with_a_prompt(completions: Any, *, prompts: Any) -> list[float | None]:
+    """A user's own feature of completion and prompt."""
+    return [None] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("feature", "says"),
+    [
+        ("script_share", "feature 'script_share' also needs prompts"),
+        ("kl_base", "feature 'kl_base' also needs base_logprobs, own_logprobs"),
+        ("overconfidence", "features: no 'overconfidence'"),
+        ("tests.test_part_rules:with_a_prompt", "also needs prompts"),
+        ("tests.test_part_rules:of_prompts", "is one of whole prompts"),
+        ("tests.test_part_rules:with_a_setting", "limit: Field required"),
+    ],
+)
+def test_a_mitigation_takes_features_of_the_completion_alone(feature: str, says: str) -> None:
+    # Claim: what would fail in the middle of a round is refused before it, with one message. The other side runs.
+    text = message(MITIGATED % feature)
+    assert says in text
+    assert "\n" not in text
+    check_parts(micro("tiny_raft", MITIGATED % "words"))
+
+
+def test_a_users_prompt_feature_is_one() -> None:
+    # Claim: the first parameter tells the family, so the ledger gives it whole prompts; a missing setting is refused.
+    watched = ("probe.samples=2", 'probe.features=["tests.test_part_rules:%s"]')
+    check_parts(micro("tiny_raft", watched[0], watched[1] % "of_prompts"))
+    assert "limit: Field required" in message(watched[0], watched[1] % "with_a_setting")
+    families = [observe.family_of(f"tests.test_part_rules:{name}") for name in ("of_prompts", "with_a_setting")]
+    assert families == ["prompt_features", "features"]
 
 
 def test_every_rule_is_listed() -> None:

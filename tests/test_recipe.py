@@ -188,6 +188,11 @@ BREAKS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "scorer_is_needed": ("tiny_dpo", ("score=[]",), "expected at least one [[score]], found none"),
     "some_score_has_weight": ("tiny_dpo", ("score.0.weight=0",), "every [[score]] has weight 0"),
     "ensemble_needs_several_scores": ("tiny_dpo", ("reward.how=min",), "needs at least two [[score]] tables with a weight"),
+    "normalise_is_for_sums": (
+        "tiny_dpo",
+        (SCORES, "reward.how=min", "reward.normalise=round"),
+        "needs reward.how = 'sum', found",
+    ),
     "online_reward_is_a_sum": ("tiny_dpo", (*GRPO, SCORES, "reward.how=min"), "found the online loss 'grpo'"),
     "score_names_differ": ("tiny_dpo", ("score=[{scorer='a'}, {scorer='b', name='a'}]",), "name of its own, found a, a"),
     "suite_names_differ": ("tiny_dpo", ("suites=[{name='s', path='x'}, {name='s', path='y'}]",), "name of its own, found s, s"),
@@ -235,6 +240,8 @@ def test_a_rule_broken_alone_gives_its_one_message(rule: str) -> None:
         ("tiny_dpo", ["gate.kl_budget=5", "train.start_from=best"], "found 'previous' and 'best'"),
         ("tiny_dpo", [*GRPO, "loss.beta=0", "gate.kl_budget=5"], "logs its KL"),
         ("tiny_raft", ["score=[{scorer='a'}, {scorer='a', weight=2}]"], "found a, a"),
+        ("tiny_dpo", [*GRPO, "reward.normalise=prompt"], "reward.normalise = 'prompt' needs an offline loss"),
+        ("tiny_dpo", [SCORES, "reward.how=pessimistic", "reward.penalty=2"], "less than or equal to 1"),
     ],
 )
 def test_the_other_sides_of_a_rule(recipe: str, sets: list[str], says: str) -> None:

@@ -182,12 +182,12 @@ def test_what_cannot_be_fitted_is_refused(sets: tuple[str, ...], says: str) -> N
 
 
 def test_ensembles_by_hand() -> None:
-    # 1, 2, 6: mean 3, median 2, min 1, sample sd sqrt(7)
+    # 1, 2, 6: mean 3, median 2, min 1; below the mean lack 2 and 1, so the lower semideviation is sqrt(5 / 3)
     values = [1.0, 2.0, 6.0]
     assert aggregate(values, "mean") == 3.0
     assert aggregate(values, "median") == 2.0
     assert aggregate(values, "min") == 1.0
-    assert aggregate(values, "pessimistic", 2.0) == pytest.approx(3 - 2 * 7**0.5)
+    assert aggregate(values, "pessimistic", 0.5) == pytest.approx(3 - 0.5 * (5 / 3) ** 0.5)
 
 
 def member(text: str) -> dict[str, Any]:
@@ -200,7 +200,8 @@ def test_ensembles_nest_and_enter_the_key() -> None:
     made = parts.configure("scorers", "ensemble", {"members": [inner, member(".*")], "how": "mean"}, workers=1)
     prompt = {"prompt_id": "p", "messages": [], "answer": "1"}
     rows = [{"completion_id": t, "prompt_id": "p", "text": t, "finish_reason": "stop"} for t in ("ab", "ac")]
-    assert [score.value for score in made([prompt, prompt], rows)] == [1.0, 0.5]
+    half = 0.5**0.5  # two values that differ, standardised: the inner minimum is 0 and -half, then half and -half again
+    assert [score.value for score in made([prompt, prompt], rows)] == pytest.approx([half / 2, -half / 2])
     assert ensemble.parts({"members": [inner, member(".*")]}) == [("scorers", "ensemble"), *[("scorers", "format")] * 3]
     judge = {"scorer": "mean_logprob"}
     for wrong, says in (

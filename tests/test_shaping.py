@@ -3,9 +3,10 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -95,6 +96,47 @@ def test_soft_overlong_and_repetition() -> None:
     assert shaping.kimi_length([], completions[-1:], verdicts=[1.0]) == [Score(None, "no_tokens")]
 
 
+LENGTHS = st.lists(st.integers(0, 200), min_size=1, max_size=8)
+
+
+@given(LENGTHS, st.integers(10, 100), st.integers(1, 60))
+def test_soft_overlong_is_daps_line_and_decides_nothing_below_it(lengths: list[int], limit: int, cache: int) -> None:
+    # TRL's own function gives the same; completions in the window keep their order, because all of them have 0
+    from trl.rewards import get_soft_overlong_punishment
+
+    prompts, completions, _ = rows([[(n, None) for n in lengths]])
+    made = [s.value for s in shaping.soft_overlong(prompts, completions, max_tokens=limit, cache=min(cache, limit))]
+    theirs = get_soft_overlong_punishment(max_completion_len=limit, soft_punish_cache=min(cache, limit))
+    assert made == pytest.approx(theirs([row["token_ids"] for row in completions]))
+    assert {value for value, n in zip(made, lengths, strict=True) if n <= limit - min(cache, limit)} <= {0.0}
+
+
+@given(st.lists(st.lists(st.integers(0, 3), max_size=30), min_size=1, max_size=5), st.integers(1, 4))
+def test_repetition_is_trls(texts: list[list[int]], n: int) -> None:
+    # the share of repeated n-grams, as TRL's own function has it
+    from trl.rewards import get_repetition_penalty_reward
+
+    completions = [{"token_ids": tokens, "finish_reason": "stop", "prompt_id": "p"} for tokens in texts]
+    made = [score.value for score in shaping.repetition([], completions, n=n)]
+    assert made == pytest.approx(get_repetition_penalty_reward(ngram_size=n)(texts))
+
+
+@given(GROUPS)
+def test_a_wrong_answer_gains_nothing_by_its_length(groups: Groups) -> None:
+    # Kimi: a wrong one is never above a right one of its length, nor above 0; cosine: among wrong ones a longer one never gets
+    # less; efficient: all wrong ones have 0
+    for group, kimi, cosine, efficient in zip(
+        groups,
+        shape(shaping.kimi_length, groups),
+        shape(shaping.cosine_length, groups, max_tokens=30),
+        shape(shaping.efficient_length, groups, alpha=0.3),
+        strict=True,
+    ):
+        wrong = [i for i, (_, verdict) in enumerate(group) if verdict == 0.0]
+        assert all((kimi[i] or 0.0) <= 0 and efficient[i] == 0 for i in wrong)
+        assert all((cosine[i] or 0.0) >= (cosine[j] or 0.0) - 1e-9 for i in wrong for j in wrong if group[i][0] >= group[j][0])
+
+
 def voted(texts: list[str], finish: str = "stop", **settings: Any) -> list[float | None]:
     completions = [{"prompt_id": "p", "text": text, "finish_reason": finish} for text in texts]
     return [score.value for score in consensus.votes([{} for _ in texts], completions, **settings)]
@@ -106,6 +148,32 @@ def test_votes_are_shares_of_the_samples(texts: list[str]) -> None:
     count = Counter(text[-1] for text in texts if text[-1] in "12")
     want = [count[text[-1]] / len(texts) if text[-1] in "12" else None for text in texts]
     assert voted(texts, after="#") == want
+
+
+PLAIN = ("42", "-42", "4.2", "42%", "5!", "Paris", "x", "1000", "(1, 2]")
+DRESS: tuple[Callable[[str], str], ...] = (
+    str, lambda a: f" {a} ", lambda a: f"{a}.", lambda a: f"**{a}**", lambda a: f"${a}$", lambda a: f"`{a}`.",
+    lambda a: a.replace("1000", "1,000"), lambda a: f"{a},", lambda a: f"\\${a}",
+)  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.sampled_from(PLAIN), st.sampled_from(range(len(DRESS)))), min_size=1, max_size=8))
+def test_dress_does_not_split_the_votes(answers: list[tuple[str, int]]) -> None:
+    # however it is written, an answer has the votes of all samples that say it; other answers never join it
+    count = Counter(answer for answer, _ in answers)
+    assert voted([f"so #{DRESS[i](answer)}" for answer, i in answers], after="#") == [
+        count[answer] / len(answers) for answer, _ in answers
+    ]
+
+
+def test_the_vote_is_right_more_often_than_a_sample() -> None:
+    # self-consistency: a sample is right with 0.4, wrong ones scatter over ten answers. Of 16 samples the most voted answer is
+    # right at least twice as often as a sample (200 prompts)
+    draw = np.random.default_rng(9)
+    answers = np.where(draw.random((200, 16)) < 0.4, 0, draw.integers(1, 11, (200, 16)))
+    shares = np.array([voted([f"#{a}" for a in prompt], after="#") for prompt in answers.tolist()], dtype=float)
+    first = answers[np.arange(200), shares.argmax(1)]
+    assert (first == 0).mean() >= 2 * (answers == 0).mean()
 
 
 def test_votes_of_equal_mathematics() -> None:

@@ -132,7 +132,7 @@ WORLD = (
 )  # fmt: skip
 INSTEAD: dict[str, tuple[str, ...]] = {
     "scpo": ("score.1.settings={after='#'}", "pair.settings={minimum_votes=0.2}", "generate.n=8"),
-    "self_rewarding": ("score.1.settings={template='tiny_verdict', reading='expected'}",),
+    "self_rewarding": ("score.1.settings={template='tiny_verdict', reading='expected', minimum_mass=0.0}",),
     "spin": ("prompts.per_round=0",),
     "rso": ("generate.n=8", "pair.settings={beta=0.5, count=4}"),
     **dict.fromkeys(

@@ -276,7 +276,7 @@ def campaign(tmp_path_factory: pytest.TempPathFactory, known_store: Path) -> Cam
 
     judged = (
         'score=[{scorer="tests.micro:ends_even", weight=0.0}, '
-        '{scorer="judge", checkpoint="policy", settings={template="tiny_verdict", reading="expected"}}]'
+        '{scorer="judge", checkpoint="policy", settings={template="tiny_verdict", reading="expected", minimum_mass=0.0}}]'
     )
     recipe = micro(
         *("tiny_dpo", "rounds=3", judged, 'pair={pairer="best_vs_worst", settings={allow_wrong_chosen=true}}'),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -278,6 +279,25 @@ def test_hostile_texts_take_no_time(scorer: object) -> None:
     assert time.monotonic() - start < 20
     assert one(scorer, None, "C") == Score(None, "no_answer")
     assert one(scorer, "C 12", "C 12", "length").status == "truncated"
+
+
+LATIN, CYRILLIC, NEITHER = "aZé", "бЯю", " 1+=!,.\n"
+
+
+@given(st.text(LATIN + CYRILLIC + NEITHER, max_size=40))
+def test_the_share_of_a_script_is_over_letters_alone(text: str) -> None:
+    # what is no letter changes nothing, and two scripts share all letters of a text that has no other
+    letters = [letter for letter in text if letter.isalpha()]
+    shares = [one(form.language_share, None, text, script=script).value for script in ("Latin", "Cyrillic")]
+    want = sum(letter in LATIN for letter in letters) / len(letters) if letters else None
+    assert shares == ([None, None] if want is None else pytest.approx([want, 1 - want]))
+
+
+@given(st.text("<a>/ \n", max_size=12))
+def test_format_is_a_full_match_of_the_stripped_text(text: str) -> None:
+    # Python's own engine says the same of any text
+    pattern = r"(?s)<a>.*</a>\s*a?"
+    assert one(form.format, None, text, pattern=pattern).value == float(re.fullmatch(pattern, text.strip()) is not None)
 
 
 def test_language_share() -> None:

@@ -190,12 +190,24 @@ def ensemble_needs_several_scores(recipe: Recipe) -> Messages:
         )
 
 
-def online_reward_is_a_sum(recipe: Recipe) -> Messages:
-    if recipe.reward.how != "sum" and recipe.online:
+def normalise_is_for_sums(recipe: Recipe) -> Messages:
+    how, normalise = recipe.reward.how, recipe.reward.normalise
+    if how != "sum" and normalise != "none":
         yield (
-            f"reward.how = '{recipe.reward.how}' needs an offline loss, found the online loss '{recipe.loss.name}', which only "
-            "adds scores up; set it to 'sum'"
+            f"reward.normalise = '{normalise}' needs reward.how = 'sum', found '{how}', which standardises each score within "
+            "its prompt by itself; set reward.normalise = 'none'"
         )
+
+
+def online_reward_is_a_sum(recipe: Recipe) -> Messages:
+    plain = {"how": "sum", "normalise": "none"}
+    for name, value in plain.items() if recipe.online else ():
+        found = getattr(recipe.reward, name)
+        if found != value:
+            yield (
+                f"reward.{name} = '{found}' needs an offline loss, found the online loss '{recipe.loss.name}', which only adds "
+                f"scores up; set it to '{value}'"
+            )
 
 
 def score_names_differ(recipe: Recipe) -> Messages:
@@ -265,6 +277,7 @@ RULES: tuple[Callable[[Recipe], Messages], ...] = (
     scorer_is_needed,
     some_score_has_weight,
     ensemble_needs_several_scores,
+    normalise_is_for_sums,
     online_reward_is_a_sum,
     score_names_differ,
     suite_names_differ,

@@ -221,10 +221,23 @@ class Reward(Strict):
 
     how: Literal["sum", "mean", "median", "min", "pessimistic"] = Field(
         "sum",
-        description="sum = weighted sum of the scores that apply. The others combine weight * score over an ensemble, and give "
-        "no reward where one score is missing; pessimistic = mean - penalty * standard deviation (arXiv 2312.09244)",
+        description="sum = weighted sum; a score that does not apply counts as its mean within the prompt. The others are "
+        "ensembles of weight * score, each score standardised within its prompt, and give no reward where one is missing. "
+        "pessimistic = mean - penalty * lower semideviation (after arXiv 2312.09244, which subtracts the standard deviation)",
     )
-    penalty: float = Field(1.0, ge=0, description="pessimistic only: standard deviations to subtract; raise it to trust less")
+    penalty: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="pessimistic only: semideviations to subtract. Raise it to trust less; above 1 a higher score could lower "
+        "the reward",
+    )
+    normalise: Literal["none", "prompt", "round"] = Field(
+        "none",
+        description="sum only: the scale of each score before it is weighted; prompt = in standard deviations from the mean of "
+        "the prompt's completions, round = from that of all. Sources: GRPO (arXiv 2402.03300) and, score by score, GDPO "
+        "(arXiv 2601.05242); PPO whitens a batch. A minimum, minimum_margin or beta of a part is then in standard deviations",
+    )
 
 
 class FitReward(Strict):

@@ -15,6 +15,7 @@ from data.recipe.recipe import Recipe
 from data.rows import prompts, records, sources
 from data.store.campaign import free_bytes
 from flows.commands.estimate import judge_tokens, sampled_to_train_on, seven_b
+from flows.commands.notes import notes
 from flows.commands.options import Columns, Home, Json, Model, Prompts, Sets, Source, out, overrides
 from flows.commands.part_rules import check_parts
 from flows.round import gold
@@ -41,6 +42,9 @@ def check(
     disk. With a model of your own it also estimates GPU hours and memory for
     a 7B model on one 80 GB GPU.
 
+    A note says what the recipe does that is easily overlooked, e.g. that it
+    adds scores of unlike scales.
+
     Exit code 0: the recipe can run. 2: it cannot, with all reasons.
 
     Examples:
@@ -54,7 +58,12 @@ def check(
     may, touches = gold_of(recipe)
     if as_json:
         seven = dataclasses.asdict(estimate.pop("seven_b"))
-        shown = {"recipe": recipe.plain(), "gold": {"may": may, "touches": touches}, "estimate": estimate | {"seven_b": seven}}
+        shown = {
+            "recipe": recipe.plain(),
+            "gold": {"may": may, "touches": touches},
+            "estimate": estimate | {"seven_b": seven},
+            "notes": notes(*rounds_of(recipe)),
+        }
         print(json.dumps(shown, indent=1))
         return
     out.print(f"[green]ok[/green]  {recipe.description}")
@@ -72,6 +81,13 @@ def check(
     if recipe.model.path:
         first, second = estimate["seven_b"].lines()
         out.print(f"on a 7B model and one 80 GB GPU: {first}\n{'':<12}{second}", soft_wrap=True)
+    for note in notes(*rounds_of(recipe)):
+        out.print(f"note        {note}", soft_wrap=True, markup=False)
+
+
+def rounds_of(recipe: Recipe) -> list[Recipe]:
+    """The recipe of every round that trains."""
+    return [recipe.at_round(number) for number in range(1, recipe.rounds + 1)]
 
 
 def checked(recipe: Recipe, home: Path) -> dict[str, Any]:
@@ -84,7 +100,7 @@ def checked(recipe: Recipe, home: Path) -> dict[str, Any]:
     if recipe.recorded:
         can_train(recipe)
         read_completions(recipe)
-    check_parts(*(recipe.at_round(number) for number in range(1, recipe.rounds + 1)))
+    check_parts(*rounds_of(recipe))
     counts = prompt_counts(recipe)
     estimate = cost(recipe, counts, suite_rows(recipe))
     if estimate["disk_bytes"] > free_bytes(home):

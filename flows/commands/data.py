@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import BaseModel
 
+from data import labels
 from data.errors import RecipeError
 from data.labels import Label
 from data.recipe import recipe as recipes
@@ -111,10 +112,11 @@ def run(home: Path, recipe: recipes.Recipe) -> Results:
 
 def _print(made: Results, as_json: bool) -> None:
     from flows.commands.report import plain_table
-    from flows.round.artifacts import read_facts, read_metrics
+    from flows.round.artifacts import facts_of, read_facts, read_metrics
     from flows.round.reporter import percent
 
-    metrics, chosen_facts = read_metrics(made.metrics), read_facts(made.chosen)
+    metrics = read_metrics(made.metrics)
+    chosen_facts = read_facts(made.chosen) | facts_of(made.artifacts[labels.REWARD])
     imported: dict[str, Any] = json.loads(made.completions.file("facts.json").read_text())
     if as_json:
         artifacts = {label.text: {"key": a.key, "digest": a.digest, "path": str(a.path)} for label, a in made.artifacts.items()}

@@ -15,6 +15,7 @@ from data.errors import PartError
 from data.recipe.recipe import Recipe
 from data.recipe.settings import SERVER_ENGINES, Pool, Score
 from flows.round import gold
+from tasks.bias import observe
 from tasks.choose import mitigations
 from tasks.run import parts
 
@@ -97,10 +98,36 @@ def scorers_are_installed(recipe: Recipe) -> Messages:
 def features_exist(recipe: Recipe) -> Messages:
     changes = [m for m in recipe.mitigate if not any(refusal(parts.check_settings, "mitigations", m.mitigation, m.settings))]
     for family, name in mitigations.dependencies([change.model_dump() for change in changes]):
-        yield from refusal(parts.find, family, name)
+        yield from refusal(bound_without_settings if family == "features" else parts.find, family, name)
     for name in recipe.probe.features if recipe.watched else ():
-        if name != "*" and name not in parts.public("prompt_features"):
-            yield from refusal(parts.find, "features", name)
+        if name != "*":
+            yield from refusal(lambda name: bound_without_settings(observe.family_of(name), name), name)
+
+
+def bound_without_settings(family: str, name: str) -> None:
+    """Check a feature as the ledger and mitigations bind it: by name alone.
+
+    Raises:
+        PartError: there is no such feature, or it has a setting without a default.
+    """
+    parts.check_settings(family, name, {})
+
+
+def mitigations_take_features_of_completions(recipe: Recipe) -> Messages:
+    """Of the completion alone: what a stage supplies to a feature, a mitigation does not have."""
+    for change in recipe.mitigate:
+        if any(refusal(parts.check_settings, "mitigations", change.mitigation, change.settings)):
+            continue
+        for family, name in mitigations.dependencies([change.model_dump()]):
+            if family != "features" or any(refusal(parts.find, family, name)):
+                continue
+            if observe.family_of(name) == "prompt_features":
+                yield f"mitigations '{change.mitigation}' takes features of a completion, but '{name}' is one of whole prompts"
+            elif needed := sorted(needs(family, name)):
+                yield (
+                    f"mitigations '{change.mitigation}' has only the completion itself, but feature '{name}' also needs "
+                    f"{', '.join(needed)}; name another feature"
+                )
 
 
 def four_bit_training_is_possible(recipe: Recipe) -> Messages:
@@ -260,6 +287,7 @@ RULES: tuple[Callable[[Recipe], Messages], ...] = (
     engines_are_installed,
     scorers_are_installed,
     features_exist,
+    mitigations_take_features_of_completions,
     four_bit_training_is_possible,
     first_scorer_verifies,
     suites_have_verifiers,

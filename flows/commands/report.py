@@ -68,6 +68,13 @@ def number(metric: Metric | None, sign: bool = False) -> str:
     return f"{metric.value:{'+' if sign else ''}.1f}"
 
 
+def reward_shares(finished: Round) -> str:
+    """How much each scorer has to say in the choice among a prompt's completions; "" if one scorer decides alone."""
+    shares: dict[str, float] = finished.facts.get("reward_share") or {}
+    listed = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+    return f"variance of the reward within prompts: {listed}" if shares else ""
+
+
 def final_table(campaigns: list[Campaign]) -> Table | None:
     """Test and out-of-distribution accuracy, measured once after the last round; None if no campaign has it."""
     table = plain_table(

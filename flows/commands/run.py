@@ -132,7 +132,7 @@ def run_to_end(campaign: Campaign, refresh: list[str]) -> str:
 
 def summary(campaigns: list[Campaign]) -> None:
     """Print the tables of rounds and of the test split, the folder of all outputs, and how to open the UIs."""
-    from flows.commands.report import final_table, gold_line, rounds_table
+    from flows.commands.report import final_table, gold_line, reward_shares, rounds_table
     from flows.round.reporter import alarm_lines
 
     out.print(rounds_table(campaigns))
@@ -142,6 +142,8 @@ def summary(campaigns: list[Campaign]) -> None:
         for finished in campaign.rounds()[-1:]:
             for alarm in alarm_lines(finished):
                 out.print(f"{campaign.name}, round {finished.round}: {alarm}", soft_wrap=True)
+            if shares := reward_shares(finished):
+                out.print(f"{campaign.name}, round {finished.round}: {shares}", soft_wrap=True)
     final = final_table(campaigns)
     if final is not None:
         out.print(final)

@@ -44,6 +44,12 @@ def read_facts(data: Mapping[str, Artifact]) -> dict[str, Any]:
     """The facts about the pairs or the selection of a round; empty if it has neither."""
     for name in ("pairs", "selected"):
         if name in data:
-            facts: dict[str, Any] = json.loads(data[name].file("facts.json").read_text())
-            return facts
+            return facts_of(data[name])
     return {}
+
+
+def facts_of(artifact: Artifact) -> dict[str, Any]:
+    """The content of an artifact's facts.json; empty if it has none."""
+    path = artifact.file("facts.json")
+    facts: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return facts

@@ -12,6 +12,7 @@ from typing import Any
 
 from data import labels
 from data.alarm import LEVELS, Alarm
+from data.recipe.settings import Reward
 from data.rows import tables
 from data.store.campaign import Metric, Ref
 from data.store.store import Artifact
@@ -154,11 +155,14 @@ def reward_on_probe(stages: Stages, prompts: Artifact, samples: ProbeSamples, mo
     """The reward as round 0 defines it, on set 0 of the probe samples, by the current judges.
 
     None if the reward is the verifier alone. None, too, if a scorer only scores the texts of a round: a reward model that is
-    fitted to the round, a process scorer with its own samples, a column of a file.
+    fitted to the round, a process scorer with its own samples, a column of a file; or if it only compares a prompt's samples.
+
+    It is the weighted sum of the scores as they are, whatever [reward] says: what is standardised within a prompt cannot rise.
     """
     verifier, *others = stages.first.score
     weighted = [entry for entry in others if entry.weight]
     tied_to_round = any(e.checkpoint == "trained" or "rollouts" in needs("scorers", e.scorer) for e in weighted)
+    tied_to_round |= any(e.scorer == "ensemble" for e in weighted)
     if not weighted or tied_to_round or stages.first.recorded:
         return None
     completions, verdicts = samples.completions, samples.verdicts
@@ -166,7 +170,7 @@ def reward_on_probe(stages: Stages, prompts: Artifact, samples: ProbeSamples, mo
     for entry in weighted:
         label, available = labels.probe_score(entry.label), {"verdicts": verdicts}
         scores[f"score/{entry.label}"] = score_one(stages, label, entry, "probe", prompts, completions, models, available)
-    return stages.combine(labels.PROBE_REWARD, stages.first, scores)
+    return stages.combine(labels.PROBE_REWARD, stages.first, Reward(), scores)
 
 
 def observed_training_data(stages: Stages, data: RoundSamples) -> dict[str, Artifact]:
@@ -207,7 +211,7 @@ def features(stages: Stages) -> dict[str, dict[str, Any]]:
         if name == "*":
             named = {family: {**named[family], **built_in[family]} for family in named}
         else:
-            named["prompt_features" if name in built_in["prompt_features"] else "features"][name] = {}
+            named[observe.family_of(name)][name] = {}
     return named
 
 

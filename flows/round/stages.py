@@ -14,7 +14,7 @@ from data import labels
 from data.labels import Evaluation, Label
 from data.recipe.loss import Loss
 from data.recipe.recipe import Recipe
-from data.recipe.settings import Pool, Score, Train
+from data.recipe.settings import Pool, Reward, Score, Train
 from data.rows import tables
 from data.store.campaign import Campaign
 from data.store.store import Artifact, derive_seed
@@ -143,12 +143,12 @@ class Stages:
 
     def reward(self, scores: Mapping[str, Artifact]) -> Artifact:
         """The weighted scores combined into one value. A score without weight does not enter the key."""
-        return self.combine(labels.REWARD, self.recipe, scores)
+        return self.combine(labels.REWARD, self.recipe, self.recipe.reward, scores)
 
-    def combine(self, label: Label, recipe: Recipe, scores: Mapping[str, Artifact]) -> Artifact:
-        """The reward of a recipe from `scores`, by `score/<label>`."""
+    def combine(self, label: Label, recipe: Recipe, how: Reward, scores: Mapping[str, Artifact]) -> Artifact:
+        """The reward of a recipe's scores from `scores`, by `score/<label>`."""
         weights = {entry.label: entry.weight for entry in recipe.score if entry.weight}
-        settings = reward.Settings(weights=weights, **recipe.reward.model_dump())
+        settings = reward.Settings(weights=weights, **how.model_dump())
         return self.do(label, reward.reward, settings, {f"score/{name}": scores[f"score/{name}"] for name in weights})
 
     def choose(self, completions: Artifact, rewards: Artifact, scores: Mapping[str, Artifact]) -> dict[str, Artifact]:

@@ -11,7 +11,7 @@ from data.rows import tables
 from data.store.campaign import Metric
 from data.store.store import Artifact
 from flows.round import gold
-from flows.round.artifacts import read_facts
+from flows.round.artifacts import facts_of, read_facts
 from flows.round.history import History
 from flows.round.scoring import RoundScores, scores_of_round
 from flows.round.stages import Stages
@@ -44,8 +44,8 @@ class TrainingData:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Facts about what was chosen; empty if nothing is chosen."""
-        return read_facts(self.samples.chosen) if self.samples else {}
+        """Facts about what was chosen, and about the reward it was chosen by; empty if nothing is chosen."""
+        return read_facts(self.samples.chosen) | facts_of(self.samples.reward) if self.samples else {}
 
 
 def training_data(stages: Stages, history: History, prompts: Artifact) -> TrainingData:

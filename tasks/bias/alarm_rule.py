@@ -7,7 +7,7 @@ same direction in two consecutive checkpoints, or a single shift of at least 0.2
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -30,20 +30,26 @@ class Rule:
 
 
 def judge(
-    entries: Sequence[Entry], earlier: Sequence[Entry] = (), *, round: int, rule: Rule = Rule()
+    entries: Sequence[Entry],
+    earlier: Sequence[Entry] = (),
+    *,
+    round: int,
+    rule: Rule = Rule(),
+    of_prompts: Collection[str] = (),
 ) -> tuple[list[Entry], list[Alarm]]:
     """The entries of a round with their levels, and its alarms, the gravest first.
 
     Args:
         entries: of `tasks.bias.ledger.compare`.
         earlier: the entries that this function returned for the round before, of the same lineage.
+        of_prompts: names of the features of whole prompts.
     """
     before = {entry.key: entry for entry in earlier}
     with_levels = [_with_level(entry, before.get(entry.key), round, rule) for entry in with_corrected(entries)]
     by_key = {entry.key: entry for entry in with_levels}
     final = [_watch_if_harmless(entry, by_key, rule) for entry in with_levels]
     alarms = [
-        Alarm(e.level, "ledger", e.feature, sentence(e, by_key, rule))  # type: ignore[arg-type]
+        Alarm(e.level, "ledger", e.feature, sentence(e, by_key, rule, e.feature in of_prompts))  # type: ignore[arg-type]
         for e in _one_per_feature(final)
         if e.level
     ]
@@ -157,7 +163,7 @@ FOLLOWS_ACCURACY = "It follows accuracy: among equally right answers it did not 
 LESS_OF_A_FAULT = "The feature measures a fault, so a decrease is an improvement."
 
 
-def sentence(entry: Entry, by_key: Mapping[Key, Entry], rule: Rule = Rule()) -> str:
+def sentence(entry: Entry, by_key: Mapping[Key, Entry], rule: Rule = Rule(), of_prompt: bool = False) -> str:
     """What changed, by how much, since when, whether selection or training caused it, and what reduces it."""
     group = "" if entry.group is None else CONDITIONS.get(entry.group, f" on stratum '{entry.group}'")
     if entry.level == "watch" and not differs_from_round_zero(entry, rule):
@@ -170,7 +176,7 @@ def sentence(entry: Entry, by_key: Mapping[Key, Entry], rule: Rule = Rule()) -> 
         harmless = entry.level == "watch" and follows_accuracy(entry, by_key, rule)
         cause = FOLLOWS_ACCURACY if harmless else attribution(entry)
     limit = f"The hard limit is {LIMITS[entry.key].words}." if entry.level == "STOP" else ""
-    parts = (change, limit, cause, remedies(mitigations(entry.feature, entry.kind)))
+    parts = (change, limit, cause, remedies(mitigations(entry.feature, entry.kind, of_prompt)))
     return " ".join(part for part in parts if part)
 
 
@@ -230,23 +236,28 @@ def _pressure_in_words(kind: str, pressure: float) -> str:
 
 
 STYLE, LENGTH = ("residualised", "style_balanced"), ("length_penalty", "length_matched")
-CLOSER, VARIED = ("loss.beta", "gate.kl_budget"), ("cap_copies", "pool.earlier", "generate.temperature")
+VARIED = ("cap_copies", "pool.earlier", "generate.temperature")
 MITIGATIONS: dict[str, tuple[str, ...]] = {  # feature -> mitigations by name, and settings of a recipe (with a dot)
     "truncated": ("reject_overlong", *LENGTH),
     **dict.fromkeys(("loop", "rep_3", "rep_10", "rep_20"), ("reject_loops", *STYLE)),
-    **dict.fromkeys(("kl_base", "kl_base_token", "kl_base_start", "kl_previous"), CLOSER),
     **dict.fromkeys(("distinct", "self_bleu", "semantic_spread"), VARIED),
     **dict.fromkeys(("answer_entropy", "answer_collision", "coverage_gap", "token_entropy"), (*VARIED, "loss.beta")),
     **dict.fromkeys(("vote_overconfidence", "vote_brier"), (*VARIED, "loss.beta")),
     **{name: () for columns in COLUMNS.values() for name in columns},
-    "overconfidence": ("residualised",),
-    **dict.fromkeys(("reflection_effect", "script_share"), ()),
+    # A mitigation takes features of a completion alone. These are of whole prompts, or need the prompt's text.
+    **dict.fromkeys(("overconfidence", "reflection_effect", "script_share"), ()),
+    # Distances to round 0, which round 0 does not have: they never raise an alarm.
+    **dict.fromkeys(("kl_base", "kl_base_token", "kl_base_start", "kl_previous"), ()),
 }
 
 
-def mitigations(feature: str, kind: str) -> tuple[str, ...]:
-    """What reduces a feature's drift: mitigations by name, and settings of a recipe."""
-    return MITIGATIONS.get(feature, LENGTH if kind == "length" else STYLE)
+def mitigations(feature: str, kind: str, of_prompt: bool = False) -> tuple[str, ...]:
+    """What reduces a feature's drift: mitigations by name, and settings of a recipe.
+
+    Args:
+        of_prompt: it is a feature of whole prompts, which no mitigation takes.
+    """
+    return MITIGATIONS.get(feature, () if of_prompt else LENGTH if kind == "length" else STYLE)
 
 
 def remedies(names: Sequence[str]) -> str:

@@ -74,7 +74,7 @@ def _bias(work: Work) -> None:
         entries = with_selection(entries, chosen, now, previous or base if s.on_policy else None, strata)
         facts["surface_auc"] = _surface_auc(work, chosen) if s.chosen == "pairs" else None
     earlier, earlier_facts = _earlier(work)
-    entries, alarms = judge(entries, earlier, round=s.round)
+    entries, alarms = judge(entries, earlier, round=s.round, of_prompts=s.prompt_kinds)
     kl = next((entry.mean for entry in entries if entry.key == ("kl_base", None)), None)
     facts |= facts_of(s.round, kl, now.right, base.right, _proxy_gap(work, now, base, order), earlier_facts)
     alarms = answer_collapse(entries, now, base) + alarms + _shortcut(facts.get("surface_auc"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +42,20 @@ class Settings(StageSettings):
 
 def parts(settings: Settings) -> list[tuple[str, str]]:
     return [(family, name) for family in ("features", "prompt_features") for name in getattr(settings, family)]
+
+
+def family_of(name: str) -> str:
+    """The family of a feature that a recipe names: "prompt_features" or "features".
+
+    A user's own prompt feature is told by the name of its first parameter, `groups`.
+
+    Raises:
+        PartError: a user's own feature cannot be imported.
+    """
+    if ":" not in name:
+        return "prompt_features" if name in all_parts.public("prompt_features") else "features"
+    first = next(iter(inspect.signature(all_parts.find("features", name)).parameters), "")
+    return "prompt_features" if first == "groups" else "features"
 
 
 def everything() -> dict[str, dict[str, dict[str, Any]]]:

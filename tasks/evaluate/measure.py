@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from data.rows.completions import is_right
 from data.statistics import LEVEL, t_interval
 from tasks.run.work import StageSettings, Work
 
-VERSION = 1
+VERSION = 2  # 2: k is the number of samples that prompts have, not that of the prompt with the fewest
 LIBRARIES = ("numpy", "scipy")
 
 Row = dict[str, Any]
@@ -91,15 +93,22 @@ def _mean(metric: str, split: str, values: np.ndarray) -> Row:
 
 
 def pass_at_k(split: str, right: dict[str, list[float]]) -> list[Row]:
-    """pass@1 and pass@n by the unbiased estimator 1 - C(n-c, k) / C(n, k) (Chen et al., arXiv 2107.03374), prompt-averaged."""
-    if not right:
-        return []
-    n = min(len(values) for values in right.values())
+    """pass@1 and pass@k by the unbiased estimator 1 - C(n-c, k) / C(n, k) (Chen et al., arXiv 2107.03374), prompt-averaged.
+
+    n is the number of judged samples of a prompt, c how many of them are right. k is `usual_count`. The estimator needs n >= k,
+    so a prompt with fewer judged samples is left out of pass@k; the row's n says how many prompts it rests on.
+    """
     rows = []
-    for k in sorted({1, n}):
-        each = [1.0 - math.comb(len(v) - int(sum(v)), k) / math.comb(len(v), k) for v in right.values()]
+    for k in sorted({1, usual_count(map(len, right.values()))}) if right else ():
+        counts = [(len(values), int(sum(values))) for values in right.values() if len(values) >= k]
+        each = [1.0 - math.comb(n - c, k) / math.comb(n, k) for n, c in counts]
         rows.append(_mean(f"pass@{k}", split, np.array(each)))
     return rows
+
+
+def usual_count(samples: Iterable[int]) -> int:
+    """The number of samples that at least half of the prompts have (the lower median). One failed request renames no metric."""
+    return statistics.median_low(samples)
 
 
 def paired(split: str, metric: str, ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> Row:

@@ -9,10 +9,10 @@ import numpy as np
 
 from data.rows import tables
 from data.rows.completions import Row, Values, by_prompt, is_right, read_completions, read_values
-from tasks.evaluate.measure import _lengths, _mean, pass_at_k
+from tasks.evaluate.measure import _lengths, _mean, pass_at_k, usual_count
 from tasks.run.work import StageSettings, Work
 
-VERSION = 1
+VERSION = 2  # 2: k is the number of samples that prompts have, not that of the prompt with the fewest
 LIBRARIES = ("numpy", "scipy")
 
 
@@ -24,7 +24,8 @@ class Settings(StageSettings):
 def measure_pool(work: Work) -> None:
     """METRICS (`metrics.parquet`) of `inputs["completions"]` by the verifier, prompt-averaged with 95% intervals.
 
-    A completion that the verifier cannot judge counts as wrong, as in `measure`. A prompt without any verdict is left out.
+    A completion that the verifier cannot judge counts as wrong, as in `measure`. A prompt without any verdict is left out. So
+    is a prompt with fewer than n samples from the metrics of n samples; n is the number that at least half of the prompts have.
     """
     s: Settings = work.settings
     rows = read_completions(work.inputs["completions"]).to_pylist()
@@ -34,13 +35,14 @@ def measure_pool(work: Work) -> None:
     groups = [g for g in by_prompt(rows).values() if any(verdicts[row["completion_id"]] is not None for row in g)]
     metrics = [_metric(s.split, "characters", [float(len(row["text"])) for row in rows]), *_lengths(s.split, rows)]
     if groups:
-        n = min(map(len, groups))
+        n = usual_count(map(len, groups))
+        full = [g for g in groups if len(g) >= n]
         metrics += pass_at_k(s.split, {g[0]["prompt_id"]: [row["right"] for row in g] for g in groups})
         metrics.append(_metric(s.split, "mixed", [float(0 < sum(row["right"] for row in g) < len(g)) for g in groups]))
-        metrics.append(_metric(s.split, f"majority@{n}", _majority(groups, n)))
+        metrics.append(_metric(s.split, f"majority@{n}", _majority(full, n)))
         for name in [*s.scorers[1:], *(["reward"] if len(s.scorers) > 1 else [])]:
             values = read_values(work.inputs["reward" if name == "reward" else f"score/{name}"])
-            metrics.append(_metric(s.split, f"best@{n}/{name}", _best(groups, n, values)))
+            metrics.append(_metric(s.split, f"best@{n}/{name}", _best(full, n, values)))
             metrics.append(_metric(s.split, f"agreement/{name}", _agreement(verdicts, values)))
     table = tables.from_rows([row for row in metrics if row], tables.METRICS)
     tables.write(table, tables.METRICS, work.out / "metrics.parquet")

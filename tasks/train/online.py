@@ -13,13 +13,14 @@ from tasks.models import models
 from tasks.run import parts as all_parts
 from tasks.run.work import Work, device_of
 from tasks.score.reward import UNKNOWN
+from tasks.score.scales import filled
 from tasks.score.scorers import Score
 from tasks.train.train import Settings as TrainSettings
 from tasks.train.train import adapted, run, write_checkpoint, write_log
 from tasks.train.train import libraries as libraries  # the libraries of adapters
 from tasks.train.trainers import arguments
 
-VERSION = 3  # 3: samples `together` at once; an unknown score of one scorer leaves a completion without a reward
+VERSION = 4  # 4: a score that does not apply counts as its prompt's mean. 3: an unknown score leaves no reward
 LAUNCHED = True
 LIBRARIES = ("torch", "transformers", "tokenizers", "trl", "accelerate", "math-verify")
 
@@ -126,9 +127,10 @@ def _in_batches(kind: type[Any], together: int) -> type[Any]:
 def _rewards(work: Work, tokenizer: Any, prompts: Sequence[Row]) -> list[Callable[..., list[float | None]]]:
     """The recipe's scorers as TRL's reward functions, one each, called in this order on the same completions.
 
-    TRL leaves a None (does not apply) out of the sum. A completion has no reward if a weighted scorer's value is unknown or no
-    weighted scorer applies, as in an offline round. All functions then return None for it, and TRL leaves it out of its group's
-    mean and gives it no advantage. A truncated completion is scored as truncated.
+    A completion has no reward if a weighted scorer's value is unknown or no weighted scorer applies, as in an offline round.
+    All functions then return None for it, and TRL leaves it out of its group's mean and gives it no advantage. A score that
+    does not apply counts as its mean within the prompt, since TRL leaves a None out of the sum, as if it were 0. A truncated
+    completion is scored as truncated.
     """
     s: Settings = work.settings
     scorers = [all_parts.configure("scorers", r.scorer, r.settings, workers=work.hardware.workers) for r in s.rewards]
@@ -144,7 +146,8 @@ def _rewards(work: Work, tokenizer: Any, prompts: Sequence[Row]) -> list[Callabl
         scores = [scorer(prompt_rows, completions) for scorer in scorers]
         weighted = [column for column, reward in zip(scores, s.rewards, strict=True) if reward.weight]
         rewarded = [_has_reward(scores_of_one) for scores_of_one in zip(*weighted, strict=True)]
-        return [[one.value if has else None for one, has in zip(column, rewarded, strict=True)] for column in scores]
+        values = [filled([one.value for one in column], [str(index) for index in row]) for column in scores]
+        return [[value if has else None for value, has in zip(column, rewarded, strict=True)] for column in values]
 
     def function(index: int) -> Callable[..., list[float | None]]:
         def reward(completion_ids: Sequence[Sequence[int]], row: Sequence[int], **_: Any) -> list[float | None]:

@@ -70,5 +70,5 @@ def feature_values(completions: Sequence[Row], features: Sequence[str]) -> np.nd
 
 def lengths(completions: Sequence[Row]) -> list[int]:
     """Tokens of each completion; words if some have no token ids, because two units cannot be compared."""
-    tokens = all(row["token_ids"] for row in completions)
+    tokens = all(row["token_ids"] is not None for row in completions)  # an empty completion has 0 tokens, which are known
     return [len(row["token_ids"] if tokens else row["text"].split()) for row in completions]

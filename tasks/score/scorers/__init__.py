@@ -21,6 +21,7 @@ is the verified correct answer of a prompt. All verifiers use these statuses; `d
 | timeout, crashed | None | judging needed too much time or memory, so it is unknown whether the completion is right |
 | parse_failure | None | a judge's verdict cannot be read, so the completion is not judged |
 | refused | None | a judge's server refused the request |
+| low_label_mass | None | a judge that is read by probabilities would rather answer with something other than a label |
 """
 
 from __future__ import annotations

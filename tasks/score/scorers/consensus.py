@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -13,7 +14,12 @@ from data.rows.completions import is_right
 from tasks.score import verify_pool
 from tasks.score.scorers import Row, Score, answer_part, printable
 
+VERSIONS = {"votes": 2}  # 2: 42, 42. and $42 are one answer
+
 Answer = tuple[str, str]  # a prompt id, and an answer to the prompt
+
+_AROUND, _AFTER = " \t\r\n$€£¥*_`", ".,;:"  # not what may be part of an answer: 5!, 5', 42%, (1, 2]
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 def votes(
@@ -27,8 +33,9 @@ def votes(
 ) -> list[Score]:
     """The share of the prompt's samples that have the same answer. A completion without an answer has no value.
 
-    `read = "text"`: the answer is the text after the last `after`, or in <answer> tags, compared exactly. `read =
-    "mathematics"`: math-verify reads and compares the answers. These are the votes of https://arxiv.org/abs/2411.04109 (ScPO).
+    `read = "text"`: the answer is the text after the last `after`, or in <answer> tags, compared by its characters: 42, 42.,
+    **42** and $42 are one answer, and so are 1,000 and 1000. `read = "mathematics"`: math-verify reads and compares the
+    answers. These are the votes of https://arxiv.org/abs/2411.04109 (ScPO).
     """
     if read == "text":
         answers: list[str | None] = [_text(row["text"], after) for row in completions]
@@ -49,8 +56,14 @@ def votes(
 
 def _text(text: str, after: str) -> str:
     if not after:
-        return answer_part(text)
-    return text.rpartition(after)[2].strip() if after in text else ""
+        return _plain(answer_part(text))
+    return _plain(text.rpartition(after)[2]) if after in text else ""
+
+
+def _plain(answer: str) -> str:
+    """An answer without what only decorates it: emphasis, currency signs, punctuation after it, spaces, the comma of 1,000."""
+    bare = answer.replace("\\$", "$").lstrip(_AROUND).rstrip(_AROUND + _AFTER)
+    return _THOUSANDS.sub("", " ".join(bare.split()))
 
 
 def _classes(keys: set[Answer], timeout: float, workers: int) -> dict[Answer, Answer]:

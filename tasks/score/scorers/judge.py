@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import AfterValidator
 
 from data.errors import PartError, RecipeError
@@ -23,8 +25,8 @@ from tasks.run import parts as all_parts
 from tasks.run.work import chunks
 from tasks.score.scorers import Row, Score
 
-NOT_PARTS = ("comparisons",)
-VERSIONS = {"judge": 2}
+NOT_PARTS = ("Reply", "comparisons")
+VERSIONS = {"judge": 3}  # 3: an unreadable verdict counts as the prompt's mean; a floor for the mass on labels
 LIBRARIES = {"judge": ("torch", "transformers", "tokenizers")}
 
 # Control tokens of chat formats. If a judged text spells one out, a tokenizer would read it as the end of the user's turn.
@@ -39,18 +41,31 @@ def _is_template(name: str) -> str:
     return name
 
 
+@dataclass(frozen=True)
+class Reply:
+    """What a judge replied to one question."""
+
+    values: tuple[float | None, ...]  # of its verdicts, None where one cannot be read
+    detail: str | None
+    status: str = "ok"  # why it has no value, if it has none
+
+
 class judge:
     """A model's rating of a completion, from 0 to 1, with a template of `data/judges/`. score.checkpoint names the model.
 
     To use a server, set `engine` = "endpoint" and score.checkpoint = "", and give url and model in `engine_settings`.
 
     There is one verdict per distinct (prompt, text). A template that compares gets pairs of a prompt's texts, in both orders.
-    Each text meets the next `opponents` texts in a circle (0 = all others), and its value is the mean share won. A verdict that
-    cannot be read has status parse_failure and no value, so that the completion is neither chosen nor rejected.
+    Each text meets the next `opponents` texts in a circle (0 = all others), and its value is the mean share won. If none of a
+    text's verdicts can be read, it has status parse_failure and no value, so that it is neither chosen nor rejected.
 
-    `reading` = "sampled" samples `samples` verdicts and averages those that can be read (3 at temperature 0.7, top-p 0.9:
-    Self-Rewarding Language Models, https://arxiv.org/abs/2401.10020). "expected" weights the value of each label by its
-    probability right after the lead (G-Eval, https://arxiv.org/abs/2303.16634). It needs the model in this process.
+    `reading` = "sampled" samples `samples` verdicts and averages them (3 at temperature 0.7, top-p 0.9: Self-Rewarding Language
+    Models, https://arxiv.org/abs/2401.10020). A verdict that cannot be read counts as the mean of its prompt's verdicts, and as
+    0.5 in a comparison: else a mean over one verdict, which varies most, would be the highest and the lowest most often.
+
+    "expected" weights the value of each label by its probability right after the lead (G-Eval,
+    https://arxiv.org/abs/2303.16634). It needs the model in this process. If all labels together have a probability below
+    `minimum_mass`, the judge would rather answer something else: status low_label_mass and no value.
     """
 
     def __init__(
@@ -63,6 +78,7 @@ class judge:
         temperature: Annotated[float, Ge(0)] = 0.7,
         top_p: Annotated[float, Gt(0), Le(1)] = 0.9,
         max_tokens: Annotated[int, Ge(1)] = 400,
+        minimum_mass: Annotated[float, Ge(0), Lt(1)] = 0.1,
         batch: Annotated[int, Ge(1)] = 64,
         engine: str = "transformers",
         engine_settings: dict[str, Any] | None = None,
@@ -75,7 +91,7 @@ class judge:
         record: Callable[[str], None] | None = None,
     ) -> None:
         self.template, self.opponents, self.samples, self.batch = templates.load(template), opponents, samples, batch
-        self.decoding = Decoding(samples, temperature, top_p, max_tokens)
+        self.decoding, self.minimum_mass = Decoding(samples, temperature, top_p, max_tokens), minimum_mass
         loading: dict[str, Any] = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
         self.control = CONTROL
         if checkpoint is not None:
@@ -121,7 +137,12 @@ class judge:
     # -- one text, or two -------------------------------------------------------------------------------------------------
     def _rate(self, prompt_texts: Mapping[str, str], completions: Sequence[Row]) -> dict[tuple[str, str], Score]:
         texts = list(dict.fromkeys((row["prompt_id"], row["text"]) for row in completions))
-        return dict(zip(texts, self.ask([self._fill(prompt_texts[p], completion=text) for p, text in texts]), strict=True))
+        replies = self.ask([self._fill(prompt_texts[p], completion=text) for p, text in texts])
+        verdicts: dict[str, list[float]] = defaultdict(list)
+        for (prompt, _), reply in zip(texts, replies, strict=True):
+            verdicts[prompt] += [value for value in reply.values if value is not None]
+        usual = {prompt: sum(values) / len(values) for prompt, values in verdicts.items() if values}
+        return {text: _score(reply, usual.get(text[0], 0.0)) for text, reply in zip(texts, replies, strict=True)}
 
     def _compare(self, prompt_texts: Mapping[str, str], completions: Sequence[Row]) -> dict[tuple[str, str], Score]:
         games = [
@@ -133,16 +154,17 @@ class judge:
         questions = [self._fill(prompt_texts[a["prompt_id"]], first=a["text"], second=b["text"]) for a, b in games]
         won: dict[str, list[float | None]] = {}
         first_against: dict[str, dict[str, float | None]] = {}
-        for (a, b), score in zip(games, self.ask(questions), strict=True):
-            won.setdefault(a["completion_id"], []).append(score.value)
-            won.setdefault(b["completion_id"], []).append(None if score.value is None else 1 - score.value)
-            first_against.setdefault(a["completion_id"], {})[b["completion_id"]] = score.value
+        for (a, b), reply in zip(games, self.ask(questions), strict=True):
+            value = _mean(reply.values, EVEN)
+            won.setdefault(a["completion_id"], []).append(value)
+            won.setdefault(b["completion_id"], []).append(None if value is None else 1 - value)
+            first_against.setdefault(a["completion_id"], {})[b["completion_id"]] = value
         scores = {}
         for row in (row for rows in by_prompt(completions).values() for row in unique_texts(rows)):
             own = row["completion_id"]
-            score = _mean(won[own]) if own in won else Score(None, "no_opponent")
             detail = json.dumps({"as": own, "first_against": first_against.get(own, {})})
-            scores[row["prompt_id"], row["text"]] = Score(score.value, score.status, detail)
+            status = "parse_failure" if own in won else "no_opponent"
+            scores[row["prompt_id"], row["text"]] = _score(Reply(tuple(won.get(own, ())), detail, status), EVEN)
         return scores
 
     # -- the question -----------------------------------------------------------------------------------------------------
@@ -157,7 +179,7 @@ class judge:
         return self.template.fill({"prompt": prompt, **broken})
 
     # -- two ways to read a verdict ---------------------------------------------------------------------------------------
-    def _sampled(self, questions: Sequence[str]) -> list[Score]:
+    def _sampled(self, questions: Sequence[str]) -> list[Reply]:
         distinct = list(dict.fromkeys(questions))  # two texts may be equal once their control tokens are broken
         rows: list[Row] = [{"prompt_id": _hash(q), "messages": [{"role": "user", "content": q}]} for q in distinct]
         batches = []
@@ -168,33 +190,33 @@ class judge:
             batches.append(Batch([rows[i] for i in part], seeds[0] & 0x7FFFFFFF, seeds))
         answers = dict(self.engine.sample(batches, self.decoding))
         flat = [row for index in range(len(batches)) for row in answers[index]]
-        score_of = {q: self._read(flat[i * self.samples : (i + 1) * self.samples]) for i, q in enumerate(distinct)}
-        return [score_of[question] for question in questions]
+        reply_of = {q: self._read(flat[i * self.samples : (i + 1) * self.samples]) for i, q in enumerate(distinct)}
+        return [reply_of[question] for question in questions]
 
-    def _read(self, answers: Sequence[Row]) -> Score:
-        """The mean of the verdicts that can be read. An answer that was cut off has no verdict.
+    def _read(self, answers: Sequence[Row]) -> Reply:
+        """The verdicts of the answers. An answer that was cut off has none.
 
         If the server refused every request, the status is refused.
         """
         if all(row["finish_reason"] == "error" for row in answers):
-            return Score(None, "refused")
+            return Reply((), None, "refused")
         cut = ("length", "error")
-        values = [None if row["finish_reason"] in cut else self.template.read(row["text"]) for row in answers]
+        values = tuple(None if row["finish_reason"] in cut else self.template.read(row["text"]) for row in answers)
         readable = any(value is not None for value in values)
         detail = {"values": values} if readable else {"answer": ascii(answers[0]["text"][-200:])}
-        score = _mean(values)
-        return Score(score.value, score.status, json.dumps(detail))
+        return Reply(values, json.dumps(detail), "ok" if readable else "parse_failure")
 
-    def _expected(self, questions: Sequence[str]) -> list[Score]:
+    def _expected(self, questions: Sequence[str]) -> list[Reply]:
         sequences = [models.render(self.tokenizer, [{"role": "user", "content": q}]) + self.lead for q in questions]
         tokens, worth = list(self.labels), list(self.labels.values())
-        scores = []
+        replies = []
         pad = self.tokenizer.pad_token_id
         for p in models.next_token_probabilities(self.model, sequences, tokens, pad, self.batch):
             mass = sum(p)  # near 0 if the judge would rather answer with something other than a label
-            value = sum(a * b for a, b in zip(p, worth, strict=True)) / mass if mass > 0 else None
-            scores.append(Score(value, "parse_failure" if value is None else "ok", json.dumps({"mass": round(mass, 6)})))
-        return scores
+            known = mass > 0 and mass >= self.minimum_mass
+            values = (sum(a * b for a, b in zip(p, worth, strict=True)) / mass,) if known else ()
+            replies.append(Reply(values, json.dumps({"mass": round(mass, 6)}), "ok" if known else "low_label_mass"))
+        return replies
 
 
 def _label_tokens(tokenizer: Any, template: Template) -> tuple[list[int], dict[int, float]]:
@@ -224,9 +246,19 @@ def _circle(rows: Sequence[Row], opponents: int) -> list[tuple[Row, Row]]:
     return [(rows[i], rows[j]) for i, j in sorted(pairs)]
 
 
-def _mean(values: Sequence[float | None]) -> Score:
-    readable = [value for value in values if value is not None]
-    return Score(sum(readable) / len(readable)) if readable else Score(None, "parse_failure")
+EVEN = 0.5  # what a comparison that cannot be read counts for either text
+
+
+def _score(reply: Reply, unread: float) -> Score:
+    value = _mean(reply.values, unread)
+    return Score(value, reply.status if value is None else "ok", reply.detail)
+
+
+def _mean(values: Sequence[float | None], unread: float) -> float | None:
+    """The mean, where a value that cannot be read counts as `unread`; None if none can be read."""
+    if all(value is None for value in values):
+        return None
+    return sum(unread if value is None else value for value in values) / len(values)
 
 
 def _hash(text: str) -> str:

@@ -9,6 +9,7 @@ from tasks.models import models
 from tasks.score.scorers import Row, Score
 
 LIBRARIES = {"mean_logprob": ("torch", "transformers", "tokenizers")}
+VERSIONS = {"mean_logprob": 2}  # 2: a completion without tokens has a status that says so
 
 
 class mean_logprob:
@@ -17,6 +18,9 @@ class mean_logprob:
     With the policy as the model this is self-rewarding by likelihood ("sharpening", https://arxiv.org/abs/2412.01951, which
     uses the sum). It can only make the policy more certain of what it prefers already. A completion that was cut at the token
     limit is scored as it is.
+
+    The best of n by this score is mostly short. A mean over few tokens varies more than one over many, so the highest of n is
+    often one over few, even where no text deserves more than another. `check` says so; `length_gap` of a round shows it.
     """
 
     def __init__(
@@ -36,4 +40,5 @@ class mean_logprob:
         )  # so that batches need little padding
         values = models.completion_logprobs(self.model, [distinct[i] for i in order], self.tokenizer.pad_token_id)
         mean = {distinct[i]: sum(v) / len(v) if v else None for i, v in zip(order, values, strict=True)}
-        return [Score(mean[tuple(p), tuple(c)]) for p, c in sequences]
+        found = [mean[tuple(p), tuple(c)] for p, c in sequences]
+        return [Score(value, "no_tokens" if value is None else "ok") for value in found]
