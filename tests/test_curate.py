@@ -46,7 +46,7 @@ def test_the_band_keeps_its_prompts_and_drops_others(tmp_path: Path) -> None:
     # Kimi k1.5's filter under a policy that does not change: after 6 and 20 rounds at least 90% of the prompts of the band are
     # offered, also of its hard ones, and most of the prompts that are always or never solved are not.
     rng = np.random.default_rng(7)
-    rates = np.concatenate([rng.random(200), np.zeros(100), np.ones(100)])
+    rates = np.concatenate([rng.random(120), np.zeros(40), np.ones(40)])
     inside, hopeless = (rates >= 0.2) & (rates <= 0.8), (rates == 0) | (rates == 1)
     rounds = Rounds(tmp_path, still(rates), samples=8).run(21, ("pass_rate_band", {"low": 0.2, "high": 0.8}))
     for finished in (6, 20):
@@ -59,12 +59,10 @@ def test_the_band_keeps_its_prompts_and_drops_others(tmp_path: Path) -> None:
 def test_the_band_follows_a_policy_that_learns(tmp_path: Path) -> None:
     # A prompt that becomes solvable comes back though it was dropped, and one that becomes always solved leaves.
     def rates(number: int) -> np.ndarray:
-        return np.repeat([0.0, 0.5] if number <= 5 else [0.5, 1.0], 60)
+        return np.repeat([0.0, 0.5] if number <= 5 else [0.5, 1.0], 40)
 
     rounds = Rounds(tmp_path, rates, samples=8).run(20, ("pass_rate_band", {"low": 0.2, "high": 0.8}))
-    hard, easy = (
-        [np.mean([n // 60 == kind for n in offered]) * len(offered) / 60 for offered in rounds.offered] for kind in (0, 1)
-    )
+    hard, easy = ([sum(n // 40 == kind for n in offered) / 40 for offered in rounds.offered] for kind in (0, 1))
     assert min(hard[2:5]) < 0.1  # dropped while hopeless
     assert hard[-1] >= 0.9
     assert easy[4] >= 0.9
@@ -109,7 +107,7 @@ def test_inclusion_is_in_proportion_to_the_share_unsolved() -> None:
 
 
 def test_no_inclusion_exceeds_one() -> None:
-    # Where the hardest would be drawn more than once they are always kept, the others as their weight says: fewer than the share.
+    # Where the hardest would be drawn more than once they are always kept, the others as their weight says.
     right = np.repeat([0, 10], [20, 180])
     many = prompts(*["question"] * len(right))
     rates = {p: PassRate(int(r), 10) for p, r in zip(ids(many), right, strict=True)}
@@ -121,23 +119,21 @@ def test_no_inclusion_exceeds_one() -> None:
     assert difficulty.hard_first([], [], share=0.5) == []
 
 
-@pytest.mark.parametrize("per_round", [0, 50])
+@pytest.mark.parametrize("per_round", [0, 30])
 def test_prompts_are_drawn_as_often_as_they_are_hard(tmp_path: Path, per_round: int) -> None:
     # The same over rounds, with rates that the rounds themselves sample, and behind `draw`: no prompt is lost by lucky samples.
     true = np.array([0.0, 0.25, 0.5, 0.75, 0.9])
-    rates = np.repeat(true, 50)
-    rounds = Rounds(tmp_path, still(rates), samples=10, per_round=per_round).run(40, ("hard_first", {"share": 0.5}))
-    draws = rounds.draws(rounds.drawn[10:]).reshape(5, 50)
+    rates = np.repeat(true, 30)
+    rounds = Rounds(tmp_path, still(rates), samples=10, per_round=per_round).run(30, ("hard_first", {"share": 0.5}))
+    draws = rounds.draws(rounds.drawn[10:]).reshape(5, 30)
     assert draws.mean(axis=1) / draws[0].mean() == pytest.approx(1 - true, abs=0.06)
     assert (draws[:4] == 0).mean() <= 0.05
 
 
 # -- draw ---------------------------------------------------------------------------------------------------------------
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=8)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 9))
-def test_a_pool_is_used_up_before_it_repeats(
-    tmp_path_factory: pytest.TempPathFactory, size: int, count: int, seed: int
-) -> None:
+def test_a_pool_is_used_up_first(tmp_path_factory: pytest.TempPathFactory, size: int, count: int, seed: int) -> None:
     # Without curators: every round has its full number of different prompts, and no two prompts differ by more than one draw.
     rounds = Rounds(tmp_path_factory.mktemp("rounds"), still(np.zeros(size)), samples=1, per_round=count, seed=seed)
     rounds.run(4)
@@ -191,7 +187,7 @@ def test_learnable() -> None:
     kept = difficulty.learnable(TWELVE[:4], history, minimum=0.85, rounds=2)
     assert ids(kept) == ["p0", "p3"]  # p1 and p2: 1 - 0.125 / 0.625 = 0.8; p3 was never sampled
     assert ids(difficulty.learnable(TWELVE[:4], history, minimum=0.85, rounds=3)) == ids(TWELVE[:4])  # too few rounds
-    never = [{"p0": of_four(0), "p1": of_four(2)}, {"p0": of_four(0), "p1": of_four(4)}]
+    never = [{"p0": of_four(0), "p1": of_four(3)}, {"p0": of_four(0), "p1": of_four(4)}]
     assert ids(difficulty.learnable(TWELVE[:1], never, rounds=2)) == []
 
 
@@ -238,8 +234,12 @@ CHOICES = (
     "Which? $\\textbf{(A)}\\ 3 \\textbf{(B)}\\ 4 \\textbf{(C)}\\ 5$",
 )
 NEITHER = (
-    "From A. Then to B. Then to C.", "cos(A) + cos(B) + cos(C)", "Records show that Ann won.", "Improve the text.", "(A) and (B)"
-)  # fmt: skip
+    "From A. Then to B. Then to C.",
+    "cos(A) + cos(B) + cos(C)",
+    "Records show that Ann won.",
+    "Improve it.",
+    "(A) and (B)",
+)
 
 
 def test_guessable_prompts() -> None:
@@ -360,7 +360,7 @@ def test_near_duplicates_are_found_up_to_the_likeness() -> None:
 
 # -- campaigns ----------------------------------------------------------------------------------------------------------
 def test_a_campaign_curates(run_micro: Callable[..., Campaign]) -> None:
-    # In round 2 only prompts that round 1 solved sometimes are sampled (0 or 4 right of 4 are surely outside); a recipe without [[curate]] has no such stage.
+    # In round 2 only prompts that round 1 solved sometimes are sampled (0 or 4 right of 4 are surely outside).
     band = 'curate=[{curator="pass_rate_band", settings={low=0.4, high=0.6}}, {curator="decontaminated"}]'
     campaign = run_micro("tiny_raft", band, "prompts.per_round=0", "gate.rule=always_promote")
     first, second = (campaign.rounds()[n].artifacts for n in (1, 2))
@@ -379,7 +379,7 @@ def test_a_campaign_curates(run_micro: Callable[..., Campaign]) -> None:
 
 
 def test_a_campaign_draws_by_turns(run_micro: Callable[..., Campaign]) -> None:
-    # Through the rounds of a campaign: three times 16 of the 32 that are offered each time; the third round draws what is unused.
+    # Through the rounds of a campaign: 16 of the 32 prompts that each round offers, so the first two rounds share none.
     curator = 'curate=[{curator="tests.test_curate:first_half"}]'
     campaign = run_micro("tiny_raft", curator, "rounds=3", "prompts.per_round=16")
     drawn = [set(ids_of(load(campaign.store, r.artifacts["draw"]).path)) for r in campaign.rounds()[1:]]
