@@ -14,7 +14,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le
 
 from data.rows.completions import Row
-from tasks.prompts.curators import History, PassRate
+from tasks.prompts.curators import History
 
 VERSIONS = {"pass_rate_band": 2, "hard_first": 2, "learnable": 2}
 LIBRARIES = {"pass_rate_band": ("scipy",)}
@@ -44,11 +44,17 @@ def _outside(prompt: str, history: History, low: float, high: float, again: int)
     sampled = [number for number, rates in enumerate(history) if prompt in rates]
     if not sampled or len(history) - sampled[-1] > again + int(again * _uniform(f"again/{sampled[-1]}/{prompt}")):
         return False
-    right = samples = 0.0
-    for number in sampled:
-        right = FORGET * right + history[number][prompt].right
-        samples = FORGET * samples + history[number][prompt].samples
+    right, samples = _counted(prompt, history)
     return _probability_below(low, right, samples) >= SURE or 1.0 - _probability_below(high, right, samples) >= SURE
+
+
+def _counted(prompt: str, history: History) -> tuple[float, float]:
+    """How many samples of the prompt were right, and how many there were. Each later round that sampled it discounts them."""
+    right = samples = 0.0
+    for passed in (rates[prompt] for rates in history if prompt in rates):
+        right = FORGET * right + passed.right
+        samples = FORGET * samples + passed.samples
+    return right, samples
 
 
 def _probability_below(rate: float, right: float, samples: float) -> float:
@@ -59,25 +65,25 @@ def _probability_below(rate: float, right: float, samples: float) -> float:
 
 
 def hard_first(prompts: Sequence[Row], history: History, *, share: Annotated[float, Gt(0), Le(1)]) -> list[Row]:
-    """Keeps about a `share` of the prompts, each with a probability in proportion to 1 - newest pass rate.
+    """Keeps about a `share` of the prompts, each with a probability in proportion to 1 - pass rate.
 
-    Kimi k1.5's prioritised sampling, https://arxiv.org/abs/2501.12599. A prompt that was never sampled counts as unsolved. One
-    whose n samples were all right gets the weight 1 / (n + 2) instead of 0 (Laplace's rule of succession), since it need not
-    always be solved. The probabilities are exact (systematic sampling in random order, Madow 1949). None exceeds 1: where the
-    hardest prompts reach it, fewer are kept than the share. Prompts that cannot be solved keep the largest weight; put
-    `pass_rate_band` before this curator to drop them. The random numbers depend only on the prompt and the number of rounds.
+    Kimi k1.5's prioritised sampling, https://arxiv.org/abs/2501.12599. The rate is of all rounds; the samples of a round count
+    0.8 times as much after each later round that sampled the prompt (our choice). A prompt that was never sampled counts as
+    unsolved. One whose n samples were all right gets the weight 1 / (n + 2) instead of 0 (Laplace's rule of succession), since
+    it need not always be solved. The probabilities are exact (systematic sampling in random order, Madow 1949). None exceeds 1:
+    where the hardest prompts reach it, fewer are kept than the share. Prompts that cannot be solved keep the largest weight;
+    put `pass_rate_band` before this curator to drop them. The random numbers depend only on the prompt and the number of rounds.
     """
-    newest = {prompt: passed for rates in history for prompt, passed in rates.items()}
-    weights = {prompt["prompt_id"]: _unsolved(newest.get(prompt["prompt_id"])) for prompt in prompts}
+    weights = {prompt["prompt_id"]: _unsolved(*_counted(prompt["prompt_id"], history)) for prompt in prompts}
     scale = math.ceil(share * len(prompts)) / (math.fsum(weights.values()) or 1.0)
     chances = {prompt: min(1.0, scale * weight) for prompt, weight in weights.items()}
     chosen = _systematic(chances, f"hard_first/{len(history)}")
     return [prompt for prompt in prompts if prompt["prompt_id"] in chosen]
 
 
-def _unsolved(passed: PassRate | None) -> float:
+def _unsolved(right: float, samples: float) -> float:
     """The weight of a prompt: the share of its samples that were wrong."""
-    return 1.0 if passed is None else max(1.0 - passed.rate, 1.0 / (passed.samples + 2))
+    return max(1.0 - right / samples, 1.0 / (samples + 2)) if samples else 1.0
 
 
 def _systematic(chances: Mapping[str, float], seed: str) -> set[str]:
