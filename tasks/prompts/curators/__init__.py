@@ -48,7 +48,8 @@ def text_of(prompt: Row) -> str:
 
 def words_of(text: str, signs: bool = False) -> list[str]:
     """The words in lower case and without punctuation. With `signs`, mathematical signs are words too: 7-3 is not 7+3."""
-    return regex.findall(f"{_WORD}|{_SIGN}" if signs else _WORD, text.casefold())
+    words: list[str] = regex.findall(f"{_WORD}|{_SIGN}" if signs else _WORD, text.casefold())
+    return words
 
 
 def is_sign(word: str) -> bool:

@@ -72,7 +72,7 @@ def hard_first(prompts: Sequence[Row], history: History, *, share: Annotated[flo
     unsolved. One whose n samples were all right gets the weight 1 / (n + 2) instead of 0 (Laplace's rule of succession), since
     it need not always be solved. The probabilities are exact (systematic sampling in random order, Madow 1949). None exceeds 1:
     where the hardest prompts reach it, fewer are kept than the share. Prompts that cannot be solved keep the largest weight;
-    put `pass_rate_band` before this curator to drop them. The random numbers depend only on the prompt and the number of rounds.
+    put `pass_rate_band` before this curator to drop them. Random numbers depend only on the prompts and the number of rounds.
     """
     weights = {prompt["prompt_id"]: _unsolved(*_counted(prompt["prompt_id"], history)) for prompt in prompts}
     scale = math.ceil(share * len(prompts)) / (math.fsum(weights.values()) or 1.0)
