@@ -174,7 +174,7 @@ def test_none_repeats_while_another_of_the_pool_is_unused(tmp_path: Path, curato
 
 def test_prompts_are_drawn_as_often_as_they_are_offered(tmp_path: Path) -> None:
     # What a curator offers four times as often is drawn four times as often: `draw` does not undo a curator.
-    curator = ("tests.test_curate:mostly_the_first_half", {})
+    curator: tuple[str, dict[str, Any]] = ("tests.test_curate:mostly_the_first_half", {})
     rounds = Rounds(tmp_path, still(np.full(80, 0.5)), samples=1, per_round=10).run(32, curator)
     often, seldom = rounds.draws(rounds.drawn).reshape(2, 40).mean(axis=1)
     assert often / seldom == pytest.approx(4.0, rel=0.2)
