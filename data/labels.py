@@ -43,8 +43,8 @@ PREPARE = Label("prepare", copied=True, looked_back=True)
 IMPORT_COMPLETIONS = Label("import_completions", copied=True, looked_back=True)
 TINY_MODEL = Label("tiny_model")
 BASE = Label("base", looked_back=True)
-CURATE = Label("curate")
-DRAW = Label("draw")
+CURATE = Label("curate", looked_back=True)  # what a round offered, and what it drew of that: later rounds draw by both
+DRAW = Label("draw", looked_back=True)
 
 # -- the round's completions and what is chosen of them ------------------------------------------------------------------
 GENERATE = Label("generate", looked_back=True)  # replayed by pool.earlier, and read by curators

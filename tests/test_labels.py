@@ -89,9 +89,11 @@ def test_what_later_rounds_read_is_marked() -> None:
         SUITE.scores("greedy"),
         SUITE.logprobs,
         labels.PREPARE,
+        labels.CURATE,
+        labels.DRAW,
     ]
     assert all(label.looked_back for label in read_later)
-    assert not any(label.looked_back for label in (samples.completions, labels.DRAW, labels.HELD_OUT.metrics, labels.TRAIN))
+    assert not any(label.looked_back for label in (samples.completions, labels.PAIR, labels.HELD_OUT.metrics, labels.TRAIN))
 
 
 def test_mlflow_accepts_every_label() -> None:

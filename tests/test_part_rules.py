@@ -150,6 +150,20 @@ def test_a_users_prompt_feature_is_one() -> None:
     assert families == ["prompt_features", "features"]
 
 
+def test_an_empty_band_is_refused() -> None:
+    # Claim: low may equal high but not exceed it.
+    band = """curate=[{curator="pass_rate_band", settings={low=0.5, high=%s}}]"""
+    assert message(band % "0.4").endswith("found low = 0.5 and high = 0.4; exchange them")
+    check_parts(micro("tiny_raft", band % "0.5"))
+
+
+def test_learnable_needs_more_rounds_than_it_waits_for() -> None:
+    # Claim: it judges after 5 rounds, so a campaign of 5 rounds never uses a judgement, and one of 6 does.
+    curator = """curate=[{curator="learnable"}]"""
+    assert "found rounds = 5, so it would never drop one" in message(curator, "rounds=5")
+    check_parts(micro("tiny_raft", curator, "rounds=6"))
+
+
 def test_every_rule_is_listed() -> None:
     # Claim: a rule that is written is also applied.
     written = [f for f in vars(part_rules).values() if getattr(f, "__annotations__", {}).get("return") == "Messages"]

@@ -23,6 +23,7 @@ from data.rows import tables
 from tasks.bias import alarm_rule, overoptimisation
 from tasks.choose import mitigations
 from tasks.generate.engines import Batch, Decoding
+from tasks.prompts.curators import PassRate
 from tasks.run import parts
 from tasks.run.work import Work
 from tasks.score.scorers import Score
@@ -136,7 +137,7 @@ def test_the_pairer_pairs(bind: Any) -> None:
 def test_the_curator_curates(bind: Any) -> None:
     # what was never sampled and what is solved at times stay, in order; what is always or never solved goes
     asked = [prompt(number, "1") for number in range(4)]
-    history = [{asked[1]["prompt_id"]: 1.0, asked[2]["prompt_id"]: 0.5, asked[3]["prompt_id"]: 0.0}]
+    history = [{asked[number]["prompt_id"]: PassRate(right, 4) for number, right in ((1, 4), (2, 2), (3, 0))}]
     assert bind("curators")(asked, history) == [asked[0], asked[2]]
 
 

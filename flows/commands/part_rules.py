@@ -225,6 +225,32 @@ def countdown_prompts_say_the_rule(recipe: Recipe) -> Messages:
         )
 
 
+# -- curators ------------------------------------------------------------------------------------------------------------
+def settings_of_curators(recipe: Recipe, name: str) -> Iterator[dict[str, Any]]:
+    """The settings, with defaults, of each [[curate]] table with this curator; those that do not fit are told elsewhere."""
+    for entry in recipe.curate:
+        if entry.curator == name and not any(refusal(parts.check_settings, "curators", name, entry.settings)):
+            yield parts.check_settings("curators", name, entry.settings)
+
+
+def bands_are_not_empty(recipe: Recipe) -> Messages:
+    for settings in settings_of_curators(recipe, "pass_rate_band"):
+        if settings["low"] > settings["high"]:
+            yield (
+                f"curator 'pass_rate_band' needs low of at most high, found low = {settings['low']:g} and high = "
+                f"{settings['high']:g}; exchange them"
+            )
+
+
+def learnable_has_rounds_to_judge(recipe: Recipe) -> Messages:
+    for settings in settings_of_curators(recipe, "learnable"):
+        if settings["rounds"] >= recipe.rounds:
+            yield (
+                f"curator 'learnable' judges a prompt after {settings['rounds']} rounds that sampled it, found rounds = "
+                f"{recipe.rounds}, so it would never drop one; raise rounds, or lower its setting rounds"
+            )
+
+
 # -- completions by origin -----------------------------------------------------------------------------------------------
 def origins_differ(recipe: Recipe) -> Messages:
     if recipe.pool != Pool():
@@ -296,6 +322,8 @@ RULES: tuple[Callable[[Recipe], Messages], ...] = (
     reward_model_can_be_fitted,
     online_scorers_need_only_texts,
     countdown_prompts_say_the_rule,
+    bands_are_not_empty,
+    learnable_has_rounds_to_judge,
     origins_differ,
     accepted_are_fewer_than_candidates,
     some_wrong_completions_are_accepted,

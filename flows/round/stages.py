@@ -91,11 +91,11 @@ class Stages:
         return self.do(label, import_model.import_model, import_model.Settings(), {"model": external_model(path)})
 
     # -- a round ----------------------------------------------------------------------------------------------------
-    def draw(self, prompts: Artifact) -> Artifact:
-        """The prompts of this round."""
+    def draw(self, prompts: Artifact, earlier: Mapping[str, Artifact]) -> Artifact:
+        """The prompts of this round. `earlier` has what each earlier round drew, and what it could draw from."""
         split = "seed" if self.recipe.pool.given else "rounds"
-        settings = draw.Settings(round=self.number, count=self.recipe.prompts.per_round, split=split)
-        return self.do(labels.DRAW, draw.draw, settings, {"prompts": prompts}, self.seed("draw", 0))
+        settings = draw.Settings(count=self.recipe.prompts.per_round, split=split)
+        return self.do(labels.DRAW, draw.draw, settings, {"prompts": prompts, **earlier}, self.seed("draw", 0))
 
     def import_completions(self) -> Artifact:
         """A copy of the file of recorded completions."""

@@ -61,7 +61,7 @@ def training_data(stages: Stages, history: History, prompts: Artifact) -> Traini
 
 
 def prompts_of_round(stages: Stages, history: History, prompts: Artifact) -> Artifact:
-    return stages.draw(stages.curate(prompts, sampled_before(stages, history)))
+    return stages.draw(stages.curate(prompts, sampled_before(stages, history)), drawn_before(history))
 
 
 def completions_of_round(
@@ -109,6 +109,13 @@ def sampled_before(stages: Stages, history: History) -> dict[str, Artifact]:
         earlier[f"completions/{finished.round}"] = history.artifact(finished, labels.GENERATE)
         earlier[f"scores/{finished.round}"] = history.artifact(finished, verdicts)
     return earlier
+
+
+def drawn_before(history: History) -> dict[str, Artifact]:
+    """The prompts that earlier rounds drew, and those that their curators offered."""
+    drawn = {f"drawn/{r.round}": history.artifact(r, labels.DRAW) for r in history.with_labels(labels.DRAW)}
+    curated = history.with_labels(labels.DRAW, labels.CURATE)
+    return drawn | {f"offered/{r.round}": history.artifact(r, labels.CURATE) for r in curated}
 
 
 def added_by_pool(

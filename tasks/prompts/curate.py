@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from data.errors import StageFailed
 from data.rows import tables
 from data.rows.completions import is_right
+from tasks.prompts.curators import PassRate
 from tasks.run import parts as all_parts
 from tasks.run.work import StageSettings, Work
 
@@ -61,11 +62,11 @@ def _prompts(folder: Path, split: str) -> list[dict[str, Any]]:
     return rows
 
 
-def pass_rates(scores: Path, completions: Path) -> dict[str, float]:
-    """The share of correct completions per prompt, among its completions in `completions` that have a verdict."""
+def pass_rates(scores: Path, completions: Path) -> dict[str, PassRate]:
+    """The pass rate of each prompt, among its completions in `completions` that have a verdict."""
     own = set(tables.read(completions / "completions.parquet", tables.COMPLETIONS)["completion_id"].to_pylist())
     verdicts: dict[str, list[bool]] = defaultdict(list)
     for row in tables.read(scores / "scores.parquet", tables.SCORES).to_pylist():
         if row["value"] is not None and row["completion_id"] in own:
             verdicts[row["prompt_id"]].append(is_right(row["value"]))
-    return {prompt: sum(right) / len(right) for prompt, right in verdicts.items()}
+    return {prompt: PassRate(sum(right), len(right)) for prompt, right in verdicts.items()}

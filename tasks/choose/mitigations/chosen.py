@@ -16,7 +16,7 @@ from tasks.bias.effects import scaled
 from tasks.choose.mitigations import lengths
 
 VERSIONS = {
-    "length_matched": 2,  # 2: all lengths in one unit
+    "length_matched": 3,  # 3: an empty completion has 0 tokens, and does not change the unit of the others. 2: one unit
     "style_balanced": 2,  # 2: balances how much, not how often
 }
 

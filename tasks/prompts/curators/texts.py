@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
+from dataclasses import dataclass
 from typing import Annotated
 
 import regex
 from annotated_types import Ge, Gt, Le
 
 from data.rows.completions import Row
-from tasks.prompts.curators import History, text_of, word_runs
+from tasks.prompts.curators import History, is_sign, text_of, word_runs, words_of
 
 NEEDS_GOLD = ("not_guessable",)  # it reads the gold answer
-VERSIONS = {"no_near_duplicates": 2}
+VERSIONS = {"no_near_duplicates": 2, "decontaminated": 2, "not_guessable": 2}
 
-_GUESSABLE = regex.compile(r"\(?[A-J]\)?\.?|true|false|yes|no", regex.IGNORECASE)
-_PROOF = regex.compile(r"\b(?:prove|show)\s+that\b", regex.IGNORECASE)
+Run = tuple[str, ...]  # words in a row
+_SHORTEST = 3  # words and signs that identify a prompt wherever they occur; fewer are in many texts
+
+_OPEN, _CLOSE = r"[\s*_$\"'\[{(]*", r"[\s*_$\"'\]}).,!]*"  # what may stand around an answer
+_TEX = r"(?:\\(?:boxed|text|textbf|mathrm)\{\s*)*"
+_YES_OR_NO = regex.compile(rf"(?i){_OPEN}{_TEX}{_OPEN}(?:true|false|yes|no){_CLOSE}")
+_LETTER = regex.compile(  # bare only in capitals, since e and i are numbers
+    rf"{_OPEN}{_TEX}{_OPEN}(?i:(?:option|choice)\s*)?(?:[A-J]|\(?[a-j][).])(?:[).:]\s.*|{_CLOSE})", regex.DOTALL
+)
+_CHOICES = regex.compile(
+    r"(?<!\w)\(A\).*(?<!\w)\(B\).*(?<!\w)\(C\)|^\s*A[.):]\s.*^\s*B[.):]\s.*^\s*C[.):]\s", regex.M | regex.S
+)
+_PROOF = regex.compile(r"(?im)\bprove that\b|(?:^|[.?!:;]\s*|\b(?:please|and|then|hence)\s+)(?:(?:dis)?prove\b|show that\b)")
 
 
 def not_guessable(prompts: Sequence[Row], history: History) -> list[Row]:
-    """Keeps prompts whose answer cannot be guessed: no letter of a choice, no yes or no, no true or false, no proof.
+    """Drops prompts whose answer can be guessed: choices, answers of a letter, yes or no, true or false, and proofs.
 
     Kimi k1.5, https://arxiv.org/abs/2501.12599. The paper also drops prompts that the policy solves without reasoning. That
     would need further samples, and is not done here.
     """
-    return [p for p in prompts if not _GUESSABLE.fullmatch((p["answer"] or "").strip()) and not _PROOF.search(text_of(p))]
+    return [prompt for prompt in prompts if not _guessable(text_of(prompt), (prompt["answer"] or "").strip())]
+
+
+def _guessable(text: str, answer: str) -> bool:
+    by_answer = any(pattern.fullmatch(answer) for pattern in (_YES_OR_NO, _LETTER))
+    return by_answer or any(pattern.search(text) for pattern in (_CHOICES, _PROOF))
 
 
 def no_near_duplicates(
@@ -50,11 +67,99 @@ def no_near_duplicates(
 def decontaminated(
     prompts: Sequence[Row], history: History, *, n: Annotated[int, Ge(1)] = 8, against: Sequence[Row]
 ) -> list[Row]:
-    """Keeps prompts that share no run of `n` words with a held-out or test prompt.
+    """Drops prompts that hold a held-out or test prompt, or share a run of `n` words with one.
 
-    Runs in at least half of those prompts belong to the template and do not count. A shorter prompt is compared as a whole.
-    Source: https://github.com/huggingface/open-r1 (scripts/decontaminate.py), with its `n` of 8.
+    Words of a template do not count. They are in a run of `n` words that two different held-out or test prompts share, or a
+    tenth of the prompts (and 10 of them). Numbers may differ in such a run, and are never the template's. A prompt holds a
+    held-out or test prompt if it has its own words in one piece, or its whole text if these are in several pieces or fewer than
+    3. Mathematical signs count as words there. Source of the run of 8 words: https://github.com/huggingface/open-r1
+    (scripts/decontaminate.py), which looks for no shorter prompts and knows no template.
     """
-    counts = Counter(run for prompt in against for run in word_runs(text_of(prompt), n))
-    measured = {run for run, count in counts.items() if count == 1 or count < len(against) / 2}
-    return [prompt for prompt in prompts if not word_runs(text_of(prompt), n) & measured]
+    tests = [_Test.of(text, n) for text in dict.fromkeys(text_of(prompt) for prompt in against)]
+    template = _template(tests, prompts, n)
+    runs = {run for test in tests for run in test.own_runs(template)}
+    holds = _finder(test.core(template) for test in tests)
+
+    def clean(text: str) -> bool:
+        return runs.isdisjoint(_runs(words_of(text), n)) and not holds(tuple(words_of(text, signs=True)))
+
+    return [prompt for prompt in prompts if clean(text_of(prompt))]
+
+
+@dataclass(frozen=True)
+class _Test:
+    """The words of a held-out or test prompt, and the mathematical signs between them."""
+
+    n: int
+    marks: Run  # words and signs
+    at: list[int]  # the positions of the words among the marks
+
+    @classmethod
+    def of(cls, text: str, n: int) -> _Test:
+        marks = tuple(words_of(text, signs=True))
+        return cls(n, marks, [position for position, mark in enumerate(marks) if not is_sign(mark)])
+
+    @property
+    def words(self) -> list[str]:
+        return [self.marks[position] for position in self.at]
+
+    def own(self, template: Set[Run]) -> list[bool]:
+        """For each word, whether it is a number or outside the template."""
+        words = self.words
+        own = [True] * len(words)
+        for start, frame in enumerate(_frames(words, self.n)):
+            if frame in template:
+                own[start : start + self.n] = [False] * self.n
+        return [outside or word.isdecimal() for outside, word in zip(own, words, strict=True)]
+
+    def own_runs(self, template: Set[Run]) -> set[Run]:
+        """The runs of `n` words without a word of the template."""
+        own = self.own(template)
+        return {run for start, run in enumerate(_runs(self.words, self.n)) if all(own[start : start + self.n])}
+
+    def core(self, template: Set[Run]) -> Run:
+        """The own words with their signs; all words if the own ones are in several pieces or fewer than 3."""
+        own = [number for number, outside in enumerate(self.own(template)) if outside]
+        if not own or own[-1] - own[0] + 1 > len(own):
+            return self.marks
+        core = self.marks[self._signs_before(self.at[own[0]]) : self.at[own[-1]] + 1]
+        return core if len(core) >= _SHORTEST else self.marks
+
+    def _signs_before(self, position: int) -> int:
+        """Where the signs start that stand right before a word: -3 is not 3."""
+        while position and is_sign(self.marks[position - 1]):
+            position -= 1
+        return position
+
+
+def _template(tests: Sequence[_Test], prompts: Sequence[Row], n: int) -> set[Run]:
+    """The runs of the tests, with every number as 0, that two of them share or a tenth of the prompts, and 10 of these."""
+    counts = Counter(frame for test in tests for frame in set(_frames(test.words, n)))
+    among_prompts = Counter(
+        frame for prompt in prompts for frame in set(_frames(words_of(text_of(prompt)), n)) if frame in counts
+    )
+    least = max(10, len(prompts) / 10)
+    return {frame for frame, count in counts.items() if count >= 2 or among_prompts[frame] >= least}
+
+
+def _finder(pieces: Iterable[Run]) -> Callable[[Run], bool]:
+    """Tells whether a text holds one of the pieces. It must be a piece itself if that has fewer than 3 words or signs."""
+    by_start: dict[Run, set[Run]] = defaultdict(set)
+    for piece in pieces:
+        by_start[piece[:_SHORTEST]].add(piece)
+
+    def holds(marks: Run) -> bool:
+        starts = ((i, marks[i : i + _SHORTEST]) for i in range(len(marks) - _SHORTEST + 1))
+        found = (marks[i : i + len(piece)] == piece for i, start in starts for piece in by_start.get(start, ()))
+        return any(found) or (len(marks) < _SHORTEST and marks in by_start)
+
+    return holds
+
+
+def _runs(words: Sequence[str], n: int) -> list[Run]:
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def _frames(words: Sequence[str], n: int) -> list[Run]:
+    """The runs of `n` words with every number as 0."""
+    return _runs(["0" if word.isdecimal() else word for word in words], n)
