@@ -197,8 +197,9 @@ def test_an_older_form_becomes_the_flows() -> None:
     from prefect.client.schemas.schedules import CronSchedule
     from prefect.utilities.callables import parameter_schema
 
+    from flows.service.environment import CHECKOUT
     from flows.service.scheduled import campaign
-    from flows.service.serve import CHECKOUT, DEPLOYMENT, POOL, deploy
+    from flows.service.serve import DEPLOYMENT, POOL, deploy
 
     with get_client(sync_client=True) as client:
         name = DEPLOYMENT.partition("/")[2]
