@@ -186,7 +186,7 @@ def child_loop(home: Path, method: str, rounds: int) -> None:
             earlier: dict[str, Artifact] = {}
         else:
             drawn = stages.draw(prompts, earlier)
-            earlier |= {f"drawn/{number}": drawn, f"offered/{number}": prompts}
+            earlier[f"drawn/{number}"] = drawn
             completions = stages.generate(drawn, head, recipe.generate.max_tokens)
             judged = scores_of_round(stages, drawn, completions, {}).by_label
             data = {"prompts": drawn, "completions": completions, **stages.choose(completions, stages.reward(judged), judged)}

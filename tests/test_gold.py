@@ -28,6 +28,7 @@ from flows.round import gold
 from flows.round.stages import Stages
 from registry.projection import verdict_tags
 from tasks.choose import mitigations
+from tasks.prompts.curators import PassRate
 from tasks.run import parts
 from tasks.run.work import Work
 from tasks.score.scorers import Score
@@ -238,14 +239,15 @@ def test_parts_that_choose_say_what_they_read(chooser: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("name", parts.public("mitigations"))
 def test_mitigations_say_whether_they_read_verdicts(name: str) -> None:
-    # Claim: only those in USES_GOLD react to another verifier.
+    # Claim: only those in USES_GOLD react to another verifier. The reward follows the length: there is a style to remove.
     made = pool(6)
+    of_length = {row["completion_id"]: len(row["text"].split()) + made.judge[row["completion_id"]] for row in made.completions}
     pairs = called(("pairers", "best_vs_worst"), made, dict.fromkeys(made.verdicts), made.judge)
     entry = {"mitigation": name, "settings": SETTINGS.get(name, {})}
     results = []
     for verdicts in (made.verdicts, made.with_verdicts(1)):
         scores = {"gold": verdicts, "judge": made.judge, "second": made.second}
-        kinds = {"rewards": made.judge, "chosen": pairs}
+        kinds = {"rewards": of_length, "chosen": pairs}
         results.append([mitigations.apply(kind, [entry], data, made.completions, scores) for kind, data in kinds.items()])
     assert (results[0] != results[1]) == parts.lists("USES_GOLD", "mitigations", name)
 
@@ -262,7 +264,7 @@ def test_curators_say_whether_they_read_gold(name: str) -> None:
 
     def kept(answers: str) -> list[list[str]]:
         asked = [prompt | {"answer": draw.choice(answers)} for prompt in prompts]
-        history = [{p["prompt_id"]: draw.random() for p in prompts} for _ in range(3)]
+        history = [{p["prompt_id"]: PassRate(draw.randint(0, 8), 8) for p in prompts} for _ in range(6)]
         return [[row["prompt_id"] for row in curator(asked, past)] for past in (history, history[:1])]
 
     first, again = kept("7A"), kept("7A")

@@ -24,7 +24,8 @@ FLOW_FILES = (
     "flows/round/improve.py",
     "flows/round/calls.py",
     "flows/service/scheduled.py",
-)  # where Prefect's decorators stand
+    "flows/service/campaign_worker.py",
+)  # where Prefect's decorators and classes stand
 
 
 def sources() -> list[Path]:

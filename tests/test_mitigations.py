@@ -68,7 +68,7 @@ def test_a_length_penalty_leaves_no_correlation_within_prompts() -> None:
 
 
 POOLS, PROMPTS, SAMPLES = 25, 60, 8  # of each kind, fixed before looking
-KINDS = ("verdict", "levels", "continuous")  # a verifier's 0 and 1, a judge's six levels, a reward model
+REWARDS = ("verdict", "levels", "continuous")  # a verifier's 0 and 1, a judge's six levels, a reward model
 
 
 @functools.cache
@@ -125,7 +125,7 @@ def priced(kind: str, slope: float, mitigation: str, **settings: Any) -> dict[st
     return dict(zip(names, np.mean(found, axis=0).tolist(), strict=True))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", REWARDS)
 @pytest.mark.parametrize(
     ("mitigation", "settings"), [("length_penalty", {}), ("residualised", {"features": ("words", "compression")})]
 )
@@ -138,7 +138,7 @@ def test_where_reward_is_independent_of_length_nothing_is_corrected(kind: str, m
     assert made["changed"] <= 0.2  # 5% by the interval
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", REWARDS)
 @pytest.mark.parametrize("slope", [1.0, -1.0])
 def test_a_chosen_price_brings_the_lengths_of_what_is_chosen_together(kind: str, slope: float) -> None:
     # biased pools, in either direction: the gap of what is chosen falls, and no tie is decided, not even then

@@ -40,9 +40,9 @@ def prefect() -> ASGIApp:
 
 def mlflow() -> ASGIApp:
     """MLflow's server, with the password in the environment variable MLFLOW_CREDENTIALS."""
-    from mlflow.server.fastapi_app import app
+    from registry.ui import application
 
-    return OwnPagesOnly(Password(Page(app, _ENTER_MLFLOW), os.environ.pop(MLFLOW_CREDENTIALS)))
+    return OwnPagesOnly(Password(Page(application(), _ENTER_MLFLOW), os.environ.pop(MLFLOW_CREDENTIALS)))
 
 
 def refusal(headers: Headers) -> str:

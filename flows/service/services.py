@@ -22,6 +22,7 @@ from pathlib import Path
 from data.errors import PortTaken, ServiceFailed
 from flows.service.access import HOSTS, MLFLOW_CREDENTIALS, credentials
 from flows.service.environment import CHECKOUT
+from registry import ui
 from tasks.run.worker import die_with_parent
 
 HOST = "127.0.0.1"
@@ -183,28 +184,8 @@ def prefect_client(home: Path, port: int) -> dict[str, str]:
 
 
 def mlflow_server(home: Path, uri: str, port: int) -> Service:
-    """MLflow's server behind the guard. `uri`: the database of the home.
-
-    One process is enough for one person. MLflow's job runner is switched off, since nothing here uses it.
-    """
-    from mlflow.server.constants import (
-        ARTIFACT_ROOT_ENV_VAR,
-        ARTIFACTS_DESTINATION_ENV_VAR,
-        BACKEND_STORE_URI_ENV_VAR,
-        REGISTRY_STORE_URI_ENV_VAR,
-        SERVE_ARTIFACTS_ENV_VAR,
-    )
-
-    environment = {  # as `mlflow server --backend-store-uri URI` hands them to the process that answers
-        BACKEND_STORE_URI_ENV_VAR: uri,
-        REGISTRY_STORE_URI_ENV_VAR: uri,
-        ARTIFACT_ROOT_ENV_VAR: "mlflow-artifacts:/",
-        ARTIFACTS_DESTINATION_ENV_VAR: str(home / "mlartifacts"),
-        SERVE_ARTIFACTS_ENV_VAR: "true",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        MLFLOW_CREDENTIALS: credentials(home),
-    }
+    """MLflow's server behind the guard. `uri`: the database of the home. One process is enough for one person."""
+    environment = ui.environment(home, uri) | {MLFLOW_CREDENTIALS: credentials(home)}
     return Service("MLflow UI", _guarded("mlflow", port), home / "mlflow.log", environment, f"http://{HOST}:{port}/health")
 
 
