@@ -138,8 +138,9 @@ def show(arm: str, seed: int, made: Campaign) -> list[float]:
 def report(accuracy: Mapping[str, Mapping[int, Sequence[float]]]) -> None:
     """Each arm's change of greedy accuracy by each round, and its difference to the random arm, seed by seed; CREAM's also to
     the judge whose labels it softens."""
-    from data.statistics import t_interval
+    from data.statistics import holm, t_interval, t_test
 
+    compared: dict[str, float] = {}
     rounds = min(len(line) for by_seed in accuracy.values() for line in by_seed.values())
     for number in range(1, rounds):
         for arm, by_seed in accuracy.items():
@@ -153,7 +154,11 @@ def report(accuracy: Mapping[str, Mapping[int, Sequence[float]]]) -> None:
                 if shared and arm != rival:
                     over = np.array([by_seed[seed][number] - other[seed][number] for seed in shared])
                     line += f"; over {rival} {over.mean():+6.1f} {interval(t_interval(over))}"
+                    compared[f"{arm} over {rival} in round {number}"] = t_test(over)
             print(line)
+    print(f"corrected by Holm for {len(compared)} comparisons:")
+    for comparison, p in zip(compared, holm(list(compared.values())), strict=True):
+        print(f"  {comparison:<44} p = {p:.3f}")
 
 
 def interval(ends: tuple[float, float]) -> str:

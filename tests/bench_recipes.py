@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from data.recipe import recipe as recipes
-from data.statistics import t_interval
+from data.statistics import holm, t_interval, t_test
 from data.store.campaign import Campaign
 
 FEW = ("prompts.per_round=200", "generate.n=4", "prompts.held_out=300", "train.steps=30", "train.batch=16", "train.minimum=1")
@@ -91,13 +91,18 @@ def run(home: Path, name: str, seed: int, rounds: int, size: str) -> list[float]
 
 
 def report(curves: dict[str, list[list[float]]]) -> None:
-    """Means over seeds, best first; the change, and the change less the control's of the same seed, with 95% t intervals."""
+    """Means over seeds, best first; the change, and the change less the control's of the same seed, with 95% t intervals and p corrected by Holm."""
     change = {name: 100 * np.array([run[-1] - run[0] for run in runs]) for name, runs in curves.items()}
-    print("\n| method | seeds | round 0 | last round | change | change less the control's |\n|---|---|---|---|---|---|")
+    print(
+        "\n| method | seeds | round 0 | last round | change | change less the control's | p (Holm) |\n|---|---|---|---|---|---|---|"
+    )
+    others = [
+        name for name in curves if "control" in curves and name != "control" and len(curves["control"]) == len(curves[name])
+    ]
+    sure = dict(zip(others, holm([t_test(change[name] - change["control"]) for name in others]), strict=True))
     for name in sorted(curves, key=lambda name: -change[name].mean()):
         first, last = 100 * np.array([[run[0], run[-1]] for run in curves[name]]).mean(0)
-        known = "control" in curves and name != "control" and len(change["control"]) == len(change[name])
-        against = interval(change[name] - change["control"]) if known else "-"
+        against = f"{interval(change[name] - change['control'])} | {sure[name]:.3f}" if name in sure else "- | -"
         print(f"| {name} | {len(curves[name])} | {first:.1f} | {last:.1f} | {interval(change[name])} | {against} |")
 
 
