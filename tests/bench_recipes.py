@@ -91,15 +91,16 @@ def run(home: Path, name: str, seed: int, rounds: int, size: str) -> list[float]
 
 
 def report(curves: dict[str, list[list[float]]]) -> None:
-    """Means over seeds, best first; the change, and the change less the control's of the same seed, with 95% t intervals and p corrected by Holm."""
+    """Means over seeds, best first: the change, and the change less the control's of the same seed, with 95% t intervals.
+
+    The p values of the latter are corrected by Holm.
+    """
     change = {name: 100 * np.array([run[-1] - run[0] for run in runs]) for name, runs in curves.items()}
-    print(
-        "\n| method | seeds | round 0 | last round | change | change less the control's | p (Holm) |\n|---|---|---|---|---|---|---|"
-    )
-    others = [
-        name for name in curves if "control" in curves and name != "control" and len(curves["control"]) == len(curves[name])
-    ]
+    control = curves.get("control", [])
+    others = [name for name in curves if name != "control" and len(curves[name]) == len(control)]
     sure = dict(zip(others, holm([t_test(change[name] - change["control"]) for name in others]), strict=True))
+    print("\n| method | seeds | round 0 | last round | change | change less the control's | p (Holm) |")
+    print("|---|---|---|---|---|---|---|")
     for name in sorted(curves, key=lambda name: -change[name].mean()):
         first, last = 100 * np.array([[run[0], run[-1]] for run in curves[name]]).mean(0)
         against = f"{interval(change[name] - change['control'])} | {sure[name]:.3f}" if name in sure else "- | -"

@@ -16,7 +16,7 @@ def test_holm_is_rs_p_adjust() -> None:
 
 
 def test_a_study_where_nothing_differs_is_rarely_sure_of_anything() -> None:
-    # Claim: over 8 comparisons of 5 seeds that differ in nothing, one is below .05 in at most 5% of studies; uncorrected in a third.
+    # Claim: of studies with 8 comparisons of 5 seeds that differ in nothing, at most 5% are sure of one; uncorrected a third.
     draw = np.random.default_rng(0)
     raw = [[t_test(draw.normal(size=5)) for _ in range(8)] for _ in range(600)]
     assert np.mean([min(holm(ps)) < 0.05 for ps in raw]) < 0.07
