@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from data.rows import tables
-from tasks.choose import mitigations
+from tasks.choose import judged, mitigations
 from tasks.choose.chosen_facts import selection_facts
-from tasks.choose.judged import judged, origins
+from tasks.choose.judged import libraries as libraries  # those that count tokens
 from tasks.run import parts as all_parts
-from tasks.run.work import StageSettings, Work
+from tasks.run.work import Work
 
-VERSION = 3  # 3: audit.json is called facts.json. 2: a completion without a reward after mitigations is not offered
+VERSION = 4  # 4: what training could not read is not offered. 3: audit.json is called facts.json
 LIBRARIES = ()
 
 
-class Settings(StageSettings):
+class Settings(judged.Settings):
     selector: str
-    settings: dict[str, Any]
-    scorers: list[str]  # in recipe order; the first is the verifier
-    mitigations: list[dict[str, Any]]  # {mitigation, settings}, in order
 
 
 def parts(settings: Settings) -> list[tuple[str, str]]:
@@ -30,11 +26,13 @@ def parts(settings: Settings) -> list[tuple[str, str]]:
 def select(work: Work) -> None:
     """SELECTED rows (`selected.parquet`) and `facts.json`."""
     s: Settings = work.settings
-    completions, reward, scores = judged(work.inputs, s.scorers)
-    offered, reward = mitigations.on_rewards(s.mitigations, reward, completions, scores)
-    selector = all_parts.configure("selectors", s.selector, s.settings, **origins(work.inputs))
+    completions, reward, scores = judged.judged(work.inputs, s.scorers)
+    long = judged.too_long(work)
+    fitting = judged.without(completions, long)
+    offered, reward = mitigations.on_rewards(s.mitigations, reward, fitting, scores)
+    selector = all_parts.configure("selectors", s.selector, s.settings, **judged.origins(work.inputs))
     chosen = selector(offered, reward, scores)
-    chosen = mitigations.apply("chosen", s.mitigations, chosen, completions, scores)
+    chosen = mitigations.apply("chosen", s.mitigations, chosen, fitting, scores)
     tables.write(tables.from_rows(chosen, tables.SELECTED), tables.SELECTED, work.out / "selected.parquet")
-    facts = selection_facts(chosen, completions, reward, scores)
+    facts = selection_facts(chosen, completions, reward, scores, long)
     (work.out / "facts.json").write_text(json.dumps(facts, indent=1))
