@@ -63,6 +63,11 @@ def generate_for_pool(which: Literal["base", "contrast"]) -> Label:
     return Label(f"generate/{which}")
 
 
+def fit_reward_fold(fold: int) -> Label:
+    """A reward model that was not fitted on the prompts of this fold."""
+    return _evaluation(f"fit_reward/fold/{fold}")
+
+
 def score(scorer: str) -> Label:
     """SCORES of the round's completions; those of the verifier are read by curators of later rounds."""
     return Label(f"score/{scorer}", looked_back=True)
@@ -194,6 +199,11 @@ def judge_health(scorer: str) -> Label:
     return _evaluation(f"judge_health/{scorer}")
 
 
+def out_of_fold(scorer: str) -> Label:
+    """SCORES of a fitted reward model's scorer, each prompt by a model that was not fitted on it."""
+    return _evaluation(f"judge_health/{scorer}/out_of_fold")
+
+
 def anchor_scores(scorer: str) -> Label:
     """A judge's SCORES of the anchors; later rounds measure its drift against them."""
     return _evaluation(f"anchors/scores/{scorer}", looked_back=True)
@@ -213,11 +223,16 @@ def _all(name: str) -> list[Label]:
         formatted += [samples.logprobs(checkpoint) for checkpoint in ("own", "base", "previous")]
         formatted += [samples.of_counterfactuals(what) for what in ("prompts", "completions", "verdicts")]
     formatted += [rollouts(name, what) for what in ("prefixes", "drawn", "continued", "verdicts")]
-    formatted += [generate_for_pool("base"), generate_for_pool("contrast"), Label(f"ema/{name}")]
+    formatted += [
+        generate_for_pool("base"),
+        generate_for_pool("contrast"),
+        Label(f"ema/{name}"),
+        _evaluation(f"fit_reward/fold/{name}"),
+    ]
     return [
         *fixed,
         *formatted,
-        *(of_scorer(name) for of_scorer in (score, judge_model, probe_score, judge_health, anchor_scores)),
+        *(of_scorer(name) for of_scorer in (score, judge_model, probe_score, judge_health, out_of_fold, anchor_scores)),
     ]
 
 

@@ -18,8 +18,8 @@ from data.store.campaign import Campaign
 from data.store.store import hash_folder
 from flows.commands.part_rules import check_parts
 from tasks.models import models
+from tasks.models.sequences import sequences_of_split
 from tasks.run.work import Work, stage_module
-from tasks.train import rows
 from tasks.train import train as training
 from tasks.train.train import train
 from tests.micro import micro
@@ -37,7 +37,7 @@ both = pytest.mark.parametrize("lora", [WHOLE, pytest.param(FOUR_BIT, marks=need
 def logprobs(model: Any, work: Work) -> torch.Tensor:
     """Of every token of the first completions that the round drew, in nats."""
     tokenizer = models.load_tokenizer(work.inputs["checkpoint"])
-    drawn = list(rows.sequences_of_split(work.inputs, "rounds", tokenizer).values())[:200]
+    drawn = list(sequences_of_split(work.inputs, "rounds", tokenizer).values())[:200]
     found = models.completion_logprobs(model.eval(), drawn, tokenizer.pad_token_id)
     return torch.tensor([value for row in found for value in row])
 

@@ -164,6 +164,36 @@ def test_learnable_needs_more_rounds_than_it_waits_for() -> None:
     check_parts(micro("tiny_raft", curator, "rounds=6"))
 
 
+def test_an_online_loss_has_no_pass_rates() -> None:
+    # Claim: curators that read earlier samples would keep every prompt, without a word; those that read texts work.
+    online = ("loss.name=grpo", "select=false", "train.replay=false")
+    for curator in ("{curator='pass_rate_band', settings={low=0.2, high=0.8}}", "{curator='hard_first', settings={share=0.5}}"):
+        assert "and the online loss 'grpo' keeps no samples" in message(*online, f"curate=[{curator}]")
+        check_parts(micro("tiny_raft", f"curate=[{curator}]"))
+    check_parts(micro("tiny_raft", *online, "curate=[{curator='decontaminated'}]"))
+
+
+def test_a_loss_reads_what_its_selector_says() -> None:
+    # Claim: wrong completions that a selector keeps are never trained on as if they were right; labels and ranks are there.
+    def sets(selector: str, loss: str) -> tuple[str, ...]:
+        return (f"select={{selector='{selector}'}}", f"loss.name={loss}", "train.replay=false")
+
+    for selector in ("labelled", "ranked"):
+        assert "does not read which they are" in message(*sets(selector, "nll"))
+    for loss, selector in (("kto", "ranked"), ("rrhf", "labelled"), ("kto", "all_correct"), ("lipo", "best_of_n")):
+        assert f"loss.name = '{loss}'" in message(*sets(selector, loss))
+    for loss, selector in (("kto", "labelled"), ("apo_zero_unpaired", "labelled"), ("pro", "ranked"), ("nll", "best_of_n")):
+        check_parts(micro("tiny_raft", *sets(selector, loss)))
+
+
+def test_a_scorer_without_a_model_names_none() -> None:
+    # Claim: a checkpoint that a scorer would ignore is refused; the default, and a scorer that uses one, are not.
+    verifier, rollouts = "{scorer='exact_match'}", "{scorer='step_rollouts', checkpoint='base'}"
+    text = message(f"score=[{verifier}, {{scorer='normalised_text', checkpoint='base'}}]")
+    assert "'normalised_text' uses no model" in text
+    check_parts(micro("tiny_raft", f"score=[{verifier}, {{scorer='normalised_text'}}, {rollouts}]"))
+
+
 def test_every_rule_is_listed() -> None:
     # Claim: a rule that is written is also applied.
     written = [f for f in vars(part_rules).values() if getattr(f, "__annotations__", {}).get("return") == "Messages"]

@@ -155,6 +155,17 @@ BREAKS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "online_batch_holds_whole_groups": ("tiny_dpo", (*GRPO, "generate.n=5"), "divides train.batch (32), found generate.n = 5"),
     "replay_needs_solutions": ("tiny_raft", ("prompts.seed=0",), "train.replay = true needs given solutions"),
     "replay_needs_nll": ("tiny_dpo", ("train.replay=true",), "needs loss.name = 'nll', found 'sigmoid'"),
+    "validation_needs_rows": ("tiny_dpo", (*GRPO, "train.validation=0.2"), "has no rows before it samples; set it to 0"),
+    "curate_needs_sampled_prompts": (
+        "tiny_control",
+        ("curate=[{curator='decontaminated'}]",),
+        "chooses the prompts that a round samples, found neither [select] nor [pair] nor an online loss",
+    ),
+    "other_samplers_need_a_choice": (
+        "tiny_dpo",
+        (*GRPO, RECORDED, "generate.path=x"),
+        "gives completions to choose from, but the online loss 'grpo' samples by itself",
+    ),
     "given_pool_excludes_curate": (
         "tiny_dpo",
         ("pool.given=true", "curate=[{curator='decontaminated'}]"),
@@ -242,6 +253,8 @@ def test_a_rule_broken_alone_gives_its_one_message(rule: str) -> None:
         ("tiny_raft", ["score=[{scorer='a'}, {scorer='a', weight=2}]"], "found a, a"),
         ("tiny_dpo", [*GRPO, "reward.normalise=prompt"], "reward.normalise = 'prompt' needs an offline loss"),
         ("tiny_dpo", [SCORES, "reward.how=pessimistic", "reward.penalty=2"], "less than or equal to 1"),
+        ("tiny_control", ["generate.engine=endpoint"], "nothing is chosen; choose a local engine"),
+        ("tiny_dpo", ["loss={name='exo_pair'}"], "'exo_pair' takes the log of smoothing; expected smoothing > 0"),
     ],
 )
 def test_the_other_sides_of_a_rule(recipe: str, sets: list[str], says: str) -> None:
@@ -263,6 +276,9 @@ def test_the_other_sides_of_a_rule(recipe: str, sets: list[str], says: str) -> N
         ("tiny_dpo", [RECORDED, "generate.path=x", "prompts.held_out=0", "prompts.source=countdown"]),
         ("tiny_dpo", ["prompts.source=countdown", "model.path=m"]),
         ("tiny_dpo", ["pool.given=true"]),
+        ("tiny_dpo", [*GRPO, "curate=[{curator='decontaminated'}]"]),
+        ("tiny_dpo", ["train.validation=0.2"]),
+        ("tiny_dpo", ["loss={name='exo_pair', smoothing=0.001}"]),
         ("tiny_control", []),
     ],
 )

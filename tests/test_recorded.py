@@ -319,7 +319,7 @@ def test_a_row_without_a_completion_is_named(record: dict[str, Any], says: str) 
         ("data", RECIPE, [], "ScorerFailed: .*expected column 'score' in the completion's record, found"),
         ("data", UNPREFERRED, [], "as_recorded: expected completions with recorded preferences, found some without"),
         ("data", RECIPE, ["--completions", "other.jsonl"], "found 1 recorded completions that answer none of them"),
-        ("data", "tiny_control", [], "expected a recipe with \\[select\\] or \\[pair\\]"),
+        ("data", "tiny_control", [], "add \\[select\\] or \\[pair\\]"),
         ("data", "tiny_raft", ["--set", "prompts.source=addition"], "needs a file of completions: set generate.path"),
         ("run", RECIPE, ["--set", "generate.engine=recorded"], "pass --model DIR, or use `ratchet data` without one"),
         ("run", RECIPE, ["--set", "generate.engine=recorded", "--set", "model.path=m"], "put a verifier first"),

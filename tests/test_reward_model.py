@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from hashlib import sha256
 from math import exp, log1p
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data.errors import ModelError, PartError, StageFailed
 from data.rows import tables
-from data.store.campaign import Campaign
+from data.rows.completions import Row
+from data.rows.folds import FOLDS, fold_of
+from data.store.campaign import Campaign, Metric
+from tasks.evaluate.judge_health import _paired, agreement
 from tasks.models import models
 from tasks.run import parts
 from tasks.run.work import Work
@@ -148,6 +154,89 @@ def test_a_round_fits_its_own_reward_model(run_micro: Any) -> None:
             ]
             assert value[row["completion_id"]] == max(rivals)
     assert any(name.startswith("judge/reward_model/") for name in first.metrics)  # its health is watched as any judge's
+
+
+def coin(prompts: Sequence[Row], completions: Sequence[Row], *, seed: int = 0) -> list[Score]:
+    """Verdicts that are independent of the text."""
+    return [Score(float(sha256(f"{seed}{row['completion_id']}".encode()).digest()[0] % 2)) for row in completions]
+
+
+def is_short(prompts: Sequence[Row], completions: Sequence[Row]) -> list[Score]:
+    """Verdicts that a small model can read off the text."""
+    return [Score(float(len(row["text"]) <= 16)) for row in completions]
+
+
+LEARNING = (  # so many steps that a model remembers its pairs
+    "rounds=1", "fit_reward.steps=300", "fit_reward.batch=32", "fit_reward.learning_rate=0.005", "prompts.rounds=64",
+    "prompts.per_round=64", "generate.n=8", "health.samples=0",
+)  # fmt: skip
+
+
+def health(run_micro: Any, verifier: str, settings: str, name: str) -> tuple[Metric, Campaign]:
+    """The within-prompt AUROC of a reward model that was fitted on a verifier's verdicts."""
+    fitted = "{scorer='reward_model', checkpoint='trained'}"
+    judges = f"score=[{{scorer='{verifier}', weight=0.0, settings={settings}}}, {fitted}]"
+    campaign = run_micro("tiny_raft", *BY_REWARD, *LEARNING, judges, name=name)
+    return campaign.rounds()[1].metrics["judge/reward_model/within_prompt_auroc"], campaign
+
+
+@pytest.mark.minutes
+def test_health_is_of_prompts_that_the_model_did_not_see(run_micro: Any) -> None:
+    # Claim: on verdicts by coin flips the within-prompt AUROC is .5 within its interval, while the round's own model remembers
+    # them. So the alarm about a judge that ranks by chance is raised where it should be. A real signal is seen as one.
+    # 4 seeds, decided beforehand; one interval of 95% may miss.
+    found = [health(run_micro, "tests.test_reward_model:coin", f"{{seed={seed}}}", f"coin-{seed}") for seed in range(4)]
+    values, lows, highs = (np.array([getattr(metric, name) for metric, _ in found]) for name in ("value", "low", "high"))
+    assert ((lows <= 0.5) & (highs >= 0.5)).sum() >= 3
+    assert abs(values.mean() - 0.5) < 0.03
+    for high, (_, campaign) in zip(highs, found, strict=True):
+        assert remembered_auroc(campaign) > 0.6
+        raised = [alarm for alarm in campaign.rounds()[1].alarms if alarm.source == "judge"]
+        assert bool(raised) == (high < 0.55)
+    signal, campaign = health(run_micro, "tests.test_reward_model:is_short", "{}", "signal")
+    assert signal.low is not None
+    assert signal.low > 0.6
+    assert not [alarm for alarm in campaign.rounds()[1].alarms if alarm.source == "judge"]
+
+
+def remembered_auroc(campaign: Campaign) -> float:
+    """The same metric of the round's own reward model on what it was fitted on."""
+    made = campaign.rounds()[1].artifacts
+    judged, verdicts = (
+        read(campaign.store.folder(made[label].key) / "payload" / "scores.parquet", tables.SCORES)
+        for label in ("score/reward_model", "score/tests.test_reward_model:coin")
+    )
+    within = next(row for row in agreement(_paired(judged, verdicts)) if row["metric"] == "within_prompt_auroc")
+    return float(within["value"])
+
+
+def test_no_fold_scores_a_prompt_that_it_was_fitted_on(run_micro: Any) -> None:
+    # Claim: the pairs of a prompt are fitted on by the other fold's model alone, which scores it; every completion has a score.
+    campaign = run_micro("tiny_raft", *BY_REWARD, "rounds=1")
+    made = campaign.rounds()[1].artifacts
+    folder = {name: campaign.store.folder(ref.key) / "payload" for name, ref in made.items()}
+    pairs = read(folder["fit_reward/pairs"] / "pairs.parquet", tables.PAIRS)
+    for fold in range(FOLDS):
+        fitted = json.loads((folder[f"fit_reward/fold/{fold}"] / "training.json").read_text())["rows"]
+        assert fitted == sum(fold_of(pair["prompt_id"]) != fold for pair in pairs) > 0
+    scored = read(folder["judge_health/reward_model/out_of_fold"] / "scores.parquet", tables.SCORES)
+    drawn = read(folder["generate"] / "completions.parquet", tables.COMPLETIONS)
+    assert [row["completion_id"] for row in scored] == [row["completion_id"] for row in drawn]
+    rows = {row["prompt_id"]: row for row in read(folder["draw"] / "rounds.parquet", tables.PROMPTS)}
+    for fold in range(FOLDS):
+        members = [row for row in drawn if fold_of(row["prompt_id"]) == fold]
+        model = reward_model(checkpoint=folder[f"fit_reward/fold/{fold}"])
+        expected = [score.value for score in model([rows[row["prompt_id"]] for row in members], members)]
+        assert [row["value"] for row in scored if fold_of(row["prompt_id"]) == fold] == pytest.approx(expected, abs=1e-5)
+    assert campaign.store.manifest(made["judge_health/reward_model"].key)["input_keys"]["judged"] == (
+        made["judge_health/reward_model/out_of_fold"].key
+    )
+
+
+def test_folds_are_of_equal_size() -> None:
+    # Claim: a fold has its share of 10,000 prompts, to within four standard errors.
+    folds = [fold_of(f"prompt {number}") for number in range(10_000)]
+    assert all(abs(folds.count(fold) - 10_000 / FOLDS) < 4 * 50 for fold in range(FOLDS))
 
 
 def test_too_few_pairs_for_a_reward_model_hold_the_round(run_micro: Any) -> None:

@@ -121,6 +121,8 @@ class Loss(BaseModel):
         unread = self._unread()
         if unread:
             yield f"'{self.name}' does not read {', '.join(unread)}; remove what it does not read"
+        if "exo_pair" in self.weights and not self.smoothing:
+            yield "'exo_pair' takes the log of smoothing; expected smoothing > 0, e.g. 0.001 (arXiv 2402.00856), found 0"
         allowed = self._terms_allowed()
         for term in self.terms if "terms" not in unread else ():
             if term not in allowed:

@@ -101,7 +101,32 @@ def replay_needs_nll(recipe: Recipe) -> Messages:
         )
 
 
+def validation_needs_rows(recipe: Recipe) -> Messages:
+    if recipe.train.validation and recipe.online:
+        yield (
+            f"train.validation = {recipe.train.validation:g} keeps rows out of training, but the online loss "
+            f"'{recipe.loss.name}' has no rows before it samples; set it to 0. The gate measures on held-out prompts"
+        )
+
+
 # -- samples and the pool -----------------------------------------------------------------------------------------------
+def curate_needs_sampled_prompts(recipe: Recipe) -> Messages:
+    if recipe.curate and not recipe.samples and not recipe.online:
+        yield (
+            "[[curate]] chooses the prompts that a round samples, found neither [select] nor [pair] nor an online loss; remove "
+            "[[curate]]"
+        )
+
+
+def other_samplers_need_a_choice(recipe: Recipe) -> Messages:
+    if recipe.generate.engine in ("recorded", "endpoint") and not recipe.samples:
+        source = f"the online loss '{recipe.loss.name}' samples by itself" if recipe.online else "nothing is chosen"
+        yield (
+            f"generate.engine = '{recipe.generate.engine}' gives completions to choose from, but {source}; choose a local "
+            "engine, or add [select] or [pair]"
+        )
+
+
 def given_pool_excludes_curate(recipe: Recipe) -> Messages:
     if recipe.pool.given and recipe.curate:
         yield (
@@ -264,6 +289,9 @@ RULES: tuple[Callable[[Recipe], Messages], ...] = (
     online_batch_holds_whole_groups,
     replay_needs_solutions,
     replay_needs_nll,
+    validation_needs_rows,
+    curate_needs_sampled_prompts,
+    other_samplers_need_a_choice,
     given_pool_excludes_curate,
     given_pool_needs_solutions,
     pool_and_mitigate_need_a_choice,

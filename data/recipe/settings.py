@@ -244,7 +244,8 @@ class FitReward(Strict):
     """The reward model of a score with checkpoint = "trained", fitted again each round before it scores.
 
     It is the model the campaign started from with a single output, trained on pairs of the round's completions that the
-    verifier ranks (Bradley-Terry). Llama 2 also renews its reward models with every iteration.
+    verifier ranks (Bradley-Terry). Llama 2 also renews its reward models with every iteration. Judge health is measured with
+    two further models, each fitted on half of the prompts and judged on the other half. Together they cost one more fit.
     """
 
     pairer: str = Field(
@@ -336,7 +337,9 @@ class Train(Strict):
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps over which the learning rate rises from 0")
     weight_decay: float = Field(0.0, ge=0, description="weight decay of AdamW (0 is TRL's default)")
     max_length: int = Field(
-        4096, ge=8, description="token limit of prompt + completion; longer rows are left out of training and counted"
+        4096,
+        ge=8,
+        description="token limit of prompt + completion; longer completions are not offered for training, and counted",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="number format of training; auto = bfloat16 on a GPU, else float32"

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.filesize import decimal
+from rich.markup import escape
 
 from data.errors import HomeError, RecipeError
 from data.recipe import recipe as recipes
+from data.recipe.notes import notes
 from data.recipe.recipe import Recipe
 from data.rows import prompts, records, sources
 from data.store.campaign import free_bytes
 from flows.commands.estimate import judge_tokens, sampled_to_train_on, seven_b
-from flows.commands.notes import notes
 from flows.commands.options import Columns, Home, Json, Model, Prompts, Sets, Source, out, overrides
 from flows.commands.part_rules import check_parts
 from flows.round import gold
 from flows.round.resolve import accumulation, checkpointing, decoded_together, precision
 from flows.service import environment
-from tasks.models.models import inspect_checkpoint
+from tasks.models.models import inspect_checkpoint, load_tokenizer, render
 
 TINY_MODEL_BYTES = 500_000  # weights, tokenizer and configuration of the built-in model
+LOOKED_AT = 2000  # prompts whose tokens are counted: splits are drawn by hash, so the first ones are a sample
 BYTES_PER_TOKEN = 12  # a completion token in Parquet: id, log-probability and text; measured below 12 on the tiny world
 
 
@@ -56,13 +59,14 @@ def check(
     recipe = recipes.load(source, sets or [], overrides(model, prompts, columns))
     estimate = checked(recipe, environment.home_of(home))
     may, touches = gold_of(recipe)
+    told = estimate.pop("notes")
     if as_json:
         seven = dataclasses.asdict(estimate.pop("seven_b"))
         shown = {
             "recipe": recipe.plain(),
             "gold": {"may": may, "touches": touches},
             "estimate": estimate | {"seven_b": seven},
-            "notes": notes(*rounds_of(recipe)),
+            "notes": told,
         }
         print(json.dumps(shown, indent=1))
         return
@@ -81,8 +85,8 @@ def check(
     if recipe.model.path:
         first, second = estimate["seven_b"].lines()
         out.print(f"on a 7B model and one 80 GB GPU: {first}\n{'':<12}{second}", soft_wrap=True)
-    for note in notes(*rounds_of(recipe)):
-        out.print(f"note        {note}", soft_wrap=True, markup=False)
+    for note in told:
+        out.print(f"[yellow]note[/yellow]        {escape(note)}", soft_wrap=True)
 
 
 def rounds_of(recipe: Recipe) -> list[Recipe]:
@@ -100,9 +104,10 @@ def checked(recipe: Recipe, home: Path) -> dict[str, Any]:
     if recipe.recorded:
         can_train(recipe)
         read_completions(recipe)
-    check_parts(*rounds_of(recipe))
+    rounds = rounds_of(recipe)
+    check_parts(*rounds)
     counts = prompt_counts(recipe)
-    estimate = cost(recipe, counts, suite_rows(recipe))
+    estimate = cost(recipe, counts, suite_rows(recipe)) | {"notes": notes(rounds) + long_prompts(recipe, rounds)}
     if estimate["disk_bytes"] > free_bytes(home):
         raise HomeError(
             f"expected about {decimal(estimate['disk_bytes'])} of free space in {home}, found {decimal(free_bytes(home))}; "
@@ -151,6 +156,37 @@ def prompt_counts(recipe: Recipe) -> dict[str, int]:
     rows, _ = prompts.splits(settings, Path(settings.path), recipe.seed)
     counts: dict[str, int] = prompts.disjoint(rows)["prompts"]
     return counts
+
+
+def long_prompts(recipe: Recipe, rounds: Sequence[Recipe]) -> list[str]:
+    """A note about prompts whose longest completions training would not read, by the tokenizer of a user's own model.
+
+    Raises:
+        RecipeError: no prompt that rounds sample leaves room for a completion.
+    """
+    choosing = [now for now in rounds if now.samples]
+    if not choosing or not recipe.model.path or recipe.prompts.source != "file":
+        return []
+    lengths = prompt_tokens(recipe)
+    limit, least = (f(now.train.max_length for now in choosing) for f in (max, min))
+    if min(lengths, default=0) >= limit:
+        raise RecipeError(f"every prompt has {min(lengths)} tokens or more, and train.max_length is {limit}; raise it")
+    longest = max(now.generate.longest for now in choosing)
+    long = sum(length + longest > least for length in lengths)
+    if not long or longest >= least:  # data.recipe.notes tells that completions alone are too long
+        return []
+    return [
+        f"{long} of {len(lengths)} prompts have more than train.max_length - {longest} = {least - longest} tokens (at most "
+        f"{max(lengths)}), so that their longest completions are sampled and never trained on; raise train.max_length"
+    ]
+
+
+def prompt_tokens(recipe: Recipe) -> list[int]:
+    """Tokens of the first prompts that rounds may sample, LOOKED_AT of them at most."""
+    rows, _ = prompts.splits(recipe.prompts, Path(recipe.prompts.path), recipe.seed)
+    tokenizer = load_tokenizer(Path(recipe.model.path), recipe.model.trust_remote_code)
+    asked = rows["seed" if recipe.pool.given else "rounds"][:LOOKED_AT]
+    return [len(render(tokenizer, row["messages"])) for row in asked]
 
 
 def suite_rows(recipe: Recipe) -> int:

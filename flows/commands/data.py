@@ -12,7 +12,6 @@ import typer
 from pydantic import BaseModel
 
 from data import labels
-from data.errors import RecipeError
 from data.labels import Label
 from data.recipe import recipe as recipes
 from data.recipe.dotted import flatten
@@ -51,7 +50,7 @@ def data(
     """Score completions from a file, select or pair them as a recipe says, and measure them. Needs no model, trains nothing.
 
     To train on the result, use `ratchet run` with the same recipe, file and
-    --set generate.engine=recorded. It computes none of this again.
+    --set generate.engine=recorded. It scores nothing again.
 
     Examples:
 
@@ -66,8 +65,6 @@ def data(
     if completions is not None:
         changes["generate.path"] = sources.absolute(completions)
     recipe = recipes.load(source, sets or [], changes).at_round(1)
-    if not recipe.samples:
-        raise RecipeError(f"{source}: expected a recipe with [select] or [pair], found neither; use another recipe")
     check_parts(recipe)
     environment.prepare(folder)
     _print(run(folder, recipe), as_json)

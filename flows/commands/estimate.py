@@ -10,6 +10,7 @@ from typing import Any
 from data.recipe import templates
 from data.recipe.recipe import Recipe
 from data.recipe.settings import Score
+from data.rows.folds import FOLDS
 from tasks.run import parts
 
 PARAMETERS = 7.6e9  # Qwen2.5-7B
@@ -91,6 +92,7 @@ def seven_b(recipe: Recipe, per_round: int, decoded: int) -> Cost:
             f = now.fit_reward
             pairs = f.epochs * per_round * most_rows("pairers", f.pairer, f.settings, now.generate.n)
             fitted = 2 * now.generate.max_tokens * (f.steps * f.batch or math.ceil(pairs))
+            fitted *= FOLDS  # the model that rewards, and those that judge health out of fold: FOLDS - 1 times as much together
             tokens, flop = tokens + fitted, flop + fitted * PARAMETERS * 8
         trained += tokens
     float32, lora = 4 * PARAMETERS / 1e9, recipe.train.lora

@@ -188,6 +188,14 @@ def judges_have_one_model(recipe: Recipe) -> Messages:
             yield f"score '{score.label}' asks a model; set its checkpoint to policy, base or a model's directory"
 
 
+def models_are_used(recipe: Recipe) -> Messages:
+    """A scorer that names a model has a parameter for it."""
+    for score in scores_of(recipe):
+        known = not any(refusal(parts.find, "scorers", score.scorer))
+        if known and score.checkpoint == "base" and not needs("scorers", score.scorer) & {"checkpoint", "rollouts"}:
+            yield f"score '{score.label}' sets checkpoint = 'base', but '{score.scorer}' uses no model; remove checkpoint"
+
+
 def reward_model_can_be_fitted(recipe: Recipe) -> Messages:
     fitted = [score for score in scores_of(recipe) if score.checkpoint == "trained"]
     for score in fitted:
@@ -249,6 +257,40 @@ def learnable_has_rounds_to_judge(recipe: Recipe) -> Messages:
                 f"curator 'learnable' judges a prompt after {settings['rounds']} rounds that sampled it, found rounds = "
                 f"{recipe.rounds}, so it would never drop one; raise rounds, or lower its setting rounds"
             )
+
+
+# -- what a loss reads ---------------------------------------------------------------------------------------------------
+def online_rounds_have_no_pass_rates(recipe: Recipe) -> Messages:
+    """The curators of the module `difficulty` read how often the samples of earlier rounds were right."""
+    for entry in recipe.curate if recipe.online else ():
+        known = not any(refusal(parts.find, "curators", entry.curator))
+        if known and parts.find("curators", entry.curator).__module__.rpartition(".")[2] == "difficulty":
+            yield (
+                f"Curator '{entry.curator}' reads how often earlier samples of a prompt were right, and the online loss "
+                f"'{recipe.loss.name}' keeps no samples. Remove it, or use an offline loss"
+            )
+
+
+READ_BY = {"labelled": "labelled", "ranked": "ranked"}  # built-in selectors that also keep wrong completions -> data of a loss
+
+
+def selector_suits_the_loss(recipe: Recipe) -> Messages:
+    """A loss without labels would raise the probability of the wrong completions too; one with labels needs them."""
+    if not recipe.select or recipe.pair or ":" in recipe.select.selector or recipe.loss.kind.data in ("pairs", "online"):
+        return
+    name, data = recipe.select.selector, recipe.loss.kind.data
+    if any(refusal(parts.find, "selectors", name)) or READ_BY.get(name, "selected") == data:
+        return
+    if name in READ_BY:
+        yield (
+            f"Selector '{name}' keeps wrong completions too, and loss.name = '{recipe.loss.name}' does not read which they "
+            f"are. Use a selector such as 'all_correct', or a loss that trains on {READ_BY[name]} completions"
+        )
+    else:
+        yield (
+            f"loss.name = '{recipe.loss.name}' trains on {data} completions, found selector '{name}'. Set select.selector = "
+            f"'{data}'"
+        )
 
 
 # -- completions by origin -----------------------------------------------------------------------------------------------
@@ -319,11 +361,14 @@ RULES: tuple[Callable[[Recipe], Messages], ...] = (
     suites_have_verifiers,
     gold_stays_where_it_may,
     judges_have_one_model,
+    models_are_used,
     reward_model_can_be_fitted,
     online_scorers_need_only_texts,
     countdown_prompts_say_the_rule,
     bands_are_not_empty,
     learnable_has_rounds_to_judge,
+    online_rounds_have_no_pass_rates,
+    selector_suits_the_loss,
     origins_differ,
     accepted_are_fewer_than_candidates,
     some_wrong_completions_are_accepted,

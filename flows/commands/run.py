@@ -94,7 +94,8 @@ def begin(source: str, name: str, home: Path, sets: Sequence[str], overrides: Ma
     recipe = recipes.load(source, sets, overrides)
     name = name or recipes.find(source).stem
     if name not in names(home):
-        checked(recipe, home)
+        for note in checked(recipe, home)["notes"]:
+            say(f"note: {note}")
     environment.prepare(home)
     return Campaign.start(home, name, recipe)
 
@@ -133,15 +134,15 @@ def run_to_end(campaign: Campaign, refresh: list[str]) -> str:
 def summary(campaigns: list[Campaign]) -> None:
     """Print the tables of rounds and of the test split, the folder of all outputs, and how to open the UIs."""
     from flows.commands.report import final_table, gold_line, reward_shares, rounds_table
-    from flows.round.reporter import alarm_lines
+    from flows.round.reporter import alarm_lines, left_out
 
     out.print(rounds_table(campaigns))
     for campaign in campaigns:
         if touched := gold_line(campaign):
             out.print(f"{campaign.name}: {touched}", soft_wrap=True)
         for finished in campaign.rounds()[-1:]:
-            for alarm in alarm_lines(finished):
-                out.print(f"{campaign.name}, round {finished.round}: {alarm}", soft_wrap=True)
+            for line in [*left_out(finished), *alarm_lines(finished)]:
+                out.print(f"{campaign.name}, round {finished.round}: {line}", soft_wrap=True)
             if shares := reward_shares(finished):
                 out.print(f"{campaign.name}, round {finished.round}: {shares}", soft_wrap=True)
     final = final_table(campaigns)

@@ -11,6 +11,7 @@ from data.store.campaign import Metric
 from data.store.store import Artifact
 from flows.round.artifacts import read_metrics
 from flows.round.history import History
+from flows.round.reward_models import scores_out_of_fold
 from flows.round.scoring import Models, score_one
 from flows.round.stages import Stages
 from flows.round.training_data import RoundSamples
@@ -33,7 +34,7 @@ def judge_metrics(stages: Stages, history: History, prompts: Artifact, samples: 
 def health_of(stages: Stages, history: History, prompts: Artifact, samples: RoundSamples, entry: Score) -> Artifact:
     """METRICS of one scorer."""
     inputs = {
-        "judged": samples.scores.by_label[labels.score(entry.label).text],
+        "judged": judged_scores(stages, samples, entry),
         "verified": samples.scores.verdicts,
         "completions": samples.completions,
     }
@@ -42,6 +43,17 @@ def health_of(stages: Stages, history: History, prompts: Artifact, samples: Roun
     edits = list(stages.first.health.edits) if "anchors_now" in inputs else []
     settings = judge_health.Settings(split="rounds", edits=edits, compares=entry.scorer == "judge")
     return stages.do(labels.judge_health(entry.label), judge_health.judge_health, settings, inputs)
+
+
+def judged_scores(stages: Stages, samples: RoundSamples, entry: Score) -> Artifact:
+    """The scorer's SCORES to compare with verdicts: the round's, or of a reward model that did not see the prompts it scores.
+
+    The round's own reward model was fitted on these very verdicts, so its agreement with them shows what it memorised.
+    """
+    models = samples.scores.models
+    if entry.checkpoint == "trained" and "trained" in models:
+        return scores_out_of_fold(stages, samples.prompts, samples.completions, models, entry)
+    return samples.scores.by_label[labels.score(entry.label).text]
 
 
 def anchor_scores(stages: Stages, history: History, prompts: Artifact, models: Models, entry: Score) -> dict[str, Artifact]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from data import labels
 from data.alarm import Alarm, by_gravity
+from data.rows import tables
 from data.store.campaign import Metric, Ref, Round, Verdict
 from data.store.store import Artifact
 from flows.round import gold
@@ -19,7 +21,7 @@ from flows.round.judging import judge_metrics
 from flows.round.probe import compare_with_round_zero, ledger_alarms, ledger_facts, ledger_metrics, ledger_of_round_zero
 from flows.round.stages import Stages
 from flows.round.suites import suite_metrics
-from flows.round.training_data import TrainingData, skip_reason, training_data, truncated
+from flows.round.training_data import TrainingData, skip_reason, too_long, training_data, truncated
 from flows.service.environment import ratchet_version
 from tasks.gate.gate import decide
 from tasks.gate.training_alarms import forgetting, training_alarms, uninformative_judges
@@ -65,7 +67,8 @@ def one_round(stages: Stages, history: History, resolve_verdict: Callable[[Verdi
     metrics |= suite_metrics(stages, prompts, checkpoint, history)
     metrics |= judge_metrics(stages, history, prompts, data.samples)
     ledger = compare_with_round_zero(stages, history, prompts, checkpoint, last.head if skipped else start, data.samples)
-    alarms = [] if skipped else alarms_of_training(stages, history, start, checkpoint, metrics)
+    log = None if skipped else stages.training_log(checkpoint)
+    alarms = alarms_of_training(stages, history, start, log, metrics) if log else []
     alarms += forgetting(metrics, last.metrics) + uninformative_judges(metrics, last.metrics, recipe.score)
     alarms = by_gravity(alarms + ledger_alarms(ledger))
     verdict = resolve_verdict(decide(recipe.gate, metrics, skipped, alarms))
@@ -82,7 +85,7 @@ def one_round(stages: Stages, history: History, resolve_verdict: Callable[[Verdi
     }
     return _record(
         stages, began, checkpoints=checkpoints, metrics=metrics | ledger_metrics(ledger), verdict=verdict,
-        facts={"gold": gold.in_words(recipe)} | data.facts | ledger_facts(ledger), alarms=alarms,
+        facts={"gold": gold.in_words(recipe)} | data.facts | training_facts(log) | ledger_facts(ledger), alarms=alarms,
     )  # fmt: skip
 
 
@@ -114,16 +117,23 @@ def compared_with(history: History) -> dict[str, Artifact]:
 
 
 def alarms_of_training(
-    stages: Stages, history: History, start: Ref, checkpoint: Artifact, metrics: Mapping[str, Metric]
+    stages: Stages, history: History, start: Ref, log: Artifact, metrics: Mapping[str, Metric]
 ) -> list[Alarm]:
     """Alarms from the training log and from the metrics before and after training."""
-    before = history.measured(start.digest).metrics
-    return training_alarms(stages.training_log(checkpoint), stages.recipe.loss, before, metrics, stages.recipe.gate.kl_budget)
+    before, rows = history.measured(start.digest).metrics, tables.read(log.file("training.parquet"), tables.TRAINING)
+    return training_alarms(rows.to_pylist(), stages.recipe.loss, before, metrics, stages.recipe.gate.kl_budget)
+
+
+def training_facts(log: Artifact | None) -> dict[str, Any]:
+    """What the trainer read: its rows, those it validated on, those it left out (longer given solutions), and its steps."""
+    return {"trained": json.loads(log.file("training.json").read_text())} if log else {}
 
 
 def choice_metrics(data: TrainingData) -> dict[str, Metric]:
-    """Metrics of the training data: share of truncated samples, and chosen minus other length in tokens."""
-    metrics = {"truncated": truncated(data.samples.own)} if data.samples else {}
+    """Metrics of the training data: shares of truncated and of too long samples, and chosen minus other length in tokens."""
+    metrics: dict[str, Metric] = {}
+    if data.samples:
+        metrics = {"truncated": truncated(data.samples.own), "too_long": too_long(data.samples, data.facts["too_long"])}
     if data.facts.get("length_gap") is not None:
         n = data.facts.get("pairs", data.facts.get("rows", 0))
         metrics["length_gap"] = Metric(value=data.facts["length_gap"], n=n, split="rounds")

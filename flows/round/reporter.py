@@ -69,8 +69,8 @@ class Reporter:
             f"  round {finished.round}: held-out accuracy {accuracy}  "
             f"[{style}]{finished.verdict.decision}[/{style}]: {escape(finished.verdict.reason)}"
         )
-        for alarm in alarm_lines(finished):
-            self._print(f"    {alarm}")
+        for line in [*left_out(finished), *alarm_lines(finished)]:
+            self._print(f"    {line}")
 
 
 def alarm_lines(finished: Round) -> list[str]:
@@ -78,6 +78,15 @@ def alarm_lines(finished: Round) -> list[str]:
     lines = [f"[red]{escape(str(alarm))}[/red]" for alarm in finished.alarms if alarm.level != "watch"]
     watched = [alarm.name for alarm in finished.alarms if alarm.level == "watch"]
     return lines + ([f"[yellow]watch[/yellow] {escape(', '.join(watched))}"] if watched else [])
+
+
+def left_out(finished: Round) -> list[str]:
+    """A line about completions that training could not read, if there were any."""
+    share = finished.metrics.get("too_long")
+    if share is None or not share.value:
+        return []
+    count = round(share.value * share.n)
+    return [f"[yellow]left out[/yellow] {count} of {share.n} completions do not fit train.max_length with their prompt"]
 
 
 def percent(metric: Metric | None) -> str:

@@ -9,17 +9,13 @@ from pathlib import Path
 from data import labels
 from data.errors import RecipeError
 from data.labels import Label
-from data.recipe.loss import Loss
 from data.recipe.settings import Score
 from data.store.store import Artifact
-from flows.round.artifacts import read_facts
-from flows.round.resolve import micro_batches
+from flows.round.reward_models import fit_reward_model
 from flows.round.stages import Stages
-from tasks.choose import pair
 from tasks.generate import continued, generate, prefixes
 from tasks.run.parts import check_settings, inputs_for, needs
 from tasks.score import score
-from tasks.train import fit_reward
 
 Models = Mapping[str, Artifact]  # the models of a campaign that a scorer can use, by score.checkpoint: policy, base, trained
 
@@ -43,7 +39,7 @@ def scores_of_round(stages: Stages, prompts: Artifact, completions: Artifact, mo
     for entry in stages.recipe.score:
         verdicts = {"verdicts": next(iter(scores.values()))} if scores else {}
         if entry.checkpoint == "trained" and models and "trained" not in models:
-            models = {**models, **fit_reward_model(stages, prompts, completions, verdicts["verdicts"], models)}
+            models = {**models, **fit_reward_model(stages, prompts, completions, verdicts["verdicts"], models["base"])}
         label = labels.score(entry.label)
         scores[label.text] = score_one(stages, label, entry, "rounds", prompts, completions, models, verdicts)
     return RoundScores(scores, models)
@@ -115,26 +111,3 @@ def rollouts(stages: Stages, entry: Score, split: str, prompts: Artifact, comple
     inputs = {"prefixes": starts, "drawn": sampled}
     solutions = stages.do(label(entry.label, "continued"), continued.continued, continued.Settings(split=split), inputs)
     return stages.verify(label(entry.label, "verdicts"), split, starts, solutions)
-
-
-def fit_reward_model(
-    stages: Stages, prompts: Artifact, completions: Artifact, verdicts: Artifact, models: Models
-) -> dict[str, Artifact]:
-    """The round's reward model as `trained`; empty if the verdicts give fewer than train.minimum pairs."""
-    recipe = stages.recipe
-    f, verifier = recipe.fit_reward, recipe.score[0].label
-    pairing = pair.Settings(pairer=f.pairer, settings=f.settings, scorers=[verifier], mitigations=[])
-    verified = {"completions": completions, "reward": verdicts, labels.score(verifier).text: verdicts}
-    pairs = stages.do(labels.FIT_REWARD_PAIRS, pair.pair, pairing, verified)
-    if read_facts({"pairs": pairs})["pairs"] < recipe.train.minimum:
-        return {}
-    shared = ("weight_decay", "max_length", "precision", "checkpointing", "save_every", "split", "trust_remote_code")
-    settings = fit_reward.Settings(
-        **stages.train_settings(recipe.train, Loss()).model_dump(include=set(shared)),
-        **f.model_dump(exclude={"pairer", "settings", "accumulate"}),
-        accumulate=f.accumulate or micro_batches(recipe, f.batch, 2 * recipe.train.max_length),
-        schedule="cosine",
-        warmup=0.0,
-    )
-    inputs = {"checkpoint": models["base"], "prompts": prompts, "completions": completions, "pairs": pairs}
-    return {"trained": stages.do(labels.FIT_REWARD, fit_reward.fit_reward, settings, inputs, stages.seed("fit_reward"))}

@@ -15,7 +15,6 @@ from data.labels import Evaluation, Label
 from data.recipe.loss import Loss
 from data.recipe.recipe import Recipe
 from data.recipe.settings import Pool, Reward, Score, Train
-from data.rows import tables
 from data.store.campaign import Campaign
 from data.store.store import Artifact, derive_seed
 from flows.round import gold
@@ -151,12 +150,24 @@ class Stages:
         settings = reward.Settings(weights=weights, **how.model_dump())
         return self.do(label, reward.reward, settings, {f"score/{name}": scores[f"score/{name}"] for name in weights})
 
-    def choose(self, completions: Artifact, rewards: Artifact, scores: Mapping[str, Artifact]) -> dict[str, Artifact]:
-        """Select or pair, as the recipe says."""
-        inputs: dict[str, Input] = {"completions": completions, **gold.inputs_of_choice(self.recipe, rewards, scores)}
+    def choose(
+        self, completions: Artifact, rewards: Artifact, scores: Mapping[str, Artifact], counted: Mapping[str, Artifact] = {}
+    ) -> dict[str, Artifact]:
+        """Select or pair, as the recipe says.
+
+        Args:
+            counted: `prompts` and `tokenizer` (a checkpoint), so that only completions are offered that fit train.max_length.
+                Without them, as where no model will be trained, all are.
+        """
+        inputs: dict[str, Input] = {
+            "completions": completions,
+            **gold.inputs_of_choice(self.recipe, rewards, scores),
+            **counted,
+        }
         common: dict[str, Any] = {
             "scorers": [entry.label for entry in self.recipe.score],
             "mitigations": [entry.model_dump() for entry in self.recipe.mitigate],
+            **(self.counting() if counted else {}),
         }
         if self.recipe.pair:
             inputs |= inputs_for("pairers", self.recipe.pair.pairer, {"origins": completions})
@@ -201,12 +212,9 @@ class Stages:
         inputs = {"checkpoint": start, **data} | ({"reference": reference} if reference else {})
         return self.do(labels.TRAIN, online.online, settings, inputs, self.seed("train"))
 
-    def training_log(self, checkpoint: Artifact) -> list[dict[str, Any]]:
-        """Rows of TRAINING: every metric of every step."""
-        settings = training_log.Settings()
-        log = self.do(labels.TRAINING_LOG, training_log.training_log, settings, {"checkpoint": checkpoint})
-        rows: list[dict[str, Any]] = tables.read(log.file("training.parquet"), tables.TRAINING).to_pylist()
-        return rows
+    def training_log(self, checkpoint: Artifact) -> Artifact:
+        """TRAINING (every metric of every step), and `training.json`: how many rows the trainer read, and steps it made."""
+        return self.do(labels.TRAINING_LOG, training_log.training_log, training_log.Settings(), {"checkpoint": checkpoint})
 
     def average(self, label: Label, so_far: Artifact, head: Artifact) -> Artifact:
         """One step of the moving average of the heads."""
@@ -297,6 +305,10 @@ class Stages:
 
     def score_settings(self, entry: Score, split: str) -> ScoreSettings:
         return ScoreSettings(scorer=entry.scorer, settings=entry.settings, split=split)
+
+    def counting(self) -> dict[str, Any]:
+        """How the tokens of completions are counted where something is chosen."""
+        return {"max_length": self.recipe.train.max_length, "trust_remote_code": self.recipe.model.trust_remote_code}
 
     def loading(self) -> dict[str, Any]:
         return {"dtype": precision(self.recipe), "trust_remote_code": self.recipe.model.trust_remote_code}

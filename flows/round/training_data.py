@@ -56,7 +56,8 @@ def training_data(stages: Stages, history: History, prompts: Artifact) -> Traini
     own, completions = completions_of_round(stages, history, prompts, round_prompts)
     scores = scores_of_round(stages, round_prompts, completions, history.judge_models)
     reward = stages.reward(scores.by_label)
-    chosen = stages.choose(completions, reward, scores.by_label)
+    counted = {"prompts": round_prompts, "tokenizer": history.load(history.first.checkpoint)}
+    chosen = stages.choose(completions, reward, scores.by_label, counted)
     return TrainingData(round_prompts, RoundSamples(round_prompts, own, completions, scores, reward, chosen))
 
 
@@ -90,6 +91,12 @@ def truncated(completions: Artifact) -> Metric:
     table = tables.read(completions.file("completions.parquet"), tables.COMPLETIONS)
     cut = [reason == "length" for reason in table["finish_reason"].to_pylist() if reason is not None]
     return Metric(value=sum(cut) / len(cut) if cut else None, n=len(cut), split="rounds")
+
+
+def too_long(samples: RoundSamples, count: int) -> Metric:
+    """Share of a round's completions, with those of [pool], that do not fit train.max_length together with their prompt."""
+    offered = tables.read(samples.completions.file("completions.parquet"), tables.COMPLETIONS).num_rows
+    return Metric(value=count / offered if offered else None, n=offered, split="rounds")
 
 
 def imported_completions(stages: Stages, history: History) -> Artifact:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
 from data.rows.completions import Row, Values, by_prompt, finished, is_right, is_wrong, unique_texts, verifier
 
+NONE: Set[str] = frozenset()
 
-def pair_facts(pairs: Sequence[Row], completions: Sequence[Row], reward: Values, scores: Mapping[str, Values]) -> Row:
+
+def pair_facts(
+    pairs: Sequence[Row], completions: Sequence[Row], reward: Values, scores: Mapping[str, Values], too_long: Set[str] = NONE
+) -> Row:
     """Facts about PAIRS rows. Lengths are in tokens (null if unknown), gaps are chosen minus rejected.
 
     `mean_reward` is of all completions with a reward, `mean_chosen_reward` of the chosen sides: what choosing gains.
+    `too_long` are the ids of completions that were not offered, because training could not read them.
 
     Raises:
         KeyError: a pair names a completion that `completions` does not contain.
@@ -26,7 +31,8 @@ def pair_facts(pairs: Sequence[Row], completions: Sequence[Row], reward: Values,
     return {
         "pairs": len(pairs),
         **_prompts(pairs, completions, "pairs"),
-        "prompts_without": _reasons(without, reward, scores),
+        "too_long": len(too_long),
+        "prompts_without": _reasons(without, reward, scores, too_long),
         "ties_skipped": sum(_tied(rows, reward) for rows in without),
         "duplicate_pairs": len(pairs) - len(texts),
         "identical_texts": sum(c["text"] == r["text"] for c, r in both),
@@ -44,8 +50,10 @@ def pair_facts(pairs: Sequence[Row], completions: Sequence[Row], reward: Values,
     }
 
 
-def selection_facts(selected: Sequence[Row], completions: Sequence[Row], reward: Values, scores: Mapping[str, Values]) -> Row:
-    """Facts about SELECTED rows.
+def selection_facts(
+    selected: Sequence[Row], completions: Sequence[Row], reward: Values, scores: Mapping[str, Values], too_long: Set[str] = NONE
+) -> Row:
+    """Facts about SELECTED rows. `too_long` is as in `pair_facts`.
 
     `length_gap` is the mean tokens of the selected completions minus those of the rest, averaged over prompts that have both.
     `mean_reward` is of all completions with a reward, `mean_selected_reward` of the selected ones: what choosing gains.
@@ -68,7 +76,8 @@ def selection_facts(selected: Sequence[Row], completions: Sequence[Row], reward:
     return {
         "rows": len(selected),
         **_prompts(selected, completions, "rows"),
-        "prompts_without": _reasons(_without(selected, completions), reward, scores),
+        "too_long": len(too_long),
+        "prompts_without": _reasons(_without(selected, completions), reward, scores, too_long),
         "duplicates": len(chosen) - sum(len(unique_texts(rows)) for rows in chosen_of_prompt.values()),
         "wrong_selected": _count(chosen, verifier(scores), is_wrong),
         "truncated_selected": sum(not finished(row) for row in chosen),
@@ -95,9 +104,11 @@ def _without(chosen: Sequence[Row], completions: Sequence[Row]) -> list[list[Row
     return [rows for prompt, rows in by_prompt(completions).items() if prompt not in prompts_with]
 
 
-def _reasons(prompts: Sequence[Sequence[Row]], reward: Values, scores: Mapping[str, Values]) -> dict[str, int]:
-    """Why nothing was chosen, counted over prompts; the first reason that holds."""
-    reasons = dict.fromkeys(("all right", "all wrong", "no score", "tied", "other"), 0)
+def _reasons(
+    prompts: Sequence[Sequence[Row]], reward: Values, scores: Mapping[str, Values], too_long: Set[str]
+) -> dict[str, int]:
+    """Why nothing was chosen, counted over prompts; the first reason that holds. "too long" holds if a completion is."""
+    reasons = dict.fromkeys(("all right", "all wrong", "no score", "tied", "too long", "other"), 0)
     for rows in prompts:
         verdicts = set(map(is_right, _known(rows, verifier(scores))))
         if not verdicts and not _known(rows, reward):
@@ -105,7 +116,8 @@ def _reasons(prompts: Sequence[Sequence[Row]], reward: Values, scores: Mapping[s
         elif len(verdicts) == 1:
             reasons["all right" if verdicts == {True} else "all wrong"] += 1
         else:
-            reasons["tied" if _tied(rows, reward) else "other"] += 1
+            long = any(row["completion_id"] in too_long for row in rows)
+            reasons["tied" if _tied(rows, reward) else "too long" if long else "other"] += 1
     return reasons
 
 

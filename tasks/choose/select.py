@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from data.rows import tables
-from tasks.choose import mitigations
+from tasks.choose import judged, mitigations
 from tasks.choose.chosen_facts import selection_facts
-from tasks.choose.judged import all_scores, facts_of_part, judged, origins
+from tasks.choose.judged import libraries as libraries  # those that count tokens
 from tasks.run import parts as all_parts
-from tasks.run.work import StageSettings, Work
+from tasks.run.work import Work
 
-VERSION = 4  # 4: facts.json has rewards, and what mitigations dropped. 3: audit.json is called facts.json
+VERSION = 4  # 4: facts.json has rewards, and what was dropped; what is too long for training is not offered
 LIBRARIES = ()
 
 
-class Settings(StageSettings):
+class Settings(judged.Settings):
     selector: str
-    settings: dict[str, Any]
-    scorers: list[str]  # in recipe order; the first is the verifier
-    mitigations: list[dict[str, Any]]  # {mitigation, settings}, in order
 
 
 def parts(settings: Settings) -> list[tuple[str, str]]:
@@ -30,14 +26,15 @@ def parts(settings: Settings) -> list[tuple[str, str]]:
 def select(work: Work) -> None:
     """SELECTED rows (`selected.parquet`) and `facts.json`."""
     s: Settings = work.settings
-    completions, reward, scores = judged(work.inputs, s.scorers)
-    offered, reward = mitigations.on_rewards(s.mitigations, reward, completions, scores)
-    selector = all_parts.configure("selectors", s.selector, s.settings, **origins(work.inputs))
+    completions, reward, scores = judged.judged(work.inputs, s.scorers)
+    long = judged.too_long(work)
+    fitting = judged.without(completions, long)
+    offered, reward = mitigations.on_rewards(s.mitigations, reward, fitting, scores)
+    selector = all_parts.configure("selectors", s.selector, s.settings, **judged.origins(work.inputs))
     chosen = selector(offered, reward, scores)
-    kept = mitigations.apply("chosen", s.mitigations, chosen, completions, scores)
+    kept = mitigations.apply("chosen", s.mitigations, chosen, fitting, scores)
     tables.write(tables.from_rows(kept, tables.SELECTED), tables.SELECTED, work.out / "selected.parquet")
-    facts = selection_facts(kept, completions, reward, all_scores(work.inputs, s.scorers)) | {
-        "dropped_by_mitigations": len(chosen) - len(kept)
-    }
-    facts |= facts_of_part("selectors", s.selector, s.settings, offered, reward)
+    facts = selection_facts(kept, completions, reward, judged.all_scores(work.inputs, s.scorers), long)
+    facts |= {"dropped_by_mitigations": len(chosen) - len(kept)}
+    facts |= judged.facts_of_part("selectors", s.selector, s.settings, offered, reward)
     (work.out / "facts.json").write_text(json.dumps(facts, indent=1))

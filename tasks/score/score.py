@@ -63,7 +63,7 @@ def score(work: Work) -> None:
                 batch = as_rows(completions.slice(rows.start, len(rows)))
                 rest = [row for row in batch if row["completion_id"] not in early]
                 if rest:
-                    scorer = scorer or _scorer(work, closing)
+                    scorer = scorer or configured(work, closing)
                 fresh = iter(scored(s.scorer, scorer, by_id, rest, verdicts))
                 table = tables.from_rows([early.get(row["completion_id"]) or next(fresh) for row in batch], tables.SCORES)
                 tables.write_shard(table, tables.SCORES, file)
@@ -86,7 +86,7 @@ def _early_scores(work: Work, completions: pa.Table) -> dict[str, Row]:
     return {completion: by_completion[completion] for completion, prompt in pairs if prompt not in incomplete}
 
 
-def _scorer(work: Work, closing: contextlib.ExitStack) -> Any:
+def configured(work: Work, closing: contextlib.ExitStack) -> Any:
     """The configured scorer. If it has a method `close`, that is called at the end of the stage."""
     s: Settings = work.settings
     surroundings = {"requests": work.hardware.requests, "scratch": work.scratch, "record": work.record}

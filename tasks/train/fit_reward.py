@@ -7,13 +7,15 @@ from typing import Any
 
 from data.errors import StageFailed
 from data.rows import tables
+from data.rows.folds import fold_of
 from tasks.models import models
+from tasks.models.sequences import Sequences, sequences_of_split
 from tasks.run.work import StageSettings, Work, device_of
-from tasks.train import rows
 from tasks.train.train import run, write_checkpoint, write_log
 from tasks.train.trainers import arguments
+from tasks.train.whole_batch import over_whole_batches
 
-VERSION = 2  # 2: an epoch's short last step counts
+VERSION = 3  # 3: the loss is a mean over an optimizer step, however it is divided. 2: an epoch's short last step counts
 LAUNCHED = True
 LIBRARIES = ("torch", "transformers", "tokenizers", "trl", "accelerate")
 
@@ -35,6 +37,7 @@ class Settings(StageSettings):
     save_every: int
     split: str
     trust_remote_code: bool
+    fold: int | None = None  # leave out the pairs of this fold's prompts (data/rows/folds.py); None = fit on all
 
 
 def fit_reward(work: Work) -> None:
@@ -51,8 +54,9 @@ def fit_reward(work: Work) -> None:
 
     s: Settings = work.settings
     tokenizer = models.load_tokenizer(work.inputs["checkpoint"], s.trust_remote_code)
-    sequences = rows.sequences_of_split(work.inputs, s.split, tokenizer)
-    pairs = tables.read(work.inputs["pairs"] / "pairs.parquet", tables.PAIRS).to_pylist()
+    sequences = sequences_of_split(work.inputs, s.split, tokenizer)
+    table = tables.read(work.inputs["pairs"] / "pairs.parquet", tables.PAIRS)
+    pairs = [pair for pair in table.to_pylist() if s.fold is None or fold_of(pair["prompt_id"]) != s.fold]
     all_rows = [_row(pair, sequences, s.margin) for pair in pairs]
     fitting = [row for row in all_rows if max(len(row["chosen_ids"]), len(row["rejected_ids"])) <= s.max_length]
     if not fitting:
@@ -65,13 +69,15 @@ def fit_reward(work: Work) -> None:
         center_rewards_coefficient=s.center or None,
     )
     model = _with_reward_output(work, tokenizer)
-    trainer = RewardTrainer(model=model, args=config, train_dataset=Dataset.from_list(fitting), processing_class=tokenizer)
+    trainer = over_whole_batches(RewardTrainer, "reward")(
+        model=model, args=config, train_dataset=Dataset.from_list(fitting), processing_class=tokenizer
+    )
     run(trainer, work)
     write_checkpoint(work, trainer, merge=False)
     write_log(work, trainer, {"rows": len(fitting), "left_out": len(pairs) - len(fitting)})
 
 
-def _row(pair: dict[str, Any], sequences: rows.Sequences, margin: bool) -> dict[str, Any]:
+def _row(pair: dict[str, Any], sequences: Sequences, margin: bool) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for side in ("chosen", "rejected"):
         prompt, completion = sequences[pair[f"{side}_id"]]

@@ -83,6 +83,8 @@ def pair_trainer() -> type[Any]:
     import torch
     from trl import DPOTrainer
 
+    from tasks.train.whole_batch import chosen_tokens, over_whole_batches
+
     class PairTrainer(DPOTrainer):  # type: ignore[misc]
         def __init__(self, *, loss: Loss, **arguments: Any) -> None:
             super().__init__(**arguments)
@@ -110,12 +112,22 @@ def pair_trainer() -> type[Any]:
             # The order of log pi itself; TRL's rewards/accuracies is that of log pi - log pi_ref (arXiv 2405.19534).
             ranked = self.accelerator.gather((chosen > rejected).float()).mean().item()
             self._metrics["train" if self.model.training else "eval"]["ranking_accuracy"].append(ranked)
+            if "sft" in self.loss.terms:
+                return self._with_sft(result, chosen, inputs)
             if not row:
                 return result
             lengths = inputs["completion_mask"].sum(1).float().chunk(2)
             h_chosen, h_rejected = chosen - reference[0], rejected - reference[1]
             ours = pair_loss(self.loss, h_chosen, h_rejected, chosen, lengths, row)
             return (ours, result[1]) if isinstance(result, tuple) else ours
+
+        def _with_sft(self, result: Any, chosen: Any, inputs: Any) -> Any:
+            """With TRL's term `sft`: mean of -log pi over the chosen tokens of the step, not of the micro-batch."""
+            shares = self.shares(inputs)
+            nll = -chosen.sum() / chosen_tokens(inputs)
+            loss, *rest = result if isinstance(result, tuple) else (result,)
+            loss = loss + self.loss.terms["sft"] * nll * (shares.tokens / shares.rows)  # times shares.rows afterwards
+            return (loss, *rest) if rest else loss
 
     def _with_columns(collate: Any) -> Any:
         def collator(examples: Sequence[Mapping[str, Any]]) -> Any:
@@ -127,7 +139,7 @@ def pair_trainer() -> type[Any]:
 
         return collator
 
-    return PairTrainer
+    return over_whole_batches(PairTrainer, "dpo")
 
 
 @functools.cache
@@ -135,6 +147,8 @@ def list_trainer() -> type[Any]:
     """A Trainer for rows of tasks.train.rows.of_ranked: a batch is of prompts, and the loss is the mean over prompts."""
     import torch
     from transformers import Trainer
+
+    from tasks.train.whole_batch import over_whole_batches
 
     class ListTrainer(Trainer):  # type: ignore[misc]
         model_accepts_loss_kwargs = False  # the loss is a mean over prompts, so accumulation averages it
@@ -190,4 +204,4 @@ def list_trainer() -> type[Any]:
         sizes = torch.tensor([len(e["completions"]) for e in examples])
         return {"input_ids": ids, "attention_mask": attention, "completion_mask": completion, "ranks": ranks, "sizes": sizes}
 
-    return ListTrainer
+    return over_whole_batches(ListTrainer, "listwise")

@@ -20,7 +20,7 @@ from tasks.train.train import adapted, run, write_checkpoint, write_log
 from tasks.train.train import libraries as libraries  # the libraries of adapters
 from tasks.train.trainers import arguments
 
-VERSION = 4  # 4: a score that does not apply counts as its prompt's mean. 3: an unknown score leaves no reward
+VERSION = 4  # 4: a score that does not apply counts as its prompt's mean; BNPO divides by the tokens of the whole batch
 LAUNCHED = True
 LIBRARIES = ("torch", "transformers", "tokenizers", "trl", "accelerate", "math-verify")
 
@@ -44,6 +44,10 @@ class Settings(TrainSettings):
 
 
 CLIP = {"cispo": {"epsilon_high": 5.0}}  # TRL's recommendation; its default of 0.2 would clip every weight of 1 to 0.2
+
+# BNPO divides by the tokens of the batch. TRL takes those of a micro-batch, so that train.accumulate would change the loss.
+# Over the whole batch it is what TRL calls DAPO's.
+OVER_WHOLE_BATCHES = {"bnpo": "dapo"}
 
 
 def parts(settings: Settings) -> list[tuple[str, str]]:
@@ -90,9 +94,10 @@ def _trainer(work: Work, policy: Any, tokenizer: Any, prompts: Sequence[Row]) ->
         kind, config = RLOOTrainer, RLOOConfig(**common)
     else:  # Dr. GRPO is also the name for not dividing by the group's standard deviation (arXiv 2503.20783)
         scale = "none" if s.loss.name == "dr_grpo" else "group"
+        loss_type = OVER_WHOLE_BATCHES.get(s.loss.name, s.loss.name)
         kind, config = (
             GRPOTrainer,
-            GRPOConfig(**common, loss_type=s.loss.name, scale_rewards=scale, **CLIP.get(s.loss.name, {})),
+            GRPOConfig(**common, loss_type=loss_type, scale_rewards=scale, **CLIP.get(s.loss.name, {})),
         )
     questions = [
         {"prompt": row["messages"] if tokenizer.chat_template else "\n".join(m["content"] for m in row["messages"]), "row": i}

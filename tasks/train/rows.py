@@ -10,28 +10,10 @@ from typing import Any
 from data.errors import StageFailed
 from data.recipe.loss import Loss
 from data.rows import tables
-from tasks.models import models
+from tasks.models.sequences import sequences, sequences_of_split
 
 Row = dict[str, Any]
 Inputs = Mapping[str, Path]
-Sequences = dict[str, tuple[list[int], list[int]]]  # completion_id -> (prompt ids, completion ids)
-
-
-def sequences(prompts: Path, completions: Path, tokenizer: Any) -> Sequences:
-    """The token ids of every completion of a file, and of its rendered prompt."""
-    messages = {row["prompt_id"]: row["messages"] for row in tables.read(prompts, tables.PROMPTS).to_pylist()}
-    rendered: dict[str, list[int]] = {}
-    sequences_by_id = {}
-    for row in tables.read(completions, tables.COMPLETIONS).to_pylist():
-        if row["prompt_id"] not in rendered:
-            rendered[row["prompt_id"]] = models.render(tokenizer, messages[row["prompt_id"]])
-        sequences_by_id[row["completion_id"]] = (rendered[row["prompt_id"]], models.completion_ids(tokenizer, row))
-    return sequences_by_id
-
-
-def sequences_of_split(inputs: Inputs, split: str, tokenizer: Any) -> Sequences:
-    """`sequences` of the inputs `prompts` (this split of it) and `completions`."""
-    return sequences(inputs["prompts"] / f"{split}.parquet", inputs["completions"] / "completions.parquet", tokenizer)
 
 
 def of_selected(inputs: Inputs, split: str, tokenizer: Any, replay: bool) -> list[Row]:
@@ -144,4 +126,9 @@ def longest(row: Row) -> int:
 
 def _selected(inputs: Inputs) -> list[Row]:
     rows: list[Row] = tables.read(inputs["selected"] / "selected.parquet", tables.SELECTED).to_pylist()
+    if any(row["weight"] != 1.0 for row in rows):
+        raise StageFailed(
+            "train: no loss reads the weights of selected completions; expected 1.0 in every row, found another one. Let the "
+            "selector repeat rows, or use a [pair] table with loss.weighted."
+        )
     return rows

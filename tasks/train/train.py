@@ -20,12 +20,13 @@ from data.recipe.settings import Lora
 from data.rows import tables
 from data.store.store import sha256_text
 from tasks.models import models
+from tasks.models.sequences import sequences_of_split
 from tasks.run.work import StageSettings, Work, device_of
 from tasks.train import rows
 from tasks.train.rows import Row
 from tasks.train.saves import newest_save, save_callback
 
-VERSION = 5  # 5: KTO's validation rows are shuffled; 4: an epoch's short last step counts, LiPO's reference, LoRA's dropout
+VERSION = 6  # 6: a loss is a mean over an optimizer step, however it is divided. 5: KTO's validation rows are shuffled
 LIBRARIES = ("torch", "transformers", "tokenizers", "trl", "accelerate")
 LAUNCHED = True  # under `accelerate launch` if hardware.accelerate names a configuration
 REFERENCE_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}  # nats per token, between the reference and its stored values
@@ -220,7 +221,7 @@ def check_reference(work: Work, reference: Any, tokenizer: Any) -> None:
     """
     s: Settings = work.settings
     stored = tables.read(work.inputs["reference_logprobs"] / "logprobs.parquet", tables.LOGPROBS).to_pylist()
-    sequences = rows.sequences_of_split(work.inputs, s.split, tokenizer)
+    sequences = sequences_of_split(work.inputs, s.split, tokenizer)
     wanted = [sequences[row["completion_id"]] for row in stored]
     now = models.completion_logprobs(reference, wanted, tokenizer.pad_token_id)
     largest = max(

@@ -124,7 +124,7 @@ def dpo(setup: Setup, common: dict[str, Any]) -> Any:
     from tasks.train.losses import pair_trainer
 
     loss = setup.loss
-    stock = {"sigmoid": 1.0} if loss.own else loss.weights
+    stock = {"sigmoid": 1.0} if loss.own else {name: weight for name, weight in loss.weights.items() if name != "sft"}
     if common["per_device_train_batch_size"] < 2 and loss.name.startswith("aot"):
         raise StageFailed(
             f"train: {loss.name} sorts within a micro-batch; expected train.batch / train.accumulate >= 2, found 1. "
@@ -181,7 +181,7 @@ def kto(setup: Setup, common: dict[str, Any]) -> Any:
             group = rows[start : start + size]
             for index, row in enumerate(group):
                 row["KL_completion_ids"] = group[index - 1]["completion_ids"]
-    return _without_preparation("KTOTrainer", "_prepare_dataset")(
+    return _without_preparation("KTOTrainer", "_prepare_dataset", "kto")(
         model=setup.policy, ref_model=setup.reference, args=config, **setup.datasets(), processing_class=setup.tokenizer
     )
 
@@ -197,7 +197,7 @@ def orpo(setup: Setup, common: dict[str, Any]) -> Any:
     from trl.experimental.orpo import ORPOConfig
 
     config = ORPOConfig(**common, **_dropout(setup), max_length=setup.work.settings.max_length, beta=setup.loss.beta)
-    return _without_preparation("experimental.orpo.ORPOTrainer", "tokenize_row")(
+    return _without_preparation("experimental.orpo.ORPOTrainer", "tokenize_row", "orpo")(
         model=setup.policy, args=config, **setup.datasets(tables_to_rows.side_by_side), processing_class=setup.tokenizer
     )
 
@@ -216,7 +216,7 @@ def cpo(setup: Setup, common: dict[str, Any]) -> Any:
         simpo_gamma=loss.gamma,
         label_smoothing=loss.smoothing,
     )
-    return _without_preparation("experimental.cpo.CPOTrainer", "tokenize_row")(
+    return _without_preparation("experimental.cpo.CPOTrainer", "tokenize_row", "cpo")(
         model=setup.policy, args=config, **setup.datasets(tables_to_rows.side_by_side), processing_class=setup.tokenizer
     )
 
@@ -233,10 +233,13 @@ def listwise(setup: Setup, common: dict[str, Any]) -> Any:
 
 
 @functools.cache
-def _without_preparation(name: str, preparation: str) -> type[Any]:
-    """A TRL trainer without its text preparation, because our rows are token ids already."""
+def _without_preparation(name: str, preparation: str, trainer: str) -> type[Any]:
+    """A TRL trainer without its text preparation, because our rows are token ids already; its loss is over whole batches."""
     import importlib
 
-    module, _, trainer = f"trl.{name}".rpartition(".")
-    stock = getattr(importlib.import_module(module), trainer)
-    return type(trainer, (stock,), {preparation: lambda self, rows, *args, **kwargs: rows})
+    from tasks.train.whole_batch import over_whole_batches, with_nll_over_tokens
+
+    module, _, attribute = f"trl.{name}".rpartition(".")
+    stock = getattr(importlib.import_module(module), attribute)
+    ours = over_whole_batches(type(attribute, (stock,), {preparation: lambda self, rows, *args, **kwargs: rows}), trainer)
+    return with_nll_over_tokens(ours) if trainer in ("orpo", "cpo") else ours

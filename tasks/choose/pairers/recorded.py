@@ -14,7 +14,7 @@ IGNORES_REWARD = ("as_recorded",)
 def as_recorded(completions: Sequence[Row], reward: Values, scores: Mapping[str, Values]) -> list[Row]:
     """The pairs of a file with `chosen` and `rejected` columns, as recorded there (mostly by people).
 
-    Pairs of equal texts and pairs whose chosen side was truncated are left out.
+    Pairs of equal texts, pairs whose chosen side was truncated and pairs of which one side is not offered are left out.
 
     Raises:
         StageFailed: the completions do not come from such a file.
@@ -26,7 +26,9 @@ def as_recorded(completions: Sequence[Row], reward: Values, scores: Mapping[str,
         )
     pairs = []
     for rows in by_prompt(completions).values():
-        for chosen, rejected in zip(rows[::2], rows[1::2], strict=True):  # imported as chosen, rejected, chosen, ...
-            if chosen["text"] != rejected["text"] and finished(chosen):
+        by_sample = {row["sample"]: row for row in rows}  # imported as chosen, rejected, chosen, ...
+        for sample, chosen in by_sample.items():
+            rejected = by_sample.get(sample + 1) if sample % 2 == 0 else None
+            if rejected and chosen["text"] != rejected["text"] and finished(chosen):
                 pairs.append(pair_row(chosen, rejected, reward))
     return pairs
