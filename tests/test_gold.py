@@ -435,7 +435,8 @@ def test_a_campaign_says_what_gold_touched(
     assert verdict_tags(second)["gold"] == "gate"
     inputs = {name: set(campaign.store.manifest(second.artifacts[name].key)["input_keys"]) for name in ("curate", "pair")}
     assert inputs["curate"] == {"prompts"}
-    assert inputs["pair"] == {"completions", "reward", "score/judge", "watched/tests.micro:ends_even"}
+    scores = {"score/judge", "watched/tests.micro:ends_even"}
+    assert inputs["pair"] == {"completions", "reward", "prompts", "tokenizer", *scores}
     assert first.facts["wrong_chosen"] > 0
     assert gold_line(campaign) == "gold touched gate"
     assert ratchet("show", "micro", "--home", campaign.home) == 0

@@ -36,7 +36,7 @@ EITHER_SIDE = {  # a recipe and settings of which a note speaks -> further setti
     "train.patience = 5": (("tiny_raft", "train.patience=5"), ("train.validation=0.2",)),
     "train.max_length = 99": (("tiny_raft", *GRPO, "train.max_length=99"), OFFLINE),
     "train.minimum = 1 is not": (("tiny_raft", *GRPO), OFFLINE),
-    "reward.penalty = 2.0": (("tiny_raft", "reward.penalty=2.0", TRAINED), ("score.0.weight=1.0", "reward.how=pessimistic")),
+    "reward.penalty = 0.5": (("tiny_raft", "reward.penalty=0.5", TRAINED), ("score.0.weight=1.0", "reward.how=pessimistic")),
     "fit_reward.batch = 8": (("tiny_raft", "fit_reward.batch=8"), (TRAINED,)),
     "evaluate.temperature = 0.5": (("tiny_raft", "evaluate.temperature=0.5", "evaluate.samples=0"), ("evaluate.samples=2",)),
     "probe.baseline = 2": (("tiny_raft", "probe.baseline=2"), ("probe.samples=2",)),
