@@ -6,8 +6,6 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from data.errors import RatchetError
 from flows.commands.audit import audit
@@ -24,6 +22,7 @@ from flows.commands.sweep import sweep
 from flows.commands.verify import verify
 from flows.service.environment import ratchet_version
 from flows.service.serve import serve
+from flows.terminal import err, line
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
 
@@ -65,7 +64,7 @@ def entry() -> None:
     try:
         app(prog_name="ratchet")
     except RatchetError as error:
-        Console(stderr=True, highlight=False).print(f"[red]{type(error).__name__}[/red]: {escape(str(error))}", soft_wrap=True)
+        err.print(line((type(error).__name__, "red"), f": {error}"), soft_wrap=True)
         sys.exit(error.exit_code)
 
 

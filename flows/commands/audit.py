@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import BaseModel
-from rich.markup import escape
 
 from data.errors import PromptsError
 from data.recipe.settings import Columns as ColumnMap
 from data.recipe.settings import Hardware, Prompts
 from data.rows import tables
 from data.store.store import Artifact, Store, canonical, sha256_text
-from flows.commands.options import Columns, Home, Json, err, out, overrides
+from flows.commands.options import Columns, Home, Json, overrides
 from flows.round.deliver import deliver
 from flows.service import environment
+from flows.terminal import err, line, out
 
 if TYPE_CHECKING:
     from tasks.bias.iterations import Step
@@ -73,7 +73,7 @@ def audit(
         print(json.dumps(result, indent=1))
     else:
         _print(result)
-    deliver(lambda: record_audit(folder, result), lambda text: err.print(text, soft_wrap=True, markup=False))
+    deliver(lambda: record_audit(folder, result), lambda text: err.print(text, soft_wrap=True))
 
 
 @dataclass(frozen=True)
@@ -289,18 +289,18 @@ def _print(result: Mapping[str, Any]) -> None:
         table.add_row(feature, _number(steps[0][feature]["base"]), *(_cell(step.get(feature)) for step in steps))
     out.print(table)
     for label, step in zip(labels[1:], result["steps"], strict=True):
-        out.print(f"[bold]{escape(label)}[/bold] against {escape(labels[0])}:" + ("" if step["alarms"] else " no alarms"))
+        out.print(line((label, "bold"), f" against {labels[0]}:" + ("" if step["alarms"] else " no alarms")))
         for alarm in step["alarms"]:
-            out.print(escape(f"{alarm['level']} {alarm['name']}: {alarm['sentence']}"), soft_wrap=True)
+            out.print(f"{alarm['level']} {alarm['name']}: {alarm['sentence']}", soft_wrap=True)
         if step["proxy_gap"]:
             gap = step["proxy_gap"]
             interval = f"[{gap['low']:+.2f}, {gap['high']:+.2f}]"
             out.print(f"rise of the judge minus rise of verified accuracy: {gap['value']:+.2f} SD {interval}", soft_wrap=True)
     null = result["null_test"]
-    halves = f"two random halves of the {null['halves']} of {escape(labels[0])}"
+    halves = f"two random halves of the {null['halves']} of {labels[0]}"
     out.print(f"A/A check, {halves}: {len(null['alarms'])} alarms (expected none)", soft_wrap=True)
     for alarm in null["alarms"]:
-        out.print(escape(f"  A/A {alarm['level']} {alarm['name']}: {alarm['sentence']}"), soft_wrap=True)
+        out.print(f"  A/A {alarm['level']} {alarm['name']}: {alarm['sentence']}", soft_wrap=True)
     out.print(f"{result['prompts']} prompts. Use --json for all features, groups and intervals.")
 
 

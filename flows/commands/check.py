@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.filesize import decimal
-from rich.markup import escape
 
 from data.errors import HomeError, RecipeError
 from data.recipe import recipe as recipes
@@ -18,11 +17,12 @@ from data.recipe.recipe import Recipe
 from data.rows import prompts, records, sources
 from data.store.campaign import free_bytes
 from flows.commands.estimate import judge_tokens, sampled_to_train_on, seven_b
-from flows.commands.options import Columns, Home, Json, Model, Prompts, Sets, Source, out, overrides
+from flows.commands.options import Columns, Home, Json, Model, Prompts, Sets, Source, overrides
 from flows.commands.part_rules import check_parts
 from flows.round import gold
 from flows.round.resolve import accumulation, checkpointing, decoded_together, precision
 from flows.service import environment
+from flows.terminal import line, out
 from tasks.models.models import inspect_checkpoint, load_tokenizer, render
 
 TINY_MODEL_BYTES = 500_000  # weights, tokenizer and configuration of the built-in model
@@ -70,7 +70,7 @@ def check(
         }
         print(json.dumps(shown, indent=1))
         return
-    out.print(f"[green]ok[/green]  {recipe.description}")
+    out.print(line(("ok", "green"), f"  {recipe.description}"))
     out.print(f"prompts     {', '.join(f'{split} {count:,}' for split, count in estimate['prompts'].items() if count)}")
     to_train_on = f"{estimate['completions_per_round']:,} per round to train on, the others to measure"
     out.print(f"completions at most {estimate['completions']:,} ({to_train_on})")
@@ -86,7 +86,7 @@ def check(
         first, second = estimate["seven_b"].lines()
         out.print(f"on a 7B model and one 80 GB GPU: {first}\n{'':<12}{second}", soft_wrap=True)
     for note in told:
-        out.print(f"[yellow]note[/yellow]        {escape(note)}", soft_wrap=True)
+        out.print(line(("note", "yellow"), f"        {note}"), soft_wrap=True)
 
 
 def rounds_of(recipe: Recipe) -> list[Recipe]:

@@ -17,8 +17,9 @@ from data.recipe import recipe as recipes
 from data.recipe.dotted import flatten
 from data.rows import sources
 from data.store.campaign import Campaign, Metric
-from flows.commands.options import Columns, Home, Json, Sets, Source, out, overrides
+from flows.commands.options import Columns, Home, Json, Sets, Source, overrides
 from flows.service import environment
+from flows.terminal import out
 
 if TYPE_CHECKING:
     from data.store.store import Artifact

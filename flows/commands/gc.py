@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from data.errors import CampaignError
-from flows.commands.options import Home, out
+from flows.commands.options import Home
 from flows.service import environment
+from flows.terminal import out
 
 
 def gc(

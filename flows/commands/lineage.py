@@ -10,9 +10,10 @@ import typer
 from data.errors import CampaignError
 from data.store.campaign import Campaign, names
 from data.store.store import Store
-from flows.commands.options import Home, Json, out
+from flows.commands.options import Home, Json
 from flows.commands.show import no_such_round
 from flows.service import environment
+from flows.terminal import line, out
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -62,14 +63,14 @@ def lineage(
 
 
 def _tree(node: Node, parent: Tree | None = None) -> Tree:
-    from rich.markup import escape
     from rich.tree import Tree
 
-    note = " [dim](above)[/dim]" if node.again else f" [yellow]{node.absent}[/yellow]" if node.absent else ""
-    title = f"{escape(node.name)}  [bold]{node.stage}[/bold] [dim]{node.key[:12]}[/dim] {node.digest[:12]}{note}".lstrip()
+    note = (" (above)", "dim") if node.again else (f" {node.absent}", "yellow") if node.absent else ""
+    name = f"{node.name}  " if node.name else ""
+    title = line(name, (node.stage, "bold"), (f" {node.key[:12]} ", "dim"), node.digest[:12], note)
     branch = parent.add(title) if parent is not None else Tree(title)
     if node.settings:
-        branch.add(f"[dim]{escape(_short(node))}[/dim]")
+        branch.add(line((_short(node), "dim")))
     for inner in node.made_of:
         _tree(inner, branch)
     return branch

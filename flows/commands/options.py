@@ -1,4 +1,4 @@
-"""Options and arguments that several commands share, and the console they print to."""
+"""Options and arguments that several commands share."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from data.errors import RecipeError
 from data.rows import sources
-
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
 
 Home = Annotated[
     Path | None,

@@ -6,11 +6,11 @@ import json
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from data.errors import PartError
 from data.recipe import recipe as recipes
-from flows.commands.options import Json, out
+from flows.commands.options import Json
+from flows.terminal import line, out
 
 
 def list_parts(
@@ -36,12 +36,10 @@ def list_parts(
         print(json.dumps(listing, indent=1))
         return
     for name, rows in listing.items():
-        out.print(f"[bold]{name}[/bold]")
+        out.print(line((name, "bold")))
         for row in rows:
             settings = f"({row['settings']})" if row["settings"] else ""
-            out.print(
-                f"  {escape(row['name'] + settings)}  [dim]{row['source']}[/dim]\n      {escape(row['about'])}", soft_wrap=True
-            )
+            out.print(line(f"  {row['name']}{settings}  ", (row["source"], "dim"), f"\n      {row['about']}"), soft_wrap=True)
 
 
 def list_recipes(as_json: Json = False) -> None:
@@ -58,4 +56,4 @@ def list_recipes(as_json: Json = False) -> None:
         print(json.dumps(rows, indent=1))
         return
     for row in rows:
-        out.print(f"[bold]{row['name']:<16}[/bold]{row['about']}", soft_wrap=True)
+        out.print(line((f"{row['name']:<16}", "bold"), row["about"]), soft_wrap=True)

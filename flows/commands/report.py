@@ -7,10 +7,12 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from data.alarm import gravest
 from data.store.campaign import Campaign, Metric, Round
 from flows.round.reporter import MARKS, percent
+from flows.terminal import line
 
 
 def rounds_table(campaigns: list[Campaign]) -> Table:
@@ -22,7 +24,7 @@ def rounds_table(campaigns: list[Campaign]) -> Table:
     )  # fmt: skip
     for campaign in campaigns:
         table.add_section()
-        table.add_row(f"[bold]{campaign.name}[/bold]")
+        table.add_row(line((campaign.name, "bold")))
         for finished in campaign.rounds():
             table.add_row(*_row(finished))
     return table
@@ -36,7 +38,7 @@ def plain_table(first: str, *others: str, caption: str) -> Table:
     return table
 
 
-def _row(finished: Round) -> list[str]:
+def _row(finished: Round) -> list[str | Text]:
     m = finished.metrics
     ks = sorted((int(key.removeprefix("pass@")) for key in m if key.startswith("pass@")), reverse=True)
     best = m.get(f"pass@{ks[0]}") if ks else None
@@ -48,7 +50,7 @@ def _row(finished: Round) -> list[str]:
         number(m.get("mean_tokens")),
         number(m.get("length_gap"), sign=True),
         gravest(finished.alarms) or "none",
-        f"[{style}]{finished.verdict.decision}[/{style}]",
+        line((finished.verdict.decision, style)),
     ]
 
 
@@ -87,7 +89,7 @@ def final_table(campaigns: list[Campaign]) -> Table | None:
         results: dict[str, dict[str, Any]] = campaign.final() or {}
         measured = measured or any(results.values())
         table.add_section()
-        table.add_row(f"[bold]{campaign.name}[/bold]")
+        table.add_row(line((campaign.name, "bold")))
         for which, metrics in results.items():
             if which != "last" or metrics != results["head"]:
                 cells = [percent(metrics.get(key)) for key in ("accuracy", "accuracy_vs_base", "ood/accuracy")]

@@ -13,14 +13,14 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from data.errors import CampaignError
 from data.recipe import recipe as recipes
 from data.store.campaign import Campaign, names
-from flows.commands.options import Columns, Home, Model, Name, Prompts, Refresh, Sets, Source, out, overrides
+from flows.commands.options import Columns, Home, Model, Name, Prompts, Refresh, Sets, Source, overrides
 from flows.round.deliver import deliver
 from flows.service import environment
+from flows.terminal import line, out
 from registry.client import has_mlflow
 
 EXIT = {"done": 0, "stopped": 3, "waiting": 4}
@@ -109,7 +109,7 @@ def finish_and_show(campaign: Campaign, refresh: list[str]) -> None:
     summary([campaign])
     if state == "waiting":
         question = campaign.pending() or {}
-        out.print(f"The gate waits for your decision: {escape(str(question.get('reason', '')))}", soft_wrap=True)
+        out.print(f"The gate waits for your decision: {question.get('reason', '')}", soft_wrap=True)
         out.print(f"Answer it with: ratchet resume {campaign.name} --decide promote|hold|roll_back|stop", soft_wrap=True)
     raise typer.Exit(EXIT[state])
 
@@ -141,8 +141,8 @@ def summary(campaigns: list[Campaign]) -> None:
         if touched := gold_line(campaign):
             out.print(f"{campaign.name}: {touched}", soft_wrap=True)
         for finished in campaign.rounds()[-1:]:
-            for line in [*left_out(finished), *alarm_lines(finished)]:
-                out.print(f"{campaign.name}, round {finished.round}: {line}", soft_wrap=True)
+            for text in [*left_out(finished), *alarm_lines(finished)]:
+                out.print(line(f"{campaign.name}, round {finished.round}: ", text), soft_wrap=True)
             if shares := reward_shares(finished):
                 out.print(f"{campaign.name}, round {finished.round}: {shares}", soft_wrap=True)
     final = final_table(campaigns)
@@ -193,4 +193,4 @@ def links(campaigns: list[Campaign]) -> None:
 
 
 def say(text: str) -> None:
-    out.print(text, soft_wrap=True, markup=False)
+    out.print(text, soft_wrap=True)

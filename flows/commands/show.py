@@ -9,9 +9,10 @@ import typer
 
 from data.errors import CampaignError
 from data.store.campaign import Campaign, names
-from flows.commands.options import Home, Json, Name, out
+from flows.commands.options import Home, Json, Name
 from flows.commands.run import summary
 from flows.service import environment
+from flows.terminal import out
 
 
 def runs(home: Home = None, as_json: Json = False) -> None:
@@ -83,7 +84,8 @@ def show(
     elif number is None:
         summary([campaign])
     else:
-        out.print_json(json.dumps({**finished[0].model_dump(mode="json"), "paths": paths(campaign, finished[0].artifacts)}))
+        record = {**finished[0].model_dump(mode="json"), "paths": paths(campaign, finished[0].artifacts)}
+        out.print_json(json.dumps(record), ensure_ascii=True)
 
 
 def no_such_round(campaign: Campaign, number: int) -> str:

@@ -6,15 +6,15 @@ import json
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from data.errors import RatchetError
 from data.recipe import recipe as recipes
 from data.store.campaign import Campaign
-from flows.commands.options import Home, Json, Model, Prompts, Sets, Source, err, out, overrides
+from flows.commands.options import Home, Json, Model, Prompts, Sets, Source, overrides
 from flows.commands.run import EXIT, nothing_to_run, run_to_end
 from flows.round.deliver import deliver
 from flows.service import environment
+from flows.terminal import err, line, out
 
 
 def sweep(
@@ -57,7 +57,7 @@ def sweep(
     before = set(members[0].store.keys())
     codes = [_run_one(number, member, len(members)) for number, member in enumerate(members, 1)]
     results = [{"campaign": m.name, **planned.campaigns[m.name], **_result(m)} for m in members]
-    deliver(lambda: finish_sweep(members[0].home, planned, results), lambda text: err.print(text, soft_wrap=True, markup=False))
+    deliver(lambda: finish_sweep(members[0].home, planned, results), lambda text: err.print(text, soft_wrap=True))
     keys = [member.used() for member in members]
     calls, distinct = sum(map(len, keys)), len(set().union(*keys))
     new = len(set(members[0].store.keys()) - before)
@@ -72,11 +72,11 @@ def sweep(
 
 def _run_one(number: int, member: Campaign, count: int) -> int:
     """Run one campaign of a sweep and return its exit code."""
-    err.print(f"[bold]{number}/{count}[/bold] {member.name}")
+    err.print(line((f"{number}/{count}", "bold"), f" {member.name}"))
     try:
         return EXIT[member.state if nothing_to_run(member) else run_to_end(member, [])]
     except RatchetError as error:
-        err.print(f"[red]{type(error).__name__}[/red]: {escape(str(error))}", soft_wrap=True)
+        err.print(line((type(error).__name__, "red"), f": {error}"), soft_wrap=True)
         return error.exit_code
 
 

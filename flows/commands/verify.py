@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from data.errors import CampaignError
-from flows.commands.options import Home, out
+from flows.commands.options import Home
 from flows.service import environment
+from flows.terminal import err, line, out
 
 
 def verify(home: Home = None) -> None:
@@ -27,11 +26,11 @@ def verify(home: Home = None) -> None:
     folder = environment.home_of(home)
     if not (folder / "store").exists():
         raise CampaignError(f"nothing is stored in {folder} yet")
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=err, transient=True) as progress:
         bar = progress.add_task("verify", total=None)
         store = Store(folder / "store")
         damaged = store.verify(lambda done, total: progress.update(bar, completed=done, total=total))
-    for line in damaged:
-        out.print(f"[red]damaged[/red] {escape(line)}", soft_wrap=True)
+    for artifact in damaged:
+        out.print(line(("damaged", "red"), f" {artifact}"), soft_wrap=True)
     out.print(f"{len(store.keys())} artifacts checked, {len(damaged)} damaged")
     raise typer.Exit(1 if damaged else 0)

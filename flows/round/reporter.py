@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from data.store.campaign import Metric, Round
 from data.store.store import Artifact
+from flows.terminal import Piece, Terminal, line
 from tasks.run.stage import Notes
 
 MARKS = {"promote": "green", "hold": "yellow", "roll_back": "red", "stop": "bold red", "start": "dim"}
@@ -24,25 +24,25 @@ class Reporter:
     def __init__(self, name: str, refresh: frozenset[str] = frozenset()) -> None:
         self.name, self.refresh = name, refresh
         self.warned: set[str] = set()  # stages whose changed source was warned about: once per run, not once per artifact
-        self.console = Console(stderr=True, highlight=False)
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.console = Terminal(stderr=True)
+        label = TextColumn("{task.description}", markup=False)
+        columns = (SpinnerColumn(), label, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.progress = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         self.began = time.time()
 
     def __enter__(self) -> Reporter:
         self.progress.start()
-        self._print(f"[bold]{self.name}[/bold]")
+        self._print((self.name, "bold"))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.progress.stop()
 
     def say(self, text: str) -> None:
-        """Print a line as it is: it may quote a path or an error, so [brackets] are no markup."""
-        self.console.print(text, soft_wrap=True, markup=False)
+        self._print(text)
 
-    def _print(self, markup: str) -> None:
-        self.console.print(markup, soft_wrap=True)
+    def _print(self, *pieces: Piece) -> None:
+        self.console.print(line(*pieces), soft_wrap=True)
 
     @contextlib.contextmanager
     def stage(self, number: int, label: str, use: Callable[[str], None]) -> Iterator[Notes]:
@@ -54,39 +54,38 @@ class Reporter:
             self.progress.update(bar, completed=done, total=total)
 
         try:
-            yield Notes(tick, lambda text: self._print(f"  [yellow]{escape(text)}[/yellow]"), use, self.refresh, self.warned)
+            yield Notes(tick, lambda text: self._print((f"  {text}", "yellow")), use, self.refresh, self.warned)
         finally:
             self.progress.remove_task(bar)
 
     def done(self, number: int, label: str, artifact: Artifact) -> None:
         how = "reused" if artifact.reused else f"{time.time() - self.began:.1f} s"
-        self._print(f"  [dim]round {number}  {label:<24} {how}[/dim]")
+        self._print((f"  round {number}  {label:<24} {how}", "dim"))
 
     def round(self, finished: Round) -> None:
         style = MARKS.get(finished.verdict.decision, "")
         accuracy = percent(finished.metrics.get("accuracy"))
-        self._print(
-            f"  round {finished.round}: held-out accuracy {accuracy}  "
-            f"[{style}]{finished.verdict.decision}[/{style}]: {escape(finished.verdict.reason)}"
-        )
-        for line in [*left_out(finished), *alarm_lines(finished)]:
-            self._print(f"    {line}")
+        begin = f"  round {finished.round}: held-out accuracy {accuracy}  "
+        self._print(begin, (finished.verdict.decision, style), f": {finished.verdict.reason}")
+        for text in [*left_out(finished), *alarm_lines(finished)]:
+            self._print("    ", text)
 
 
-def alarm_lines(finished: Round) -> list[str]:
+def alarm_lines(finished: Round) -> list[Text]:
     """The alarms of a round, coloured by level. Those of the lowest level, watch, are listed by name only."""
-    lines = [f"[red]{escape(str(alarm))}[/red]" for alarm in finished.alarms if alarm.level != "watch"]
+    lines = [line((str(alarm), "red")) for alarm in finished.alarms if alarm.level != "watch"]
     watched = [alarm.name for alarm in finished.alarms if alarm.level == "watch"]
-    return lines + ([f"[yellow]watch[/yellow] {escape(', '.join(watched))}"] if watched else [])
+    return lines + ([line(("watch", "yellow"), f" {', '.join(watched)}")] if watched else [])
 
 
-def left_out(finished: Round) -> list[str]:
+def left_out(finished: Round) -> list[Text]:
     """A line about completions that training could not read, if there were any."""
     share = finished.metrics.get("too_long")
     if share is None or not share.value:
         return []
     count = round(share.value * share.n)
-    return [f"[yellow]left out[/yellow] {count} of {share.n} completions do not fit train.max_length with their prompt"]
+    rest = f" {count} of {share.n} completions do not fit train.max_length with their prompt"
+    return [line(("left out", "yellow"), rest)]
 
 
 def percent(metric: Metric | None) -> str:

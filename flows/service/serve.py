@@ -19,11 +19,12 @@ import typer
 from data.errors import CampaignError, ServiceFailed, without_passwords
 from data.store.campaign import names
 from data.store.store import locked
-from flows.commands.options import Home, out
+from flows.commands.options import Home
 from flows.service import environment
 from flows.service.access import ENTER, USER, password
 from flows.service.environment import CHECKOUT
 from flows.service.services import HOST, PREFECT, Service, claim_port, mlflow_server, prefect_client, prefect_server
+from flows.terminal import out
 from registry.client import has_mlflow, mlflow_client, remote, tracking_uri
 from registry.compare import PORT as MLFLOW_PORT
 
@@ -143,7 +144,7 @@ def _close_orphaned_runs(stop: threading.Event, every: float = 20.0) -> None:
             close_orphaned_runs()
         except Exception as error:  # e.g. the server restarts, or a run was just deleted
             if not stop.is_set():
-                out.print(f"Could not check for orphaned runs ({error}); retrying in {every:.0f} s.", markup=False)
+                out.print(f"Could not check for orphaned runs ({error}); retrying in {every:.0f} s.")
         stop.wait(every)
 
 
@@ -209,6 +210,6 @@ def _print_addresses(home: Path, port: int, mlflow_port: int | None) -> None:
         "show here": f"runs of the command line appear in this UI with: PREFECT_API_URL={api} ./ratchet run --home {home} ...",
     }
     for title, text in lines.items():
-        out.print(f"{title:<10}{text}", soft_wrap=True, markup=False)
+        out.print(f"{title:<10}{text}", soft_wrap=True)
     last = "Ctrl-C ends everything. Retry an interrupted run in Prefect's UI: it resumes from its last finished artifact."
     out.print(last, soft_wrap=True)
