@@ -66,6 +66,10 @@ class CampaignError(WrongUse):
     """A campaign name that does not exist, is malformed or belongs to another recipe, or a campaign that is running."""
 
 
+class DamagedCampaign(CampaignError):
+    """A file of a campaign that cannot be read, or is missing between others. The message says what can be done about it."""
+
+
 class PortTaken(WrongUse):
     """A port on which another program listens."""
 

@@ -86,18 +86,18 @@ def test_gc_deletes_what_no_campaign_refers_to_and_nothing_else(
     assert two.used() <= set(two.store.keys())
     assert not left.exists()
     assert two.store.verify() == []
-    with garbage.at_rest(home) as campaigns:
-        assert garbage.find(home, campaigns).size == 0
+    with garbage.at_rest(home) as used:
+        assert garbage.find(home, used).size == 0
 
 
 def test_gc_keeps_what_an_unfinished_round_has(run_micro: Run, home: Path) -> None:
     # Claim: artifacts of a round that never finished are kept, because a resume starts from them.
     campaign = run_micro("tiny_raft", *QUICK, name="one")
-    used = campaign.used()
+    before = campaign.used()
     (campaign.folder / "rounds" / "001.json").unlink()
-    with garbage.at_rest(home) as campaigns:
-        found = garbage.find(home, campaigns)
-    assert not used & {key for key, _, _ in found.artifacts}
+    with garbage.at_rest(home) as used:
+        found = garbage.find(home, used)
+    assert not before & {key for key, _, _ in found.artifacts}
 
 
 def test_gc_keeps_what_an_artifact_was_made_of(run_micro: Run, home: Path) -> None:
@@ -105,7 +105,7 @@ def test_gc_keeps_what_an_artifact_was_made_of(run_micro: Run, home: Path) -> No
     campaign = run_micro("tiny_raft", *QUICK, name="one")
     (campaign.folder / "used").unlink()
     (campaign.folder / "final.json").unlink()
-    kept = garbage.live(campaign.store, [campaign])
+    kept = garbage.live(campaign.store, campaign.used())
     assert {ref.key for r in campaign.rounds() for ref in r.artifacts.values()} <= kept
     assert {inner for key in kept for inner in campaign.store.manifest(key)["input_keys"].values() if inner} <= kept
 

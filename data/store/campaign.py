@@ -11,20 +11,23 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from data.alarm import Alarm
-from data.errors import CampaignError, HomeError, did_you_mean
+from data.errors import CampaignError, DamagedCampaign, HomeError, RecipeError, did_you_mean
 from data.recipe import recipe as recipes
 from data.recipe.recipe import Recipe
 from data.store.store import Store, locked, write_atomic
 
 Decision = Literal["start", "promote", "hold", "roll_back", "stop", "ask"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+RECORD = re.compile(r"\d{3,}\.json")
+REMADE = "delete it and run the campaign again: it is made anew from finished artifacts"
+T = TypeVar("T")
 
 
 class _Frozen(BaseModel):
@@ -115,11 +118,17 @@ class Campaign:
     def open(cls, home: Path, name: str) -> Campaign:
         check_name(name)
         path = home / "campaigns" / name / "recipe.json"
+        if not path.exists() and name in folders(home):
+            raise DamagedCampaign(
+                f"expected {path}, found rounds without it; restore it from a copy, run the `ratchet fork` again that was "
+                "interrupted, or delete the folder"
+            )
         if not path.exists():
             existing = names(home)
             hint = did_you_mean(name, existing)
             raise CampaignError(f"no campaign '{name}' in {home}: expected one of {', '.join(existing) or '(none yet)'}{hint}")
-        return cls(home, name, recipes.build(json.loads(path.read_text()), str(path)))
+        restore = "restore it from a copy, or delete the campaign's folder"
+        return cls(home, name, _read(path, lambda text: recipes.build(json.loads(text), str(path)), restore))
 
     def fork(self, at: int, name: str, recipe: Recipe) -> Campaign:
         """A campaign with copies of this one's rounds 0..at, which continues with `recipe` (see `data.recipe.forked`).
@@ -148,9 +157,9 @@ class Campaign:
     @property
     def origin(self) -> dict[str, Any]:
         """{"fork": name, "at": round} or {"sweep": name}; empty for a campaign that was simply run."""
+        remedy = "restore it from a copy, or delete it: then the campaign counts as simply run"
         path = self.folder / "origin.json"
-        loaded: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        return loaded
+        return _read(path, _table, remedy) if path.exists() else {}
 
     def set_origin(self, origin: dict[str, Any]) -> None:
         if origin != self.origin:
@@ -163,11 +172,7 @@ class Campaign:
 
     def used(self) -> set[str]:
         """Keys of every artifact that this campaign used, or that its Rounds name."""
-        noted = self.folder / "used"
-        keys = set(noted.read_text().split()) if noted.exists() else set()
-        for finished in self.rounds():
-            keys |= {ref.key for ref in (finished.checkpoint, finished.head, finished.champion, *finished.artifacts.values())}
-        return keys
+        return used_keys(self.folder)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -194,8 +199,8 @@ class Campaign:
 
     # -- rounds -----------------------------------------------------------------------------------------------------
     def rounds(self) -> list[Round]:
-        paths = sorted((self.folder / "rounds").glob("[0-9]*.json"), key=lambda path: int(path.stem))
-        return [Round.model_validate_json(path.read_text()) for path in paths]
+        """The finished rounds. Raises DamagedCampaign: a record cannot be read, or one between others is missing."""
+        return read_rounds(self.folder)
 
     def record(self, finished: Round) -> Round:
         """Write a Round. This is the last step of a round, and makes it a finished one."""
@@ -213,7 +218,8 @@ class Campaign:
 
     def pending(self) -> dict[str, Any] | None:
         """The open question of a gate to a person, if any: {"round", "reason"}, and "decision" once it is answered."""
-        return json.loads(self.pending_path.read_text()) if self.pending_path.exists() else None
+        remedy = "delete it and run the campaign again: the gate asks again"
+        return _read(self.pending_path, _table, remedy) if self.pending_path.exists() else None
 
     def decide(self, decision: str) -> None:
         """Answer the open question. The next run finishes the round with this decision."""
@@ -228,8 +234,7 @@ class Campaign:
         """Test and out-of-distribution metrics of base, head and last checkpoint; None until the last round is done."""
         if not self.final_path.exists():
             return None
-        loaded = json.loads(self.final_path.read_text())
-        return {which: {name: Metric(**m) for name, m in metrics.items()} for which, metrics in loaded.items()}
+        return _read(self.final_path, _metrics, REMADE)
 
     def _contents(self) -> str:
         return f"{len(self.rounds())} rounds, final {'read' if self.final_path.exists() else 'unread'}"
@@ -255,7 +260,62 @@ class Campaign:
         return "unfinished" if finished else "new"
 
 
+def read_rounds(folder: Path) -> list[Round]:
+    """The finished rounds of the campaign in `folder`, whose recipe is not read.
+
+    Raises:
+        DamagedCampaign: a record cannot be read, or one between others is missing.
+    """
+    paths = [path for path in (folder / "rounds").glob("*") if RECORD.fullmatch(path.name)]
+    paths.sort(key=lambda path: int(path.stem))
+    again = "restore it from a copy; or delete it and every later record, and run the campaign again from there"
+    rounds = [_read(path, Round.model_validate_json, again) for path in paths]
+    for number, finished in enumerate(rounds):
+        if finished.round != number:
+            raise DamagedCampaign(
+                f"campaign '{folder.name}': expected a record of every round from 0 to {rounds[-1].round}, found none of round "
+                f"{number} in {folder / 'rounds'}; {again}"
+            )
+    return rounds
+
+
+def used_keys(folder: Path) -> set[str]:
+    """Keys of every artifact that the campaign in `folder` used, or that its Rounds name. Its recipe is not read.
+
+    Raises:
+        DamagedCampaign: they cannot be known.
+    """
+    noted = folder / "used"
+    keys = _read(noted, lambda text: set(text.split()), "restore it from a copy, or delete it") if noted.exists() else set()
+    for finished in read_rounds(folder):
+        keys |= {ref.key for ref in (finished.checkpoint, finished.head, finished.champion, *finished.artifacts.values())}
+    return keys
+
+
+def _read(path: Path, parse: Callable[[str], T], remedy: str) -> T:
+    """What a file of a campaign says. Any content may be there: a crash, a full disk or an editor may have left it."""
+    try:
+        return parse(path.read_text())
+    except (OSError, ValueError, TypeError, AttributeError, RecipeError) as error:  # ValueError: no JSON, UTF-8 or Round
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedCampaign(f"expected {path} as Ratchet wrote it, found it damaged ({reason}); {remedy}") from error
+
+
+def _table(text: str) -> dict[str, Any]:
+    return dict(json.loads(text).items())
+
+
+def _metrics(text: str) -> dict[str, dict[str, Metric]]:
+    return {which: {name: Metric(**m) for name, m in metrics.items()} for which, metrics in json.loads(text).items()}
+
+
+def folders(home: Path) -> list[str]:
+    """Names of all folders that may hold a campaign: with a recipe, or damaged, or of a fork that was interrupted."""
+    return sorted({p.parent.name for p in (home / "campaigns").glob("*/rounds")} | set(names(home)))
+
+
 def names(home: Path) -> list[str]:
+    """Names of the campaigns of a home."""
     return sorted(p.parent.name for p in (home / "campaigns").glob("*/recipe.json"))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.errors import CampaignError, DamagedArtifact
-from data.store.campaign import Campaign, names
+from data.store.campaign import Campaign, folders, names, used_keys
 from data.store.store import Store
 
 
@@ -27,24 +27,25 @@ class Garbage:
 
 
 @contextlib.contextmanager
-def at_rest(home: Path) -> Iterator[list[Campaign]]:
-    """All campaigns of a home. While this is held, no campaign can run or start, and no other command uses the store.
+def at_rest(home: Path) -> Iterator[set[str]]:
+    """Keys of all artifacts that campaigns of a home used. While this is held, none can run or start, or use the store.
 
     Raises:
         CampaignError: a campaign is running.
+        DamagedCampaign: what a campaign used cannot be known.
         HomeError: another command uses the store.
     """
     for name in names(home):
         if Campaign.runs(home, name):
             raise CampaignError(f"campaign '{name}' is already running in another process; wait for it or stop it")
     with Store(home / "store").in_use(alone=True):
-        yield [Campaign.open(home, name) for name in names(home)]
+        yield {key for name in folders(home) for key in used_keys(home / "campaigns" / name)}
 
 
-def live(store: Store, campaigns: list[Campaign]) -> set[str]:
+def live(store: Store, used: set[str]) -> set[str]:
     """Keys that campaigns need: the artifacts they used and the inputs of these, to compute them again if necessary."""
     needed: set[str] = set()
-    waiting = [key for campaign in campaigns for key in campaign.used()]
+    waiting = list(used)
     while waiting:
         key = waiting.pop()
         if key in needed:
@@ -55,10 +56,10 @@ def live(store: Store, campaigns: list[Campaign]) -> set[str]:
     return needed
 
 
-def find(home: Path, campaigns: list[Campaign]) -> Garbage:
-    """Artifacts and unfinished attempts that none of the campaigns needs."""
+def find(home: Path, used: set[str]) -> Garbage:
+    """Artifacts and unfinished attempts that no campaign needs, of which `used` has the keys that they used."""
     store = Store(home / "store")
-    keep = live(store, campaigns)
+    keep = live(store, used)
     artifacts = [(key, _stage(store, key), _size(store.folder(key))) for key in store.keys() if key not in keep]
     unfinished = [path for path in sorted((store.root / "partial").iterdir()) if path.name not in keep]
     attempts = [(path.name, "unfinished attempt", _size(path)) for path in unfinished]

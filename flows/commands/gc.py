@@ -36,8 +36,8 @@ def gc(
     folder = environment.home_of(home)
     if not (folder / "store").exists():
         raise CampaignError(f"nothing is stored in {folder} yet")
-    with garbage.at_rest(folder) as campaigns:
-        unused = garbage.find(folder, campaigns)
+    with garbage.at_rest(folder) as used:
+        unused = garbage.find(folder, used)
         folders = [*unused.artifacts, *unused.attempts]
         for stage, count in sorted(Counter(stage for _, stage, _ in folders).items()):
             size = sum(size for _, name, size in folders if name == stage)

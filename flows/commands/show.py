@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from data.errors import CampaignError
-from data.store.campaign import Campaign, names
+from data.errors import CampaignError, DamagedCampaign
+from data.store.campaign import Campaign, folders
 from flows.commands.options import Home, Json, Name
 from flows.commands.run import summary
 from flows.service import environment
-from flows.terminal import out
+from flows.terminal import err, out
 
 
 def runs(home: Home = None, as_json: Json = False) -> None:
@@ -28,7 +29,7 @@ def runs(home: Home = None, as_json: Json = False) -> None:
     from rich.table import Table
 
     folder = environment.home_of(home)
-    rows = [row_of(Campaign.open(folder, name)) for name in names(folder)]
+    rows = [row_of(folder, name) for name in folders(folder)]
     if as_json:
         print(json.dumps(rows, indent=1))
         return
@@ -37,11 +38,24 @@ def runs(home: Home = None, as_json: Json = False) -> None:
         table.add_column(column, no_wrap=True)
     for row in rows:
         value = "-" if row["accuracy"] is None else f"{100 * row['accuracy']:.1f}"
-        table.add_row(row["name"], row["state"], f"{row['rounds_done']}/{row['rounds']}", value, row["about"][:36])
+        done = "-" if row["rounds"] is None else f"{row['rounds_done']}/{row['rounds']}"
+        table.add_row(row["name"], row["state"], done, value, row["about"][:36])
     out.print(table if rows else f"No campaigns in {folder} yet. Start one: ratchet run tiny_raft")
+    for row in rows:
+        if "error" in row:
+            err.print(f"{row['name']}: {row['error']}", soft_wrap=True)
 
 
-def row_of(campaign: Campaign) -> dict[str, Any]:
+def row_of(home: Path, name: str) -> dict[str, Any]:
+    """What `runs` says of a campaign. A damaged one is named, with what can be done, and hides no other."""
+    try:
+        return readable_row(Campaign.open(home, name))
+    except DamagedCampaign as error:
+        unknown = dict.fromkeys(("rounds_done", "rounds", "accuracy"))
+        return {"name": name, "state": "damaged", **unknown, "about": "", "error": str(error)}
+
+
+def readable_row(campaign: Campaign) -> dict[str, Any]:
     finished = campaign.rounds()
     accuracy = finished[-1].metrics.get("accuracy") if finished else None
     return {

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from data import labels
-from data.errors import StageFailed
-from data.store.campaign import Campaign, Ref, Round, Verdict, names
+from data.errors import DamagedCampaign, StageFailed
+from data.store.campaign import Campaign, Ref, Round, Verdict, folders, read_rounds
 from data.store.store import Artifact, write_atomic
 from flows.round.artifacts import read_metrics
 from flows.round.calls import stages_of
@@ -48,15 +48,22 @@ def finish(campaign: Campaign, report: Reporter, finished: Round) -> Round:
     report.round(finished)
     deliver_rounds(campaign, report.say)
     if campaign.recipe.keep.checkpoints == "best+last":
-        evict(campaign)
+        try:
+            evict(campaign)
+        except DamagedCampaign as error:
+            report.say(f"No weights were deleted, since it is not known which another campaign needs: {error}")
     return finished
 
 
 def evict(campaign: Campaign) -> None:
-    """Delete the weights of this campaign's checkpoints, except those that are base, champion, head or last of any campaign."""
+    """Delete the weights of this campaign's checkpoints, except those that are base, champion, head or last of any campaign.
+
+    Raises:
+        DamagedCampaign: the rounds of a campaign cannot be read.
+    """
     needed: set[str] = set()
-    for name in names(campaign.home):
-        rounds = Campaign.open(campaign.home, name).rounds()
+    for name in folders(campaign.home):
+        rounds = read_rounds(campaign.home / "campaigns" / name)
         if rounds:
             last = rounds[-1]
             needed |= {rounds[0].checkpoint.key, last.head.key, last.champion.key, last.checkpoint.key}
