@@ -16,16 +16,15 @@ def application() -> Any:
 def environment(home: Path, uri: str) -> dict[str, str]:
     """What `mlflow server --backend-store-uri URI` hands to the process that answers, as environment variables.
 
-    MLflow's job runner is switched off, since nothing here uses it.
+    The names are those in `mlflow.server.constants`. That package is not imported here: it makes a Flask application, and vLLM
+    cannot start in a process that has one. MLflow's job runner is switched off, since nothing here uses it.
     """
-    from mlflow.server import constants
-
     return {
-        constants.BACKEND_STORE_URI_ENV_VAR: uri,
-        constants.REGISTRY_STORE_URI_ENV_VAR: uri,
-        constants.ARTIFACT_ROOT_ENV_VAR: "mlflow-artifacts:/",
-        constants.ARTIFACTS_DESTINATION_ENV_VAR: str(home / "mlartifacts"),
-        constants.SERVE_ARTIFACTS_ENV_VAR: "true",
+        "_MLFLOW_SERVER_FILE_STORE": uri,
+        "_MLFLOW_SERVER_REGISTRY_STORE": uri,
+        "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
+        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(home / "mlartifacts"),
+        "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }

@@ -149,7 +149,7 @@ def test_what_needs_no_gpu_passes(tmp_path: Path) -> None:
     from tasks.run.stage import on_gpu
 
     settings = {name: stage_module(name).Settings for name in ("draw", "score", "generate", "train", "logprobs")}
-    assert not on_gpu(describe(stage_module("draw").draw, settings["draw"](round=1, count=1, split="rounds"), {}, 0), GPU)
+    assert not on_gpu(describe(stage_module("draw").draw, settings["draw"](count=1, split="rounds"), {}, 0), GPU)
     assert not on_gpu(
         describe(stage_module("score").score, settings["score"](scorer="exact_match", settings={}, split="rounds"), {}, 0), GPU
     )

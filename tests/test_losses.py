@@ -472,8 +472,8 @@ def ended(prompts: Any, completions: Any) -> list[Score]:
 
 
 def test_online_an_unknown_word_leaves_no_reward(finished: Finished, tmp_path: Path) -> None:  # noqa: F811
-    # a scorer that does not apply leaves the sum; one whose word is unknown takes the others' along, as in a round's reward;
-    # one of weight 0 only watches
+    # a scorer that does not apply counts as its prompt's mean; one whose word is unknown takes the others' along, as in a
+    # round's reward; one of weight 0 only watches
     from types import SimpleNamespace
 
     from data.recipe.settings import Hardware
@@ -490,8 +490,8 @@ def test_online_an_unknown_word_leaves_no_reward(finished: Finished, tmp_path: P
         functions = online._rewards(work, tokenizer, [{"prompt_id": "p"}])  # type: ignore[arg-type]
         return [function(completion_ids=[[5], [6], [7]], row=[0, 0, 0]) for function in functions]
 
-    assert said(ended=1.0, moody=1.0) == [[0.0, 0.0, None], [1.0, None, None]]
-    assert said(ended=1.0, moody=0.0) == [[0.0, 0.0, 0.0], [1.0, None, None]]
+    assert said(ended=1.0, moody=1.0) == [[0.0, 0.0, None], [1.0, 1.0, None]]
+    assert said(ended=1.0, moody=0.0) == [[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
     assert said(ended=0.0, moody=1.0) == [[0.0, None, None], [1.0, None, None]]
 
 

@@ -86,7 +86,7 @@ def test_scores_are_the_same_made_ahead_or_in_sequence(
     drawn = draw(other, world, ahead.generating)
     assert drawn.digest == in_sequence.digest
     assert [len(futures) for futures in ahead.early.values()] == [PROMPTS * N // 16] * 2
-    monkeypatch.setattr(score, "_scorer", lambda *_: pytest.fail("it was scored ahead"))
+    monkeypatch.setattr(score, "configured", lambda *_: pytest.fail("it was scored ahead"))
     assert [scored(other, world, drawn, how, ahead.scoring).digest for how in (EXACT, VOTES)] == expected
 
 

@@ -362,7 +362,7 @@ def test_a_stage_apart_makes_the_same_bytes(store: Store, tmp_path: Path) -> Non
     # isolation is where, not what: prepare and draw come out with the same keys and digests inline and in a process
     def both(hardware: Hardware, place: Store) -> list[Artifact]:
         prompts = prepared(place, hardware)
-        draw = stage_module("draw").Settings(round=2, count=10, split="rounds")
+        draw = stage_module("draw").Settings(count=10, split="rounds")
         return [prompts, perform(place, stage_module("draw").draw, draw, {"prompts": prompts}, seed=1, hardware=hardware)]
 
     inline, apart = both(CPU, store), both(APART, Store(tmp_path / "apart"))
