@@ -178,6 +178,7 @@ def long(prompts: Sequence[Row], completions: Sequence[Row]) -> list[Score]:
     return [Score(len(row["token_ids"]) / 48) for row in completions]
 
 
+@pytest.mark.minutes
 def test_preferring_the_long_trips_the_length_alarm(run_micro: Callable[..., Any]) -> None:
     # oracle 7: pairs that choose the longer answer, on a real tiny model: tokens alarm, and selection is named as the cause
     campaign = run_micro(

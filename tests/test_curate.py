@@ -359,6 +359,7 @@ def test_near_duplicates_are_found_up_to_the_likeness() -> None:
 
 
 # -- campaigns ----------------------------------------------------------------------------------------------------------
+@pytest.mark.minutes
 def test_a_campaign_curates(run_micro: Callable[..., Campaign]) -> None:
     # In round 2 only prompts that round 1 solved sometimes are sampled (0 or 4 right of 4 are surely outside).
     band = 'curate=[{curator="pass_rate_band", settings={low=0.4, high=0.6}}, {curator="decontaminated"}]'

@@ -139,6 +139,7 @@ def test_every_metric_is_a_number_in_range_or_null(groups: list[list[tuple[float
         assert row["low"] is None or row["low"] <= row["value"] <= row["high"]
 
 
+@pytest.mark.minutes
 def test_a_rounds_judge_health(run_micro: Callable[..., Campaign]) -> None:
     # Rounds carry judge/..., the anchors are the same texts in every round, and the first round has nothing to drift from.
     pairs = 'pair={pairer="best_vs_worst", settings={allow_wrong_chosen=true}}'

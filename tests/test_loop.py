@@ -220,6 +220,7 @@ def test_gate_that_asks_waits_for_a_person(ratchet: Callable[..., int], run_micr
     assert {key: manifests(campaign)[key] for key in before} == before
 
 
+@pytest.mark.minutes
 def test_keep_best_and_last_evicts_weights_and_a_fork_still_works(run_micro: Run) -> None:
     # Claim: keep = best+last frees other rounds' weights but keeps manifests; a campaign that needs one makes the same again.
     open_gate = "gate.rule=always_promote"

@@ -259,6 +259,7 @@ def test_mitigations_run_in_their_place_and_enter_the_key() -> None:
         parts.find("mitigations", "cap_copy")
 
 
+@pytest.mark.minutes
 def test_a_recipe_names_its_mitigations(run_micro: Callable[..., Any]) -> None:
     # in a campaign: no pair is left whose lengths differ by more than the tolerance
     sets = ("rounds=1", 'mitigate=[{mitigation="length_matched", settings={tolerance=0.05}}]')

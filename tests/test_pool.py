@@ -74,6 +74,7 @@ def test_a_contrasting_prompt(run_micro: Run) -> None:
     assert campaign.rounds()[1].facts["wrong_chosen"] == 0
 
 
+@pytest.mark.minutes
 def test_checkpoint_0_and_earlier_rounds(run_micro: Run) -> None:
     # Round 2 sees its own samples, checkpoint 0's and round 1's on the same prompts; scores cover them all.
     sets = ("pool.base=true", "pool.earlier=1", "prompts.per_round=0", "gate.rule=always_promote")
