@@ -351,7 +351,15 @@ def browse(address: str, tmp_path: Path) -> str:
         "--disable-component-update",
         "--disable-sync",
     ]
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-quic", *quiet, f"--user-data-dir={tmp_path / 'chromium'}"]
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-quic",
+        "--disable-dev-shm-usage",
+        *quiet,
+        f"--user-data-dir={tmp_path / 'chromium'}",
+    ]
     command += ["--virtual-time-budget=20000", "--timeout=60000", "--dump-dom", address]
     environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=180, env=environment).stdout
@@ -377,11 +385,20 @@ def website(tmp_path: Path) -> Iterator[Callable[[str], str]]:
         server.shutdown()
 
 
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (Debian: apt-get install chromium)")
+@pytest.fixture
+def browser(tmp_path: Path) -> None:
+    """Skips the test where no Chromium is installed, or where it cannot even show a page of its own."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine (Debian: apt-get install chromium)")
+    try:
+        shown = browse("data:text/html,<p>works</p>", tmp_path)
+    except subprocess.SubprocessError as error:
+        pytest.skip(f"chromium does not start on this machine: {error}")
+    assert "works" in shown
 
 
 @pytest.mark.slow
-@needs_browser
+@pytest.mark.usefixtures("browser")
 def test_a_web_page_makes_no_run(
     guarded: Service, unguarded: Service, prefect_home: Path, website: Callable[[str], str], tmp_path: Path
 ) -> None:
@@ -399,7 +416,7 @@ def test_a_web_page_makes_no_run(
 
 
 @pytest.mark.slow
-@needs_browser
+@pytest.mark.usefixtures("browser")
 def test_a_person_gets_in_with_one_click(
     guarded: Service, prefect_home: Path, mlflow: tuple[Service, Path], tmp_path: Path
 ) -> None:
