@@ -107,7 +107,8 @@ def test_the_worker_starts_only_what_prefect_yaml_describes() -> None:
     from prefect.client.schemas.responses import DeploymentResponse
     from prefect.workers.process import ProcessWorker
 
-    from flows.service.campaign_worker import ENTRYPOINT, JOB_VARIABLES, POOL, PULL_STEPS, refusal
+    from flows.service.campaign_worker import ENTRYPOINT, JOB_VARIABLES, PULL_STEPS, refusal
+    from flows.service.serve import POOL
 
     (described,) = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
     assert (described["entrypoint"], described["work_pool"]["name"]) == (ENTRYPOINT, POOL)

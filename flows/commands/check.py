@@ -118,7 +118,7 @@ def checked(recipe: Recipe, home: Path) -> dict[str, Any]:
 
 def gold_of(recipe: Recipe) -> tuple[list[str], dict[str, list[str]]]:
     """What the rounds permit gold to decide (train, gate or never), and what it touches by place, with what reads it there."""
-    rounds = [recipe.at_round(number) for number in range(1, recipe.rounds + 1)]
+    rounds = rounds_of(recipe)
     touches: dict[str, list[str]] = {}
     for place, readers in (item for now in rounds for item in gold.touched(now).items()):
         touches[place] = list(dict.fromkeys([*touches.get(place, []), *readers]))

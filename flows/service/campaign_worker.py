@@ -19,12 +19,12 @@ from prefect.utilities.processutils import setup_signal_handlers_worker
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, ProcessWorkerResult
 
 from flows.service.environment import CHECKOUT
+from flows.service.serve import POOL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-POOL, DEPLOYMENT = "ratchet", "campaign/ratchet"  # as prefect.yaml names them
-ENTRYPOINT = "flows.service.scheduled:campaign"
+ENTRYPOINT = "flows.service.scheduled:campaign"  # as prefect.yaml names it
 JOB_VARIABLES = {"working_dir": str(CHECKOUT), "stream_output": False}
 PULL_STEPS = [{"prefect.deployments.steps.set_working_directory": {"directory": str(CHECKOUT)}}]  # `prefect deploy` adds it
 
