@@ -20,6 +20,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from data.errors import PortTaken, ServiceFailed
+from data.store.store import locked
 from flows.service.access import HOSTS, MLFLOW_CREDENTIALS, credentials
 from flows.service.environment import CHECKOUT
 from registry import ui
@@ -248,8 +249,9 @@ def _own_server(home: Path) -> Service:
     without = ("SERVICES_SCHEDULER_ENABLED", "SERVICES_LATE_RUNS_ENABLED", "UI_ENABLED")
     server = prefect_server(home, free_port(), {f"PREFECT_SERVER_{name}": "false" for name in without})
     atexit.register(server.stop)
-    server.start()
-    server.wait(_sleep)
+    with locked(home / "prefect" / "start.lock"):  # two that create one database at once break each other's migrations
+        server.start()
+        server.wait(_sleep)
     return server
 
 
