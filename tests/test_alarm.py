@@ -52,6 +52,7 @@ def test_a_stop_of_training_reaches_everybody(tmp_path: Path) -> None:
     assert [line for line in alarm_lines(record) if "finish rate" in line]
     assert [line for line in alarm_lines(record) if "suite far" in line]
     campaign = Campaign.start(tmp_path, "shown", load("tiny_raft"))
+    campaign.record(finished(number=0))
     campaign.record(record)
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(rounds_table([campaign]))
