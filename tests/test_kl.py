@@ -21,7 +21,7 @@ from tasks.models import logprobs, models
 from tasks.models.tiny_model import Settings, tiny_model
 from tasks.run.work import Work
 
-PROMPT = {"prompt_id": "p", "messages": [{"role": "user", "content": "12+30"}], "answer": "42"}
+PROMPT: dict[str, Any] = {"prompt_id": "p", "messages": [{"role": "user", "content": "12+30"}], "answer": "42"}
 
 
 def test_a_collapsed_policy_is_measured_exactly() -> None:
@@ -42,7 +42,12 @@ def test_positions_at_a_time_change_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     expected = torch.nn.functional.kl_div(b.log_softmax(-1), a.log_softmax(-1), log_target=True, reduction="none").sum(-1)
     seen: list[int] = []
     formula = models._kl_of_positions
-    monkeypatch.setattr(models, "_kl_of_positions", lambda p, q: (seen.append(p.numel()), formula(p, q))[1])
+
+    def watched(p: torch.Tensor, q: torch.Tensor) -> Any:
+        seen.append(p.numel())
+        return formula(p, q)
+
+    monkeypatch.setattr(models, "_kl_of_positions", watched)
     for cells in (1, 101 * 4, 1 << 24):
         assert torch.allclose(models.full_kl(a, b, cells), expected, atol=1e-6)
         assert max(seen) <= max(101, min(cells, 17 * 101))

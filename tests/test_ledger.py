@@ -165,7 +165,9 @@ def test_a_sentence_names_the_cause_of_the_last_step(step: float, low: float, hi
 
 def test_a_gain_without_ends_is_told_as_one() -> None:
     # the ends are null in the table, and a sentence says why
-    entry = Entry("tone", None, "real", 9, *[0.0] * 14, gain=0.7)
+    numbers: dict[str, Any] = dict.fromkeys(("mean", "base", "drift", "drift_low", "drift_high", "effect", "p"), 0.0)
+    numbers |= dict.fromkeys(("effect_low", "effect_high", "step", "step_low", "step_high", "step_effect", "step_p"), 0.0)
+    entry = Entry("tone", None, "real", 9, **numbers, gain=0.7)
     assert gain_in_words(entry) == "0.70 [unbounded: the pressure may be 0]"
     assert gain_in_words(replace(entry, gain_low=0.5, gain_high=0.9)) == "0.70 [0.50, 0.90]"
     assert gain_in_words(replace(entry, gain=None)) == ""
@@ -264,7 +266,7 @@ def test_the_gain_is_always_told_and_held_by_its_interval(standard_errors: float
     assert np.mean([gain.low <= 1 <= gain.high for gain in told]) >= 0.93
     if standard_errors >= 2:
         assert np.median([gain.value for gain in told]) == pytest.approx(1, abs=0.08)
-    assert (np.mean([math.isinf(gain.high) for gain in told]) > 0.5) == (standard_errors < 2)
+    assert (np.mean([math.isinf(gain.high) for gain in told]) > 0.6) == (standard_errors < 2)
 
 
 def test_surface_auc_sees_a_combination() -> None:
