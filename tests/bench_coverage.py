@@ -250,9 +250,11 @@ def gain(standard_errors: float) -> Case:
     return Case("bias/gain", f"pressure at {standard_errors} SE", 1.0, ends, sizes=(32, 200))
 
 
-def estimated(number: str, world: str, truth: float, values: Callable[[Draw, int], np.ndarray], promise: float) -> Case:
+def estimated(
+    number: str, world: str, truth: float, values: Callable[[Draw, int], np.ndarray], promise: float, bounds: Ends | None = None
+) -> Case:
     def ends(draw: Draw, n: int) -> Ends:
-        found = pressure.estimate(values(draw, n))
+        found = pressure.estimate(values(draw, n), bounds)
         return found.low, found.high
 
     return Case(number, world, truth, ends, promise=promise)
@@ -283,7 +285,7 @@ def cases() -> Iterator[Case]:
     yield from map(pressure_of_rate, (0.01, 0.5))
     yield from map(gain, (0.0001, 1.0, 2.0, 5.0))
     yield estimated("bias/kl", "gamma(0.5)", 0.5, lambda draw, n: draw.gamma(0.5, 1.0, n), 0.92)
-    yield estimated("gold rise", "4 samples each", 0.0, rise, 0.93)
+    yield estimated("gold rise", "4 samples each", 0.0, rise, 0.93, pressure.DIFFERENCE)
     yield from (seeds(3), seeds(5))
 
 

@@ -27,6 +27,7 @@ class Estimate:
 
 
 UNKNOWN = Estimate(math.nan, math.nan, math.nan)
+Z = 1.959963984540054  # quantile of a normal for 95%
 DIFFERENCE = (-1.0, 1.0)  # bounds of a difference of two shares
 ROUNDING = 1e-12  # a pressure up to this is 0
 
