@@ -31,9 +31,9 @@ def by_full_kl(alarms: Sequence[Alarm], kl: Metric | None, budget: float) -> lis
     others = [alarm for alarm in alarms if alarm.name != NAME]
     if kl.value <= budget:
         return others
-    interval = f" [{kl.low:.1f}, {kl.high:.1f}]" if kl.low is not None and kl.high is not None else ""
+    interval = f" [{kl.low:.3g}, {kl.high:.3g}]" if kl.low is not None and kl.high is not None else ""
     sentence = (
-        f"The policy is {kl.value:.1f}{interval} nats per completion from its reference, over the whole vocabulary on the "
+        f"The policy is {kl.value:.3g}{interval} nats per completion from its reference, over the whole vocabulary on the "
         f"probe; gate.kl_budget is {budget:g}. Raise loss.beta or lower train.steps."
     )
     return [*others, Alarm("ALARM", "training", NAME, sentence)]
