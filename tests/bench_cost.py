@@ -113,7 +113,7 @@ def measure(kind: str, work: Path, origin: dict[str, Path], method: str, rounds:
 def interval(ratios: list[float]) -> tuple[float, float, float]:
     """Low, geometric mean and high of a ratio: Student's t interval (95%) of its logarithm."""
     logs = np.log(np.array(ratios))
-    ends = t_interval(logs) if len(logs) > 1 else (float("nan"), float("nan"))
+    ends = t_interval(logs)
     low, middle, high = np.exp([ends[0], logs.mean(), ends[1]])
     return float(low), float(middle), float(high)
 

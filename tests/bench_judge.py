@@ -138,31 +138,26 @@ def show(arm: str, seed: int, made: Campaign) -> list[float]:
 def report(accuracy: Mapping[str, Mapping[int, Sequence[float]]]) -> None:
     """Each arm's change of greedy accuracy by each round, and its difference to the random arm, seed by seed; CREAM's also to
     the judge whose labels it softens."""
-    from data.statistics import holm, t_interval, t_test
+    from data.statistics import holm, in_brackets, t_interval, t_test
 
     compared: dict[str, float] = {}
     rounds = min(len(line) for by_seed in accuracy.values() for line in by_seed.values())
     for number in range(1, rounds):
         for arm, by_seed in accuracy.items():
             change = np.array([line[number] - line[0] for line in by_seed.values()])
-            line = (
-                f"round {number} {arm:<14}change {change.mean():+6.1f} {interval(t_interval(change))} over {len(change)} seeds"
-            )
+            line = f"round {number} {arm:<14}change {change.mean():+6.1f} "
+            line += f"{in_brackets(t_interval(change))} over {len(change)} seeds"
             for rival in ("random", "likelihood") if arm == "cream" else ("random",):
                 other = accuracy.get(rival, {})
                 shared = sorted(by_seed.keys() & other.keys())
                 if shared and arm != rival:
                     over = np.array([by_seed[seed][number] - other[seed][number] for seed in shared])
-                    line += f"; over {rival} {over.mean():+6.1f} {interval(t_interval(over))}"
+                    line += f"; over {rival} {over.mean():+6.1f} {in_brackets(t_interval(over))}"
                     compared[f"{arm} over {rival} in round {number}"] = t_test(over)
             print(line)
     print(f"corrected by Holm for {len(compared)} comparisons:")
     for comparison, p in zip(compared, holm(list(compared.values())), strict=True):
         print(f"  {comparison:<44} p = {p:.3f}")
-
-
-def interval(ends: tuple[float, float]) -> str:
-    return f"[{ends[0]:+.1f}, {ends[1]:+.1f}]"
 
 
 def main() -> int:

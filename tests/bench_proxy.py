@@ -22,7 +22,7 @@ import numpy as np
 
 from data.recipe import recipe as recipes
 from data.rows.completions import Values
-from data.statistics import t_interval
+from data.statistics import in_brackets, t_interval
 from data.store.campaign import Campaign, Round
 from tasks.choose.pairers.rewards import best_vs_worst
 from tasks.choose.selectors import selected_row
@@ -144,10 +144,11 @@ def interval(name: str, values: Sequence[float]) -> str:
     v = np.array([value for value in values if np.isfinite(value)])
     if len(v) < 2:
         return f"known on {len(v)} seed"
-    ends = np.array([v.mean(), *t_interval(v)])
+    low, high = t_interval(v)
     if name == GROWTH:
-        return "x{:.1f} [{:.1f}, {:.1f}]".format(*np.exp(ends)) + f" over {len(v)} seeds"
-    return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*ends) + f" over {len(v)} seeds"
+        low, high = np.exp([low, high])
+        return f"x{np.exp(v.mean()):.1f} {in_brackets((low, high), '.1f')} over {len(v)} seeds"
+    return f"{v.mean():+.2f} {in_brackets((low, high), '+.2f')} over {len(v)} seeds"
 
 
 def compared(table: Mapping[str, Mapping[str, Sequence[float]]], one: str, other: str) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from data.recipe import recipe as recipes
-from data.statistics import holm, t_interval, t_test
+from data.statistics import holm, in_brackets, t_interval, t_test
 from data.store.campaign import Campaign
 
 FEW = ("prompts.per_round=200", "generate.n=4", "prompts.held_out=300", "train.steps=30", "train.batch=16", "train.minimum=1")
@@ -108,8 +108,7 @@ def report(curves: dict[str, list[list[float]]]) -> None:
 
 
 def interval(values: np.ndarray) -> str:
-    low, high = t_interval(values) if len(values) > 1 else (float("nan"), float("nan"))
-    return f"{values.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"{values.mean():+.1f} {in_brackets(t_interval(values))}"
 
 
 if __name__ == "__main__":

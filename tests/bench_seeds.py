@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.statistics import t_interval
+from data.statistics import in_brackets, t_interval
 from data.store.campaign import Campaign
 
 
@@ -64,9 +64,8 @@ def report(table: dict[str, list[float]]) -> int:
     """Means over seeds with a t interval, and each promise with what was found."""
     for arm, values in table.items():
         v = np.array(values)
-        low, high = t_interval(v) if len(v) > 1 else (float("nan"), float("nan"))
         what = "round 0 accuracy" if arm.endswith("base") else "change over the rounds"
-        print(f"{arm:<18}{what:<24}{v.mean():>+8.1f}  95% interval over seeds [{low:+.1f}, {high:+.1f}]")
+        print(f"{arm:<18}{what:<24}{v.mean():>+8.1f}  95% interval over seeds {in_brackets(t_interval(v))}")
     raft, control = np.array(table["raft"]), np.array(table["raft-control"])
     promises = {
         "base between 30 and 60 on every seed": all(30 <= b <= 60 for b in table["raft base"]),

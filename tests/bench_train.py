@@ -22,7 +22,7 @@ import numpy as np
 
 from data.recipe import recipe as recipes
 from data.rows import tables
-from data.statistics import t_interval
+from data.statistics import in_brackets, t_interval
 from data.store.campaign import Campaign
 from tasks.models import models
 from tasks.run.work import Work, stage_module
@@ -60,9 +60,9 @@ def main() -> int:
 
 def report(seconds: dict[str, list[float]], method: str) -> None:
     logs = np.log(np.array(seconds["ours"]) / np.array(seconds["bare"]))
-    ends = t_interval(logs) if len(logs) > 1 else (float("nan"), float("nan"))
-    low, middle, high = np.exp([ends[0], logs.mean(), ends[1]])
-    print(f"{method}: ours / bare TRL {middle:.3f} [{low:.3f}, {high:.3f}] over {len(logs)} interleaved pairs (target 1.05)")
+    ends = np.exp(t_interval(logs))
+    ratio = f"{np.exp(logs.mean()):.3f} {in_brackets((ends[0], ends[1]), '.3f')}"
+    print(f"{method}: ours / bare TRL {ratio} over {len(logs)} interleaved pairs (target 1.05)")
 
 
 def prepare(place: Path, method: str, steps: int) -> tuple[Work, list[dict[str, str]]]:

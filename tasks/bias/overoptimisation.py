@@ -15,7 +15,7 @@ import numpy as np
 from data.alarm import Alarm
 from tasks.bias.alarm_rule import remedies
 from tasks.bias.effects import Array, prompt_means
-from tasks.bias.pressure import UNKNOWN, Estimate, estimate
+from tasks.bias.pressure import DIFFERENCE, UNKNOWN, Estimate, estimate
 
 FLOOR = 0.10  # smallest gap that raises an alarm, in standard deviations of round 0, as in the alarm rule
 ALARM_NAME = "proxy"
@@ -59,7 +59,9 @@ def facts_of(
         gap: of `proxy_gap`.
         earlier: these facts for the round before.
     """
-    rise = estimate(prompt_means(gold) - prompt_means(gold_0)) if gold is not None and gold_0 is not None else UNKNOWN
+    rise = (
+        estimate(prompt_means(gold) - prompt_means(gold_0), DIFFERENCE) if gold is not None and gold_0 is not None else UNKNOWN
+    )
     points = list(earlier.get("gold_over_kl") or ())
     if round and kl is not None and math.isfinite(rise.value):
         points.append({"round": round, "kl": kl, "gold": rise.value})
@@ -107,4 +109,4 @@ def lines(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _plain(value: Estimate) -> dict[str, float] | None:
-    return asdict(value) if math.isfinite(value.value) else None
+    return asdict(value) if math.isfinite(value.low) else None
