@@ -130,13 +130,14 @@ def training_facts(log: Artifact | None) -> dict[str, Any]:
 
 
 def choice_metrics(data: TrainingData) -> dict[str, Metric]:
-    """Metrics of the training data: shares of truncated and of too long samples, and chosen minus other length in tokens."""
+    """Metrics of the training data: shares of truncated and of too long samples, and chosen minus other length."""
     metrics: dict[str, Metric] = {}
     if data.samples:
         metrics = {"truncated": truncated(data.samples.own), "too_long": too_long(data.samples, data.facts["too_long"])}
     if data.facts.get("length_gap") is not None:
         n = data.facts.get("pairs", data.facts.get("rows", 0))
-        metrics["length_gap"] = Metric(value=data.facts["length_gap"], n=n, split="rounds")
+        gap = Metric(value=data.facts["length_gap"], n=n, split="rounds")
+        metrics |= {"length_gap_characters": gap} if data.facts["length_unit"] == "characters" else {"length_gap": gap}
     return metrics
 
 
