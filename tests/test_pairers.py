@@ -273,7 +273,7 @@ def test_settings_that_make_no_sense_are_refused() -> None:
 
 
 def test_lengths_that_nobody_knows_are_null_not_nought() -> None:
-    # a recorded text without token ids leaves the means of tokens, and null says that nothing is known; the gap is in characters
+    # a recorded text without token ids leaves the means of tokens, and null says so; the gap is in characters
     completions, reward, scores = judged([[("aaaa", "stop", 1.0, 1.0, 5), ("b", "stop", 0.0, 0.0, 2)]])
     pairs = right_vs_wrong(completions, reward, scores)
     completions[1]["token_ids"] = None
