@@ -24,6 +24,7 @@ from flows.round.suites import suite_metrics
 from flows.round.training_data import TrainingData, skip_reason, too_long, training_data, truncated
 from flows.service.environment import ratchet_version
 from tasks.gate.gate import decide
+from tasks.gate.judge_alarms import biased_judges
 from tasks.gate.training_alarms import forgetting, training_alarms, uninformative_judges
 
 LIBRARIES = ("torch", "transformers", "trl", "tokenizers", "datasets", "pyarrow", "math-verify", "prefect", "mlflow")
@@ -70,6 +71,7 @@ def one_round(stages: Stages, history: History, resolve_verdict: Callable[[Verdi
     log = None if skipped else stages.training_log(checkpoint)
     alarms = alarms_of_training(stages, history, start, log, metrics) if log else []
     alarms += forgetting(metrics, last.metrics) + uninformative_judges(metrics, last.metrics, recipe.score)
+    alarms += biased_judges(metrics, last.metrics, recipe.score)
     alarms = by_gravity(alarms + ledger_alarms(ledger))
     verdict = resolve_verdict(decide(recipe.gate, metrics, skipped, alarms))
 

@@ -117,11 +117,7 @@ def errors_in_favour(oriented: Sequence[Pair], gold: Values) -> tuple[Measured, 
     known = [(pair, x - y) for pair in oriented if (x := gold.get(pair.a)) is not None and (y := gold.get(pair.b)) is not None]
     favour = over_prompts([pair for pair, difference in known if difference < 0], lambda pair: pair.wins)
     against = over_prompts([pair for pair, difference in known if difference > 0], lambda pair: 1 - pair.wins)
-    if not favour.n or not against.n:
-        return favour, against, NOTHING
-    ends = difference_interval(*((one.value, (one.low, one.high)) for one in (favour, against)))
-    prompts = {pair.prompt_id for pair, difference in known if difference}
-    return favour, against, Measured(favour.value - against.value, *ends, len(prompts))
+    return _with_difference(favour, against, len({pair.prompt_id for pair, difference in known if difference}))
 
 
 def length_controlled_wins(comparisons: Iterable[Row], ours: Collection[str], lengths: Mapping[str, float]) -> Measured:
@@ -191,6 +187,27 @@ def kappa(one: Mapping[str, float], other: Mapping[str, float], prompts: Mapping
 
 
 # -- scores instead of comparisons --------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Rated:
+    """The texts of one prompt: a judge's scores, gold of 1.0 or 0.0, and their lengths."""
+
+    scores: Array
+    gold: Array
+    lengths: Array
+
+
+def verbosity_bias_of_scores(prompts: Iterable[Rated]) -> tuple[Measured, Measured, Measured]:
+    """`verbosity_bias` of the pairs that scores decide: of every right and wrong text of a prompt the higher score wins."""
+    favour, against = list[float](), list[float]()
+    for rated in prompts:
+        right, wrong = rated.gold == 1.0, rated.gold == 0.0
+        wins = 0.5 + 0.5 * np.sign(rated.scores[wrong][:, None] - rated.scores[right])
+        longer = np.sign(rated.lengths[wrong][:, None] - rated.lengths[right])
+        for side, cells in ((favour, wins[longer > 0]), (against, wins[longer < 0])):
+            side += [float(cells.mean())] if cells.size else []
+    return _with_difference(_shares(favour), _shares(against), max(len(favour), len(against)))
+
+
 def self_preference(scores: Values, gold: Values, own: Collection[str], prompts: Mapping[str, str]) -> Measured:
     """Mean score of a model's own texts minus that of others', for the same prompt and gold, in SD of all scores.
 
@@ -234,4 +251,16 @@ def over_prompts(judged: Sequence[Pair], value: Callable[[Pair], float], bounds:
     for pair in judged:
         per_prompt.setdefault(pair.prompt_id, []).append(value(pair))
     means = np.array([float(np.mean(values)) for values in per_prompt.values()])
-    return Measured(float(means.mean()), *share_interval(means, *bounds), len(means)) if len(means) else NOTHING
+    return _shares(means, bounds)
+
+
+def _shares(per_prompt: Sequence[float] | Array, bounds: tuple[float, float] = (0.0, 1.0)) -> Measured:
+    values = np.asarray(per_prompt, dtype=float)
+    return Measured(float(values.mean()), *share_interval(values, *bounds), len(values)) if len(values) else NOTHING
+
+
+def _with_difference(favour: Measured, against: Measured, prompts: int) -> tuple[Measured, Measured, Measured]:
+    if not favour.n or not against.n:
+        return favour, against, NOTHING
+    ends = difference_interval(*((one.value, (one.low, one.high)) for one in (favour, against)))
+    return favour, against, Measured(favour.value - against.value, *ends, prompts)
