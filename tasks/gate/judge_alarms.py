@@ -8,8 +8,8 @@ from data.alarm import Alarm
 from data.recipe.settings import Score
 from data.store.campaign import Metric
 
-# Metric of judge health -> the smallest bias that counts. A fair judge is surely beyond it in two rounds in a row in at most 1% of
-# campaigns of 20 rounds (tests/test_judge_health.py).
+# Metric of judge health -> the smallest bias that counts. A fair judge is surely beyond it in two rounds in a row in at most 1%
+# of campaigns of 20 rounds (tests/test_judge_health.py).
 SMALLEST = {"length_bias": 0.05, "self_preference": 0.1}
 TOLD = {
     ("length_bias", 1): "errs more often in favour of the longer text",
