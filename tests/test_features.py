@@ -137,21 +137,16 @@ def test_script_share_is_of_the_prompts_script() -> None:
     assert share("1+1?", "abc") is None
 
 
-def test_kl_estimates_against_hand_values() -> None:
-    # Oracle 5: k1 = sum of log p - log q; k3 = exp(u) - 1 - u with u = log q - log p, never negative.
+def test_kl_against_hand_values() -> None:
+    # Claim: the KL over the vocabulary is summed, or averaged over all tokens or the first 32; k1 = sum of log p - log q.
+    rows, kl = [row(""), row("")], [[0.5] * 32 + [2.5] * 32, None]
+    assert policy.kl_base(rows, base_kl=kl) == policy.kl_previous(rows, previous_kl=kl) == [96.0, None]
+    assert policy.kl_base_token(rows, base_kl=kl) == [1.5, None]
+    assert policy.kl_base_start(rows, base_kl=kl) == [0.5, None]
     ours, base = [math.log(0.5), math.log(0.8)], [math.log(0.25), math.log(0.8)]
-    rows = [row("", logprobs=ours), row("", logprobs=None)]
-    known = [base, base]
-    own = [ours, None]
-    assert policy.kl_base(rows, own_logprobs=own, base_logprobs=known) == [pytest.approx(math.log(2)), None]
-    assert policy.kl_base_token(rows, own_logprobs=own, base_logprobs=known) == [
-        pytest.approx((0.5 - 1 + math.log(2)) / 2),
-        None,
-    ]
-    assert policy.kl_base_start(rows, own_logprobs=own, base_logprobs=known) == policy.kl_base_token(
-        rows, own_logprobs=own, base_logprobs=known
-    )
-    assert policy.kl_previous(rows, own_logprobs=own, previous_logprobs=[None, None]) == [None, None]
+    known, own = [base, base], [ours, None]
+    assert policy.kl_base_k1(rows, own_logprobs=own, base_logprobs=known) == [pytest.approx(math.log(2)), None]
+    assert policy.kl_previous_k1(rows, own_logprobs=own, previous_logprobs=[None, None]) == [None, None]
     assert of(policy.token_entropy, "", logprobs=[-1.0, -3.0]) == 2.0
 
 

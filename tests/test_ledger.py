@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from data.alarm import Alarm, gravest
 from data.recipe import recipe as recipes
 from data.rows import tables
 from tasks.bias import bias, observe, overoptimisation, pressure
-from tasks.bias.alarm_rule import FAULTS, FOLLOWS_ACCURACY, LESS_OF_A_FAULT, judge, mitigations, sentence
+from tasks.bias.alarm_rule import FAULTS, FOLLOWS_ACCURACY, LESS_OF_A_FAULT, gain_in_words, judge, mitigations, sentence
 from tasks.bias.bias import answer_collapse
 from tasks.bias.counterfactual_features import COLUMNS
 from tasks.bias.effects import Kind, changes, cohens_h
@@ -162,6 +163,14 @@ def test_a_sentence_names_the_cause_of_the_last_step(step: float, low: float, hi
     assert says in sentence(entry, {})
 
 
+def test_a_gain_without_ends_is_told_as_one() -> None:
+    # the ends are null in the table, and a sentence says why
+    entry = Entry("tone", None, "real", 9, *[0.0] * 14, gain=0.7)
+    assert gain_in_words(entry) == "0.70 [unbounded: the pressure may be 0]"
+    assert gain_in_words(replace(entry, gain_low=0.5, gain_high=0.9)) == "0.70 [0.50, 0.90]"
+    assert gain_in_words(replace(entry, gain=None)) == ""
+
+
 def test_a_step_back_is_told_as_a_step() -> None:
     # a watch for the step alone does not claim a difference from round 0
     base, up = sample(2, k=16), sample(3, tone=0.5)
@@ -189,7 +198,10 @@ def test_no_mitigation_is_named_where_none_can_act() -> None:
         assert not {"residualised", "style_balanced"} & set(mitigations(name, "real")), name
     assert mitigations("mine", "real", of_prompt=True) == ()
     assert mitigations("mine", "real") == ("residualised", "style_balanced")
-    assert {mitigations(name, "real") for name in ("kl_base", "kl_base_token", "kl_base_start", "kl_previous")} == {()}
+    assert {
+        mitigations(name, "real")
+        for name in ("kl_base", "kl_base_token", "kl_base_start", "kl_base_k1", "kl_previous", "kl_previous_k1")
+    } == {()}
     assert {*KNOWN, *itertools.chain(*COLUMNS.values())} >= FAULTS
 
 
@@ -241,6 +253,18 @@ def test_gain_is_unknown_without_pressure() -> None:
     # a ratio to nothing is not a number worth printing
     response, selected = np.random.default_rng(10).normal(1, 1, 100), np.tile([1.0, -1.0], 45)
     assert math.isnan(pressure.gain(response, selected).value)
+
+
+@pytest.mark.parametrize("standard_errors", [0.5, 1.0, 2.0, 3.0, 5.0])
+def test_the_gain_is_always_told_and_held_by_its_interval(standard_errors: float) -> None:
+    # Fieller: at any pressure 95% of the intervals hold the gain of 1, and half of the gains told are below it, half above;
+    # told only beyond two standard errors, it was .40 on average where the pressure is one
+    draw, size = np.random.default_rng(31), standard_errors / math.sqrt(200)
+    told = [pressure.gain(draw.normal(size, 0.3, 200), draw.normal(size, 1, 200)) for _ in range(400)]
+    assert np.mean([gain.low <= 1 <= gain.high for gain in told]) >= 0.93
+    if standard_errors >= 2:
+        assert np.median([gain.value for gain in told]) == pytest.approx(1, abs=0.08)
+    assert (np.mean([math.isinf(gain.high) for gain in told]) > 0.5) == (standard_errors < 2)
 
 
 def test_surface_auc_sees_a_combination() -> None:

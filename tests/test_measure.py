@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import ttest_rel
+from scipy.stats import binomtest, ttest_rel
 
 from data.recipe.settings import Hardware
 from data.rows import tables
 from data.statistics import t_interval
-from tasks.evaluate.measure import Settings, measure, paired, pass_at_k, right_by_prompt
+from tasks.evaluate.measure import Settings, _lengths, measure, paired, pass_at_k, right_by_prompt
 from tasks.run.work import Work
 
 Values = list[float | None]
@@ -63,20 +62,14 @@ def measured(tmp_path: Path, greedy: dict[str, Values], **others: dict[str, Valu
     return {row["metric"]: row for row in tables.read(out / "metrics.parquet", tables.METRICS).to_pylist()}
 
 
-def by_hand(hits: int, n: int) -> tuple[float, float]:
-    """Wilson's interval as his paper has it."""
-    z, p = 1.959963984540054, hits / n
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
-
-
 @pytest.mark.parametrize(("hits", "n"), [(0, 5), (5, 5), (1, 1), (7, 20), (430, 1000)])
-def test_accuracy_has_wilsons_interval(tmp_path: Path, hits: int, n: int) -> None:
-    # a share near 0 or 1 keeps a sensible interval within [0, 1]
+def test_accuracy_has_the_exact_interval(tmp_path: Path, hits: int, n: int) -> None:
+    # scipy's Clopper-Pearson interval: within [0, 1], and never empty
     row = measured(tmp_path, {f"p{i}": [float(i < hits)] for i in range(n)})["accuracy"]
     assert (row["value"], row["n"], row["split"]) == (hits / n, n, "held_out")
-    assert (row["low"], row["high"]) == pytest.approx(by_hand(hits, n))
-    assert -1e-12 <= row["low"] <= row["value"] <= row["high"] <= 1 + 1e-12
+    assert (row["low"], row["high"]) == pytest.approx(tuple(binomtest(hits, n).proportion_ci(0.95, method="exact")))
+    assert 0 <= row["low"] <= row["value"] <= row["high"] <= 1
+    assert row["low"] < row["high"]
 
 
 def test_what_counts_as_right(tmp_path: Path) -> None:
@@ -152,6 +145,14 @@ def test_one_lost_sample_renames_no_metric() -> None:
     assert [(row["metric"], row["n"]) for row in pass_at_k("s", groups)] == [("pass@1", 100), ("pass@4", 99)]
 
 
+def test_intervals_are_over_prompts_not_completions() -> None:
+    # a prompt whose four samples all end is one prompt that ends; tokens alike
+    rows = [{"prompt_id": p, "token_ids": [1] * (2 + 8 * (p == "a")), "finish_reason": "stop"} for p in "aaaab"]
+    tokens, finished = _lengths("s", rows)
+    assert (tokens["value"], tokens["n"], finished["value"], finished["n"]) == (6.0, 2, 1.0, 2)
+    assert finished["low"] == pytest.approx(0.025 ** (1 / 2))
+
+
 def test_pass_at_one_of_one_sample_is_one_row() -> None:
     # with a single sample pass@1 and pass@n are the same, named once
     assert [row["metric"] for row in pass_at_k("s", {"p": [1.0]})] == ["pass@1"]
@@ -169,7 +170,7 @@ def test_the_paired_interval_is_the_t_tests(values: list[tuple[float, float]]) -
         interval = ttest_rel(*zip(*values, strict=True)).confidence_interval(0.95)
         assert (row["low"], row["high"]) == pytest.approx((interval.low, interval.high))
     else:
-        assert (row["low"], row["high"]) == (row["value"], row["value"])
+        assert (row["low"], row["high"]) == (None, None)  # equal on few prompts is no certainty
 
 
 def test_only_shared_prompts_are_compared_and_the_sides_are_ours_minus_theirs() -> None:
@@ -180,12 +181,6 @@ def test_only_shared_prompts_are_compared_and_the_sides_are_ours_minus_theirs() 
     assert (row["value"], row["n"]) == (0.5, 2)
     assert paired("s", "d", theirs, ours)["value"] == -0.5
     assert paired("s", "d", {"a": [1.0]}, {"b": [1.0]})["value"] is None
-
-
-@pytest.mark.parametrize("values", [[0.25], [0.25] * 9, [0.0] * 3])
-def test_no_spread_gives_the_mean_itself(values: list[float]) -> None:
-    # a single row or equal ones make no warning and no NaN
-    assert t_interval(np.array(values)) == (values[0], values[0])
 
 
 def test_the_stage_compares_and_checks_itself(tmp_path: Path) -> None:

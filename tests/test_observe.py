@@ -70,7 +70,7 @@ def test_every_feature_has_a_column_and_unknown_ones_are_null(tmp_path: Path) ->
     null = {name for name, value in (rows[0] | per_prompt[0]).items() if value is None}
     assert null == {
         *("mtld", "think_words", "answer_words"),  # too short, and nobody thinks here
-        *("script_share", "kl_base", "kl_base_start", "kl_base_token", "kl_previous"),
+        *("script_share", "kl_base", "kl_base_k1", "kl_base_start", "kl_base_token", "kl_previous", "kl_previous_k1"),
         *("answer_collision", "answer_entropy", "coverage_gap", "overconfidence"),
         *(
             "reflection_effect",

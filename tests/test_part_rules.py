@@ -126,7 +126,7 @@ def with_a_prompt(completions: Any, *, prompts: Any) -> list[float | None]:
     ("feature", "says"),
     [
         ("script_share", "feature 'script_share' also needs prompts"),
-        ("kl_base", "feature 'kl_base' also needs base_logprobs, own_logprobs"),
+        ("kl_base", "feature 'kl_base' also needs base_kl"),
         ("overconfidence", "features: no 'overconfidence'"),
         ("tests.test_part_rules:with_a_prompt", "also needs prompts"),
         ("tests.test_part_rules:of_prompts", "is one of whole prompts"),

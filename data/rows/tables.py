@@ -82,6 +82,11 @@ LOGPROBS = _schema(
     logprobs=pa.list_(pa.float32()),
     total=pa.float64(),
 )
+KL = _schema(
+    completion_id=pa.string(),
+    prompt_id=pa.string(),
+    kl=(pa.list_(pa.float32()), "null"),  # per token; null = the two checkpoints have different vocabularies
+)
 ORIGINS = _schema(
     completion_id=pa.string(),
     origin=pa.string(),  # "policy", "given", "base", "earlier" or "contrast"
@@ -119,6 +124,7 @@ _NUMBERS = (
     "mean", "base", "drift", "drift_low", "drift_high", "effect", "effect_low", "effect_high", "p",
     "step", "step_low", "step_high", "step_effect", "step_p", "p_by", "step_p_by",
     "pressure", "pressure_low", "pressure_high", "contrast", "predicted", "gain", "gain_low", "gain_high", "amplification",
+    "mean_low", "mean_high",
 )  # fmt: skip
 LEDGER = _schema(
     feature=pa.string(),
@@ -136,6 +142,7 @@ UNIQUE = {
     id(RECORDED): "completion_id",
     id(SCORES): "completion_id",
     id(LOGPROBS): "completion_id",
+    id(KL): "completion_id",
     id(COUNTERFACTUALS): "counterfactual_id",
 }
 

@@ -173,6 +173,7 @@ def _observe(call: Call, source: Path, options: _Options, before: Mapping[str, A
         for name, other in {"own": own, **before}.items():
             if other is not None:
                 inputs = {"checkpoint": other, "prompts": prompts, "completions": completions}
+                inputs |= {"own": checkpoint} if name != "own" else {}
                 settings = logprobs.Settings(split=SPLIT, limit=0, trust_remote_code=False)
                 more[f"{name}_logprobs"] = call(logprobs.logprobs, settings, inputs)
     else:

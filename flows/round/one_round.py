@@ -11,6 +11,7 @@ from typing import Any
 
 from data import labels
 from data.alarm import Alarm, by_gravity
+from data.recipe.recipe import Recipe
 from data.rows import tables
 from data.store.campaign import Metric, Ref, Round, Verdict
 from data.store.store import Artifact
@@ -23,6 +24,7 @@ from flows.round.stages import Stages
 from flows.round.suites import suite_metrics
 from flows.round.training_data import TrainingData, skip_reason, too_long, training_data, truncated
 from flows.service.environment import ratchet_version
+from tasks.gate import kl_budget
 from tasks.gate.gate import decide
 from tasks.gate.judge_alarms import biased_judges
 from tasks.gate.training_alarms import forgetting, training_alarms, uninformative_judges
@@ -72,7 +74,7 @@ def one_round(stages: Stages, history: History, resolve_verdict: Callable[[Verdi
     alarms = alarms_of_training(stages, history, start, log, metrics) if log else []
     alarms += forgetting(metrics, last.metrics) + uninformative_judges(metrics, last.metrics, recipe.score)
     alarms += biased_judges(metrics, last.metrics, recipe.score)
-    alarms = by_gravity(alarms + ledger_alarms(ledger))
+    alarms = by_gravity(with_full_kl(recipe, alarms, ledger) + ledger_alarms(ledger))
     verdict = resolve_verdict(decide(recipe.gate, metrics, skipped, alarms))
 
     metrics |= choice_metrics(data)
@@ -124,6 +126,12 @@ def alarms_of_training(
     """Alarms from the training log and from the metrics before and after training."""
     before, rows = history.measured(start.digest).metrics, tables.read(log.file("training.parquet"), tables.TRAINING)
     return training_alarms(rows.to_pylist(), stages.recipe.loss, before, metrics, stages.recipe.gate.kl_budget)
+
+
+def with_full_kl(recipe: Recipe, alarms: Sequence[Alarm], ledger: Artifact | None) -> list[Alarm]:
+    """The alarms, with the KL budget judged by the ledger's KL."""
+    kl = kl_budget.from_reference(ledger_metrics(ledger), recipe.loss.reference, recipe.train.start_from)
+    return kl_budget.by_full_kl(alarms, kl, recipe.gate.kl_budget)
 
 
 def training_facts(log: Artifact | None) -> dict[str, Any]:

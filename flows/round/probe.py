@@ -27,7 +27,7 @@ from tasks.prompts import counterfactual_prompts
 from tasks.run.parts import needs
 
 SHOWN = {  # metric of a feature -> columns of the LEDGER with its value and interval
-    "mean": ("mean", None, None),
+    "mean": ("mean", "mean_low", "mean_high"),
     "d0": ("effect", "effect_low", "effect_high"),
     "step": ("step", "step_low", "step_high"),
     "pressure": ("pressure", "pressure_low", "pressure_high"),
@@ -112,6 +112,7 @@ def sample_probe(
     own = {"own": checkpoint} if others and precision(stages.recipe) != "float32" else {}
     for name, other in {**own, **(others or {})}.items():
         sources = {"checkpoint": other, "prompts": prompts, "completions": completions}
+        sources |= {"own": checkpoint} if name != "own" else {}
         inputs[f"{name}_logprobs"] = stages.logprobs(samples.logprobs(name), "probe", sources)  # type: ignore[arg-type]
     settings_of_features = observe.Settings(**features(stages), split="probe")
     observed = stages.do(samples.observed, observe.observe, settings_of_features, inputs)
@@ -251,8 +252,7 @@ def ledger_metrics(ledger: Artifact | None) -> dict[str, Metric]:
     for row in (row for row in rows if row["group"] is None):
         prefix = f"bias/{row['feature']}"
         for name, (value, low, high) in SHOWN.items():
-            ends = {"low": row[low] if low else None, "high": row[high] if high else None}
-            metrics[f"{prefix}/{name}"] = Metric(value=row[value], n=row["n"], split="probe", **ends)
+            metrics[f"{prefix}/{name}"] = Metric(value=row[value], n=row["n"], split="probe", low=row[low], high=row[high])
         metrics[f"{prefix}/level"] = Metric(value=float(levels[row["feature"]]), n=row["n"], split="probe")
     return metrics | _whole_ledger_metrics(_alarms_file(ledger))
 

@@ -221,11 +221,20 @@ def attribution(entry: Entry) -> str:
     if pressure * step < 0:
         return f"Selection favours the opposite ({explained}), so training caused the change."
     selection = f"Selection favours {'it' if step > 0 else 'less of it'} ({explained})."
-    if entry.gain is None or entry.gain_low is None or entry.gain_high is None:
+    if entry.gain is None:
         return selection
-    gain = f"gain {entry.gain:.2f} [{entry.gain_low:.2f}, {entry.gain_high:.2f}]"
-    verb = "Training amplified it" if entry.gain_low > 1 else "Training followed"
+    gain = f"gain {gain_in_words(entry)}"
+    verb = "Training amplified it" if entry.gain_low is not None and entry.gain_low > 1 else "Training followed"
     return f"{selection} {verb} ({gain}: the policy moved {entry.gain:.2f} times as far as the chosen data)."
+
+
+def gain_in_words(entry: Entry) -> str:
+    """The gain with its interval, which has no ends where the pressure may be 0."""
+    if entry.gain is None:
+        return ""
+    if entry.gain_low is None or entry.gain_high is None:
+        return f"{entry.gain:.2f} [unbounded: the pressure may be 0]"
+    return f"{entry.gain:.2f} [{entry.gain_low:.2f}, {entry.gain_high:.2f}]"
 
 
 def _pressure_in_words(kind: str, pressure: float) -> str:
@@ -247,7 +256,7 @@ MITIGATIONS: dict[str, tuple[str, ...]] = {  # feature -> mitigations by name, a
     # A mitigation takes features of a completion alone. These are of whole prompts, or need the prompt's text.
     **dict.fromkeys(("overconfidence", "reflection_effect", "script_share"), ()),
     # Distances to round 0, which round 0 does not have: they never raise an alarm.
-    **dict.fromkeys(("kl_base", "kl_base_token", "kl_base_start", "kl_previous"), ()),
+    **dict.fromkeys(("kl_base", "kl_base_token", "kl_base_start", "kl_base_k1", "kl_previous", "kl_previous_k1"), ()),
 }
 
 

@@ -15,15 +15,16 @@ from threadpoolctl import threadpool_limits
 from data.alarm import Alarm, gravest
 from data.rows import tables
 from data.rows.completions import RIGHT
-from tasks.bias.alarm_rule import judge, mitigations, remedies
+from data.statistics import finite
+from tasks.bias.alarm_rule import gain_in_words, judge, mitigations, remedies
 from tasks.bias.effects import Array, Kind, prompt_means, scaled
 from tasks.bias.ledger import Entry, Sample, compare
 from tasks.bias.observed import features, grids, numbers
 from tasks.bias.overoptimisation import alarms_of, facts_of, lines, proxy_gap
-from tasks.bias.pressure import UNKNOWN, Estimate, Selection, contrast, estimate, surface_auc, with_selection
+from tasks.bias.pressure import DIFFERENCE, UNKNOWN, Estimate, Selection, contrast, estimate, surface_auc, with_selection
 from tasks.run.work import StageSettings, Work
 
-VERSION = 8  # 7: gain. 8: alarms have a source and a name, and full sentences
+VERSION = 9  # 8: alarms have a source and a name, and full sentences. 9: intervals; the gain is always told; KL in full
 LIBRARIES = ("numpy", "scipy", "scikit-learn")
 COLLAPSED = 0.7  # entropy of answers as a share of round 0 below which they have collapsed, if fewer prompts are solved
 SHORTCUT = 0.7  # AUC above which surface features alone tell chosen from rejected
@@ -74,12 +75,21 @@ def _bias(work: Work) -> None:
         entries = with_selection(entries, chosen, now, previous or base if s.on_policy else None, strata)
         facts["surface_auc"] = _surface_auc(work, chosen) if s.chosen == "pairs" else None
     earlier, earlier_facts = _earlier(work)
+    entries = [_with_interval_of_mean(entry, now) for entry in entries]
     entries, alarms = judge(entries, earlier, round=s.round, of_prompts=s.prompt_kinds)
     kl = next((entry.mean for entry in entries if entry.key == ("kl_base", None)), None)
     facts |= facts_of(s.round, kl, now.right, base.right, _proxy_gap(work, now, base, order), earlier_facts)
     alarms = answer_collapse(entries, now, base) + alarms + _shortcut(facts.get("surface_auc"))
     alarms += alarms_of(facts, earlier_facts.get("alarms", ()))
     write_ledger(work.out, entries, alarms, facts)
+
+
+def _with_interval_of_mean(entry: Entry, now: Sample) -> Entry:
+    """With the interval of the mean, where round 0 has no value to compare with: a KL from round 0."""
+    if entry.group is not None or entry.mean is None or entry.n:
+        return entry
+    mean = estimate(prompt_means(now.values[entry.feature]))
+    return dataclasses.replace(entry, mean_low=finite(mean.low), mean_high=finite(mean.high))
 
 
 def answer_collapse(entries: Sequence[Entry], now: Sample, base: Sample) -> list[Alarm]:
@@ -92,7 +102,7 @@ def answer_collapse(entries: Sequence[Entry], now: Sample, base: Sample) -> list
         return []
     k = now.right.shape[1]
     ours, theirs = (prompt_means(_solved(sample.right, k)) for sample in (now, base))
-    change, ratio = estimate(ours - theirs), (entropy.mean or 0.0) / entropy.base
+    change, ratio = estimate(ours - theirs, DIFFERENCE), (entropy.mean or 0.0) / entropy.base
     if not (entropy.base > 0 and ratio <= COLLAPSED and entropy.drift_high < 0 and change.high < 0):
         return []
     lost = f"{-100 * change.value:.1f} points [{-100 * change.high:.1f}, {-100 * change.low:.1f}]"
@@ -235,10 +245,12 @@ def report(entries: Sequence[Entry], alarms: Sequence[Alarm], facts: Mapping[str
     text += ["| feature | level | round 0 | now | effect | 95% interval | step | pressure | gain |", "|" + "---|" * 9]
     ungrouped = [entry for entry in entries if entry.group is None]
     for e in sorted(ungrouped, key=lambda entry: -abs(entry.effect or 0.0)):
-        numbers = [e.base, e.mean, e.effect, e.effect_low, e.effect_high, e.step_effect, e.pressure, e.gain]
-        base, mean, effect, low, high, step, pressure, gain = ("" if x is None else f"{x:.3g}" for x in numbers)
+        numbers = [e.base, e.mean, e.effect, e.effect_low, e.effect_high, e.step_effect, e.pressure]
+        base, mean, effect, low, high, step, pressure = ("" if x is None else f"{x:.3g}" for x in numbers)
         interval = f"{low} to {high}" if low else ""
-        text.append(f"| {e.feature} | {e.level} | {base} | {mean} | {effect} | {interval} | {step} | {pressure} | {gain} |")
+        text.append(
+            f"| {e.feature} | {e.level} | {base} | {mean} | {effect} | {interval} | {step} | {pressure} | {gain_in_words(e)} |"
+        )
     return "\n".join(text) + "\n"
 
 

@@ -63,9 +63,11 @@ class Entry:
     contrast: float | None = None  # Q: chosen minus rejected
     predicted: float | None = None  # S as predicted from the correlation of reward and feature
     gain: float | None = None  # step / pressure; above 1: the policy moved further than its data
-    gain_low: float | None = None
+    gain_low: float | None = None  # None beside a known gain: the interval is unbounded, since the pressure may be 0
     gain_high: float | None = None
     amplification: float | None = None  # directional, of the checkpoint compared with the chosen data
+    mean_low: float | None = None  # of a feature that round 0 does not have, such as the KL from it: its mean has an interval
+    mean_high: float | None = None
 
     @property
     def key(self) -> tuple[str, str | None]:

@@ -30,6 +30,8 @@ SOURCES = {  # supplied parameter -> (input, its file, its schema, the column)
     "own_logprobs": ("own_logprobs", "logprobs.parquet", tables.LOGPROBS, "logprobs"),
     "base_logprobs": ("base_logprobs", "logprobs.parquet", tables.LOGPROBS, "logprobs"),
     "previous_logprobs": ("previous_logprobs", "logprobs.parquet", tables.LOGPROBS, "logprobs"),
+    "base_kl": ("base_logprobs", "kl.parquet", tables.KL, "kl"),
+    "previous_kl": ("previous_logprobs", "kl.parquet", tables.KL, "kl"),
 }
 COLUMNS = ("completion_id", "prompt_id", "sample", "text", "token_ids", "logprobs", "finish_reason")
 
@@ -67,7 +69,7 @@ def observe(work: Work) -> None:
     """FEATURES (`features.parquet`) and PROMPT_FEATURES (`prompt_features.parquet`) of `inputs["completions"]`.
 
     Optional inputs: `prompts`; and, row for row with the completions, `verdicts` (SCORES), `base_logprobs` and
-    `previous_logprobs` (LOGPROBS). A feature that needs a missing input has a column of nulls.
+    `previous_logprobs` (LOGPROBS, and KL if there is one). A feature that needs a missing input has a column of nulls.
 
     `own_logprobs`, of the checkpoint that sampled, are an input if the sampler computed in another format than LOGPROBS.
     Otherwise they are the sampler's own.
@@ -115,7 +117,11 @@ def kinds(settings: Settings) -> dict[str, str]:
 
 def _available(work: Work) -> set[str]:
     """The parameters of features that the inputs can supply."""
-    from_tables = {parameter for parameter, (source, *_) in SOURCES.items() if source in work.inputs}
+    from_tables = {
+        parameter
+        for parameter, (source, file, *_) in SOURCES.items()
+        if source in work.inputs and (work.inputs[source] / file).exists()
+    }
     return from_tables | {"own_logprobs"} | ({"prompts"} if "prompts" in work.inputs else set())
 
 

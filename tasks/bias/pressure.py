@@ -12,16 +12,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data.statistics import t_interval
+from data.statistics import mean_interval, ratio_interval, share_interval
 from tasks.bias.effects import Array, prompt_means, scaled
 from tasks.bias.ledger import CONDITIONED, Entry, Sample
-
-Z = 1.959963984540054
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95% interval; NaN = unknown."""
+    """A number with its 95% interval; NaN = unknown. The interval of a ratio may be infinite."""
 
     value: float
     low: float
@@ -29,6 +27,8 @@ class Estimate:
 
 
 UNKNOWN = Estimate(math.nan, math.nan, math.nan)
+DIFFERENCE = (-1.0, 1.0)  # bounds of a difference of two shares
+ROUNDING = 1e-12  # a pressure up to this is 0
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _selected(entry: Entry, chosen: Selection, now: Sample, previous: Sample | N
     probe = np.array([all_of_it or s == entry.group for s in strata])
     values, weights = scaled(chosen.values[name][pool], entry.kind), chosen.chosen[pool]
     s = pressure(values, weights)
-    size, ratio = estimate(s), UNKNOWN
+    size, ratio = estimate(s, DIFFERENCE if entry.kind == "rate" else None), UNKNOWN
     if previous is not None:
         here, there = (prompt_means(scaled(sample.values[name][probe], entry.kind)) for sample in (now, previous))
         ratio = gain(here - there, s)
@@ -102,10 +102,12 @@ def weighted_means(values: Array, weights: Array) -> Array:
     return means
 
 
-def estimate(per_prompt: Array) -> Estimate:
-    """Mean over prompts with a t interval; NaN prompts are left out."""
+def estimate(per_prompt: Array, bounds: tuple[float, float] | None = None) -> Estimate:
+    """Mean over prompts with its interval; NaN prompts are left out. `bounds` are the least and largest possible value."""
     known = per_prompt[~np.isnan(per_prompt)]
-    return UNKNOWN if known.size < 2 else Estimate(float(known.mean()), *t_interval(known))
+    if known.size < 2:
+        return UNKNOWN
+    return Estimate(float(known.mean()), *(share_interval(known, *bounds) if bounds else mean_interval(known)))
 
 
 def pressure(values: Array, chosen: Array) -> Array:
@@ -124,7 +126,8 @@ def gain(response: Array, selected: Array) -> Estimate:
     """Response divided by selection pressure: 1 = the policy moved as far as its data, above 1 = training amplified.
 
     The breeder's equation solved for the gain (response = gain x selection differential), with Fieller's interval of a ratio.
-    Unknown unless the pressure is more than two standard errors from 0.
+    It is told however small the pressure is, since the ratio to a pressure that is large by chance is too small: told only
+    beyond two standard errors, a gain of 1 was .40 on average where the pressure is one. Then its interval is infinite.
 
     Args:
         response: change of the feature per prompt of the probe.
@@ -133,13 +136,9 @@ def gain(response: Array, selected: Array) -> Estimate:
     response, selected = response[~np.isnan(response)], selected[~np.isnan(selected)]
     if len(response) < 2 or len(selected) < 2:
         return UNKNOWN
-    t, s = float(response.mean()), float(selected.mean())
-    var_t, var_s = float(response.var(ddof=1)) / len(response), float(selected.var(ddof=1)) / len(selected)
-    if abs(s) <= 2 * math.sqrt(var_s):
+    if abs(float(selected.mean())) <= ROUNDING:
         return UNKNOWN
-    a, b, c = s * s - Z * Z * var_s, s * t, t * t - Z * Z * var_t
-    root = math.sqrt(max(0.0, b * b - a * c))
-    return Estimate(t / s, (b - root) / a, (b + root) / a)
+    return Estimate(float(response.mean() / selected.mean()), *ratio_interval(response, selected))
 
 
 def expected_maximum(k: int) -> float:

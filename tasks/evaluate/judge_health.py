@@ -7,8 +7,7 @@ the judge makes the policy worse. So read `within_prompt_auroc`. A metric that d
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,13 @@ import numpy as np
 
 from data.rows import tables
 from data.rows.completions import is_right
-from data.statistics import t_interval
+from data.statistics import finite, mean_interval, share_interval
 from tasks.evaluate import judge_bias
+from tasks.evaluate.measure import per_prompt
 from tasks.run.work import StageSettings, Work
 from tasks.score.scorers.judge import comparisons
 
-VERSION = 2  # 2: length bias, self-preference and position bias
+VERSION = 3  # 3: length bias, self-preference and position bias. 2: intervals are over prompts, and of shares
 LIBRARIES = ("numpy", "scipy", "scikit-learn")
 BINS = 10
 
@@ -96,19 +96,20 @@ def agreement(pairs: Pairs) -> list[Row]:
     within = [roc_auc_score([r for _, r in s], [v for v, _ in s]) for s in pairs.values() if len({r for _, r in s}) == 2]
     return [
         _row("auroc", float(roc_auc_score(right, values)) if mixed else None, len(right)),
-        _average("within_prompt_auroc", within),
-        *(calibration(values, right) if len(values) and values.min() >= 0 and values.max() <= 1 else ()),
-        _average("mean_score", values),
-        _average("selection_gain", [_gain(samples) for samples in pairs.values()]),
+        _share("within_prompt_auroc", within),
+        *(calibration(pairs, values, right) if len(values) and values.min() >= 0 and values.max() <= 1 else ()),
+        _average("mean_score", [float(np.mean([v for v, _ in samples])) for samples in pairs.values()]),
+        _share("selection_gain", [_gain(samples) for samples in pairs.values()], low=-1.0),
     ]
 
 
-def calibration(values: np.ndarray, right: np.ndarray) -> list[Row]:
+def calibration(pairs: Pairs, values: np.ndarray, right: np.ndarray) -> list[Row]:
     """Brier score, and expected calibration error over bins of equal mass, of the values as probabilities of being right."""
     order = np.argsort(values, kind="stable")
     bins = [part for part in np.array_split(order, BINS) if len(part)]
     error = sum(len(part) * abs(values[part].mean() - right[part].mean()) for part in bins) / len(values)
-    return [_average("brier", (values - right) ** 2), _row("ece", float(error), len(values))]
+    brier = [float(np.mean([(v - r) ** 2 for v, r in samples])) for samples in pairs.values()]
+    return [_share("brier", brier), _row("ece", float(error), len(values))]
 
 
 def _gain(samples: Sequence[tuple[float, float]]) -> float:
@@ -119,23 +120,26 @@ def _gain(samples: Sequence[tuple[float, float]]) -> float:
 # -- by itself ------------------------------------------------------------------------------------------------------------
 def spread(judged: Sequence[Row], texts: Sequence[str]) -> list[Row]:
     """Shares of unreadable replies, of prompts whose texts all have one score, and of completions at the highest score."""
-    values = [row["value"] for row in judged if row["value"] is not None]
-    failed = [float(row["status"] == "parse_failure") for row in judged]
+    highest = max((row["value"] for row in judged if row["value"] is not None), default=None)
+    failed = per_prompt(judged, lambda row: float(row["status"] == "parse_failure"))
     groups: dict[str, dict[str, float]] = {}
     for row, text in zip(judged, texts, strict=True):
         if row["value"] is not None:
             groups.setdefault(row["prompt_id"], {})[text] = row["value"]
     tied = [float(len(set(group.values())) == 1) for group in groups.values() if len(group) > 1]
-    top = [float(value == max(values)) for value in values]
-    return [_average("parse_failures", failed), _average("tied_prompts", tied), _average("saturated", top)]
+    top = per_prompt(judged, lambda row: None if row["value"] is None else float(row["value"] == highest))
+    return [_share("parse_failures", failed), _share("tied_prompts", tied), _share("saturated", top)]
 
 
 def orders(games: Sequence[Row]) -> list[Row]:
     """Share of pairs with the same winner in both orders; no row for a judge that does not compare pairs."""
-    known = {(g["first_id"], g["second_id"]): g["first_wins"] for g in games if g["first_wins"] is not None}
+    known = {(g["first_id"], g["second_id"]): g for g in games if g["first_wins"] is not None}
     both = [(a, known[j, i]) for (i, j), a in known.items() if i < j and (j, i) in known]
-    same = [float(np.sign(a - 0.5) == np.sign(0.5 - b)) for a, b in both]
-    return [_average("order_consistency", same)] if games else []
+    same = [
+        {"prompt_id": a["prompt_id"], "same": float(np.sign(a["first_wins"] - 0.5) == np.sign(0.5 - b["first_wins"]))}
+        for a, b in both
+    ]
+    return [_share("order_consistency", per_prompt(same, lambda row: float(row["same"])))] if games else []
 
 
 def length_bias(judged: Sequence[Row], verified: Sequence[Row], texts: Sequence[str], games: Sequence[Row]) -> list[Row]:
@@ -180,13 +184,13 @@ def probes(anchors: Sequence[Row], edits: Sequence[str]) -> list[Row]:
     """
     rows = []
     for edit_number, edit in enumerate(edits, start=1):
-        won = []
+        won: list[Row] = []
         for group in _scores_of_each_prompt(anchors):
             n = len(group) // (1 + len(edits))
             for before, after in zip(group[:n], group[edit_number * n : (edit_number + 1) * n], strict=True):
                 if before["value"] is not None and after["value"] is not None:
-                    won.append(0.5 * float(np.sign(after["value"] - before["value"])))
-        rows.append(_average(f"prefers_{edit}", won))
+                    won.append(before | {"won": 0.5 * float(np.sign(after["value"] - before["value"]))})
+        rows.append(_share(f"prefers_{edit}", per_prompt(won, lambda row: float(row["won"])), low=-0.5, high=0.5))
     return rows
 
 
@@ -200,10 +204,10 @@ def drift(now: Sequence[Row], then: Sequence[Row], name: str) -> list[Row]:
     shifts, consistency = [], []
     for ours, theirs in zip(_scores_of_each_prompt(now), _scores_of_each_prompt(then), strict=True):
         both = [(a["value"], b["value"]) for a, b in zip(ours, theirs, strict=True) if None not in (a["value"], b["value"])]
-        shifts += [a - b for a, b in both]
+        shifts += [float(np.mean([a - b for a, b in both]))] if both else []
         if len({a for a, _ in both}) > 1 and len({b for _, b in both}) > 1:
             consistency.append((float(kendalltau(*zip(*both, strict=True)).statistic) + 1) / 2)
-    return [_average(f"shift_from_{name}", shifts), _average(f"consistency_with_{name}", consistency)]
+    return [_average(f"shift_from_{name}", shifts), _share(f"consistency_with_{name}", consistency)]
 
 
 # -- rows -----------------------------------------------------------------------------------------------------------------
@@ -211,17 +215,21 @@ def _scores_of_each_prompt(rows: Sequence[Row]) -> list[list[Row]]:
     return [list(group) for _, group in itertools.groupby(rows, key=lambda row: row["prompt_id"])]
 
 
-def _average(metric: str, values: Iterable[float]) -> Row:
-    """A mean with its 95% t interval."""
-    known = np.array(list(values), dtype=float)
-    low, high = t_interval(known) if len(known) else (None, None)
-    return _row(metric, float(known.mean()) if len(known) else None, len(known), low, high)
+def _average(metric: str, values: Sequence[float]) -> Row:
+    """A mean over prompts with its 95% interval."""
+    known = np.array(values, dtype=float)
+    return _row(metric, float(known.mean()) if len(known) else None, len(known), *mean_interval(known))
+
+
+def _share(metric: str, values: Sequence[float], low: float = 0.0, high: float = 1.0) -> Row:
+    """A mean over prompts of values between `low` and `high`, with its 95% interval."""
+    known = np.array(values, dtype=float)
+    return _row(metric, float(known.mean()) if len(known) else None, len(known), *share_interval(known, low, high))
 
 
 def _found(metric: str, found: judge_bias.Measured) -> Row:
-    numbers = [x if math.isfinite(x) else None for x in (found.value, found.low, found.high)]
-    return _row(metric, numbers[0], found.n, *numbers[1:])
+    return _row(metric, finite(found.value), found.n, found.low, found.high)
 
 
 def _row(metric: str, value: float | None, n: int, low: float | None = None, high: float | None = None) -> Row:
-    return {"metric": metric, "value": value, "n": n, "low": low, "high": high}
+    return {"metric": metric, "value": value, "n": n, "low": finite(low), "high": finite(high)}

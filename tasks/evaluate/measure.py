@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ import numpy as np
 
 from data.rows import tables
 from data.rows.completions import is_right
-from data.statistics import LEVEL, t_interval
+from data.statistics import finite, mean_interval, share_interval, t_interval
 from tasks.run.work import StageSettings, Work
 
-VERSION = 2  # 2: k is the number of samples that prompts have, not that of the prompt with the fewest
+VERSION = 3  # 3: intervals of shares and of skewed lengths
 LIBRARIES = ("numpy", "scipy")
 
 Row = dict[str, Any]
@@ -60,36 +60,49 @@ def _mean_right(scores: Path) -> dict[str, list[float]]:
 
 def _completions(folder: Path) -> list[Row]:
     table = tables.read(folder / "completions.parquet", tables.COMPLETIONS)
-    rows: list[Row] = table.select(["token_ids", "finish_reason"]).to_pylist()
+    rows: list[Row] = table.select(["prompt_id", "token_ids", "finish_reason"]).to_pylist()
     return rows
 
 
 def _metric(metric: str, split: str, value: float | None, n: int, low: float | None = None, high: float | None = None) -> Row:
-    return {"metric": metric, "group": None, "split": split, "value": value, "n": n, "low": low, "high": high}
+    return {"metric": metric, "group": None, "split": split, "value": value, "n": n, "low": finite(low), "high": finite(high)}
 
 
 def _accuracy(split: str, right: dict[str, list[float]]) -> Row:
-    """Share of prompts whose greedy answer is right, with Wilson's interval."""
-    from scipy.stats import binomtest
-
+    """Share of prompts whose greedy answer is right, with its exact interval."""
     if not right:
         return _metric("accuracy", split, None, 0)
-    hits, n = int(sum(values[0] for values in right.values())), len(right)
-    interval = binomtest(hits, n).proportion_ci(LEVEL, method="wilson")
-    return _metric("accuracy", split, hits / n, n, float(interval.low), float(interval.high))
+    return share("accuracy", split, [values[0] for values in right.values()])
 
 
 def _lengths(split: str, rows: list[Row]) -> list[Row]:
     if not rows:
         return []
-    lengths = np.array([len(row["token_ids"]) for row in rows if row["token_ids"] is not None], dtype=float)
-    finished = np.array([row["finish_reason"] == "stop" for row in rows if row["finish_reason"] is not None], dtype=float)
-    return [_mean(name, split, values) for name, values in (("mean_tokens", lengths), ("finished", finished)) if len(values)]
+    lengths = per_prompt(rows, lambda row: None if row["token_ids"] is None else float(len(row["token_ids"])))
+    finished = per_prompt(rows, lambda row: None if row["finish_reason"] is None else float(row["finish_reason"] == "stop"))
+    return [
+        *([mean("mean_tokens", split, lengths)] if lengths else ()),
+        *([share("finished", split, finished)] if finished else ()),
+    ]
 
 
-def _mean(metric: str, split: str, values: np.ndarray) -> Row:
-    low, high = t_interval(values)
-    return _metric(metric, split, float(values.mean()), len(values), low, high)
+def per_prompt(rows: Iterable[Row], value: Callable[[Row], float | None]) -> list[float]:
+    """The mean over the completions of each prompt: the unit of intervals, since completions of one prompt are alike."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if (known := value(row)) is not None:
+            values[row["prompt_id"]].append(known)
+    return [statistics.fmean(of_prompt) for of_prompt in values.values()]
+
+
+def mean(metric: str, split: str, values: Sequence[float]) -> Row:
+    """A mean over prompts of values without bounds."""
+    return _metric(metric, split, statistics.fmean(values), len(values), *mean_interval(np.array(values)))
+
+
+def share(metric: str, split: str, values: Sequence[float]) -> Row:
+    """A mean over prompts of values from 0 to 1."""
+    return _metric(metric, split, statistics.fmean(values), len(values), *share_interval(np.array(values)))
 
 
 def pass_at_k(split: str, right: dict[str, list[float]]) -> list[Row]:
@@ -102,7 +115,7 @@ def pass_at_k(split: str, right: dict[str, list[float]]) -> list[Row]:
     for k in sorted({1, usual_count(map(len, right.values()))}) if right else ():
         counts = [(len(values), int(sum(values))) for values in right.values() if len(values) >= k]
         each = [1.0 - math.comb(n - c, k) / math.comb(n, k) for n, c in counts]
-        rows.append(_mean(f"pass@{k}", split, np.array(each)))
+        rows.append(share(f"pass@{k}", split, each))
     return rows
 
 

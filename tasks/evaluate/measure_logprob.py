@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from data.rows import tables
-from data.statistics import t_interval
-from tasks.evaluate.measure import paired
+from tasks.evaluate.measure import mean, paired
 from tasks.run.work import StageSettings, Work
 
-VERSION = 1
+VERSION = 2  # 2: intervals of skewed values
 LIBRARIES = ("numpy", "scipy")
 
 
@@ -23,14 +22,11 @@ class Settings(StageSettings):
 def measure_logprob(work: Work) -> None:
     """METRICS (`metrics.parquet`): mean log-probability per token of `inputs["logprobs"]` (LOGPROBS), in nats.
 
-    It is the mean over prompts of each prompt's mean, with its 95% t interval. Paired differences follow.
+    It is the mean over prompts of each prompt's mean, with its 95% interval. Paired differences follow.
     """
     s: Settings = work.settings
     ours = per_token(work.inputs["logprobs"])
-    values = np.array([mean for (mean,) in ours.values()])
-    low, high = t_interval(values)
-    mean = float(values.mean())
-    rows = [{"metric": "logprob", "group": None, "split": s.split, "value": mean, "n": len(ours), "low": low, "high": high}]
+    rows = [mean("logprob", s.split, [value for (value,) in ours.values()])]
     rows += [paired(s.split, f"logprob_vs_{name}", ours, per_token(work.inputs[f"logprobs/{name}"])) for name in s.against]
     tables.write(tables.from_rows(rows, tables.METRICS), tables.METRICS, work.out / "metrics.parquet")
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
-
 from data.rows import tables
 from data.rows.completions import Row, Values, by_prompt, is_right, read_completions, read_values
-from tasks.evaluate.measure import _lengths, _mean, pass_at_k, usual_count
+from tasks.evaluate.measure import _lengths, mean, pass_at_k, per_prompt, share, usual_count
 from tasks.run.work import StageSettings, Work
 
-VERSION = 2  # 2: k is the number of samples that prompts have, not that of the prompt with the fewest
+VERSION = 3  # 3: intervals are over prompts, and of shares
 LIBRARIES = ("numpy", "scipy")
 
 
@@ -33,7 +31,8 @@ def measure_pool(work: Work) -> None:
     for row in rows:
         row |= {"right": float(is_right(verdicts[row["completion_id"]])), "answer": answers[row["completion_id"]]}
     groups = [g for g in by_prompt(rows).values() if any(verdicts[row["completion_id"]] is not None for row in g)]
-    metrics = [_metric(s.split, "characters", [float(len(row["text"])) for row in rows]), *_lengths(s.split, rows)]
+    characters = per_prompt(rows, lambda row: float(len(row["text"])))
+    metrics = [mean("characters", s.split, characters) if characters else None, *_lengths(s.split, rows)]
     if groups:
         n = usual_count(map(len, groups))
         full = [g for g in groups if len(g) >= n]
@@ -43,7 +42,7 @@ def measure_pool(work: Work) -> None:
         for name in [*s.scorers[1:], *(["reward"] if len(s.scorers) > 1 else [])]:
             values = read_values(work.inputs["reward" if name == "reward" else f"score/{name}"])
             metrics.append(_metric(s.split, f"best@{n}/{name}", _best(full, n, values)))
-            metrics.append(_metric(s.split, f"agreement/{name}", _agreement(verdicts, values)))
+            metrics.append(_metric(s.split, f"agreement/{name}", _agreement(rows, verdicts, values)))
     table = tables.from_rows([row for row in metrics if row], tables.METRICS)
     tables.write(table, tables.METRICS, work.out / "metrics.parquet")
 
@@ -56,7 +55,7 @@ def _verdicts(work: Work) -> tuple[Values, dict[str, str | None]]:
 
 
 def _metric(split: str, name: str, values: Sequence[float] | None) -> Row | None:
-    return _mean(name, split, np.array(values)) if values else None
+    return share(name, split, values) if values else None
 
 
 def _majority(groups: Sequence[Sequence[Row]], n: int) -> list[float] | None:
@@ -84,9 +83,10 @@ def _best(groups: Sequence[Sequence[Row]], n: int, values: Values) -> list[float
     return right or None
 
 
-def _agreement(verdicts: Values, values: Values) -> list[float] | None:
-    """Per completion, whether two scorers agree; None if either gives any value but 1.0 and 0.0."""
-    both = [(verdict, value) for key, verdict in verdicts.items() if verdict is not None and (value := values[key]) is not None]
-    if not both or any(value not in (0.0, 1.0) for pair in both for value in pair):
+def _agreement(rows: Sequence[Row], verdicts: Values, values: Values) -> list[float] | None:
+    """Per prompt, how often two scorers agree; None if either gives any value but 1.0 and 0.0."""
+    known = [key for key, verdict in verdicts.items() if verdict is not None and values[key] is not None]
+    if any(given[key] not in (0.0, 1.0) for key in known for given in (verdicts, values)):
         return None
-    return [float(verdict == value) for verdict, value in both]
+    agreed = {key: float(verdicts[key] == values[key]) for key in known}
+    return per_prompt(rows, lambda row: agreed.get(row["completion_id"]))

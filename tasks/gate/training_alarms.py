@@ -129,7 +129,8 @@ def _over_budget(curves: TrainingCurves, budget: float) -> Alarm | None:
         "ALARM",
         "training",
         "KL over budget",
-        f"The policy is {curves.kl:.1f} nats per completion from its reference; gate.kl_budget is {budget:g}. "
+        f"The policy is {curves.kl:.1f} nats per completion from its reference (k1, on the training data); "
+        f"gate.kl_budget is {budget:g}. "
         "Raise loss.beta or lower train.steps.",
     )
 

@@ -14,6 +14,7 @@ SHORT = 512  # positions; on a CPU, models of at most this length use plain atte
 # The date for chat templates that print today's, so that rounds do not differ. Llama 3's template has it as its default.
 DAY = datetime.date(2024, 7, 26)
 CELLS = 1 << 30  # logits in memory at once: 4 GiB in float32, and as much again while they are summed
+KL_CELLS = 1 << 24  # logits of which the KL is computed at once: 64 MiB for each of its five terms
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 
 
@@ -164,23 +165,89 @@ def completion_logprobs(
     import torch
 
     results: list[list[float]] = []
-    vocabulary = model.get_input_embeddings().num_embeddings
-    for rows in _batches(sequences, batch, CELLS // vocabulary):
-        width = max(len(p) + len(c) for p, c in rows)
-        ids = torch.full((len(rows), width), pad, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for index, (prompt, completion) in enumerate(rows):
-            length = len(prompt) + len(completion)
-            ids[index, :length] = torch.tensor([*prompt, *completion])
-            mask[index, :length] = 1
+    for rows in _batches(sequences, batch, CELLS // vocabulary(model)):
+        ids, mask = _padded(rows, pad)
         with torch.inference_mode():
-            logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits[:, :-1].float()
-            targets = ids[:, 1:, None].to(logits.device)
-            logprobs = (logits.gather(2, targets)[..., 0] - logits.logsumexp(-1)).cpu()
-        for index, (prompt, completion) in enumerate(rows):
-            first = len(prompt) - 1
-            results.append(logprobs[index, first : first + len(completion)].tolist())
+            results += _of_completions(_of_tokens(_logits(model, ids, mask), ids), rows)
     return results
+
+
+def completion_kl(
+    model: Any, other: Any, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int, batch: int = 64
+) -> tuple[list[list[float]], list[list[float]]]:
+    """The log-probabilities of the other model, as `completion_logprobs`, and the KL from it, per completion token and row.
+
+    The KL is that of the two distributions over the whole vocabulary: sum of p (log p - log q), p of `model`, in nats. Both
+    models are in memory; their logits together take no more than those of one model in `completion_logprobs`.
+    """
+    import torch
+
+    logprobs: list[list[float]] = []
+    divergences: list[list[float]] = []
+    for rows in _batches(sequences, batch, CELLS // 2 // vocabulary(model)):
+        ids, mask = _padded(rows, pad)
+        with torch.inference_mode():
+            ours, theirs = _logits(model, ids, mask), _logits(other, ids, mask)
+            logprobs += _of_completions(_of_tokens(theirs, ids), rows)
+            divergences += _of_completions(full_kl(ours, theirs).cpu(), rows)
+    return logprobs, divergences
+
+
+def full_kl(ours: Any, theirs: Any, cells: int = KL_CELLS) -> Any:
+    """KL of softmax(ours) from softmax(theirs): logits of rows x positions x vocabulary to nats of rows x positions.
+
+    A few positions at a time, at most `cells` logits (at least one position): no further copy of all logits is made.
+    """
+    import torch
+
+    positions = max(1, cells // ours.shape[-1])
+    rows = [
+        torch.cat([_kl_of_positions(p, q) for p, q in zip(a.split(positions), b.split(positions), strict=True)])
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+    return torch.stack(rows)
+
+
+def _kl_of_positions(ours: Any, theirs: Any) -> Any:
+    log_p, log_q = ours.log_softmax(-1), theirs.log_softmax(-1)
+    p = log_p.exp()
+    each = (p * (log_p - log_q)).masked_fill(p == 0, 0.0)  # a token that the model cannot sample counts as nothing
+    return each.sum(-1).clamp(min=0.0)  # rounding
+
+
+def vocabulary(model: Any) -> int:
+    size: int = model.get_input_embeddings().num_embeddings
+    return size
+
+
+def _padded(rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int) -> tuple[Any, Any]:
+    """Token ids, padded on the right to the longest row, and the attention mask."""
+    import torch
+
+    width = max(len(p) + len(c) for p, c in rows)
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for index, (prompt, completion) in enumerate(rows):
+        length = len(prompt) + len(completion)
+        ids[index, :length] = torch.tensor([*prompt, *completion])
+        mask[index, :length] = 1
+    return ids, mask
+
+
+def _logits(model: Any, ids: Any, mask: Any) -> Any:
+    """The logits of every token but the first, in float32."""
+    return model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits[:, :-1].float()
+
+
+def _of_tokens(logits: Any, ids: Any) -> Any:
+    """The log-probability of every token but the first."""
+    targets = ids[:, 1:, None].to(logits.device)
+    return (logits.gather(2, targets)[..., 0] - logits.logsumexp(-1)).cpu()
+
+
+def _of_completions(values: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[float]]:
+    """Of values of every token but the first, those of the completions."""
+    return [values[i, len(p) - 1 : len(p) - 1 + len(c)].tolist() for i, (p, c) in enumerate(rows)]
 
 
 def _batches(

@@ -3,8 +3,9 @@
 A part's name in a recipe is the name of a public function here. Keyword-only parameters are its settings, except those that
 the stage supplies, row for row with the completions: `prompts` (rows of PROMPTS), `verdicts` (the verifier's values), and
 `own_logprobs`, `base_logprobs`, `previous_logprobs` (per token, by the checkpoint that sampled, by checkpoint 0 and by the one
-before; None for a row that was not measured). The stage writes nulls for a feature whose parameters are not available. None
-means "unknown" or "does not apply", never 0. Features of all samples of a prompt are in prompt_features.
+before; None for a row that was not measured), `base_kl` and `previous_kl` (per token, over the whole vocabulary). The stage
+writes nulls for a feature whose parameters are not available. None means "unknown" or "does not apply", never 0. Features of
+all samples of a prompt are in prompt_features.
 
 Completions are untrusted: patterns are RE2's (pyarrow), whose time is linear in the text.
 KINDS of a file lists its features that are a "rate" (0 or 1 per completion) or a "length" (a count that the ledger compares on
