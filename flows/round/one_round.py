@@ -147,7 +147,10 @@ def choice_metrics(data: TrainingData) -> dict[str, Metric]:
     if data.facts.get("length_gap") is not None:
         n = data.facts.get("pairs", data.facts.get("rows", 0))
         gap = Metric(value=data.facts["length_gap"], n=n, split="rounds")
-        metrics |= {"length_gap_characters": gap} if data.facts["length_unit"] == "characters" else {"length_gap": gap}
+        if data.facts["length_unit"] == "characters":
+            metrics["length_gap_characters"] = gap
+        else:
+            metrics["length_gap"] = gap
     return metrics
 
 
