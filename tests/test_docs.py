@@ -256,16 +256,6 @@ def test_every_stage_is_in_the_table() -> None:
 # -- the glossary of metrics -------------------------------------------------------------------------------------------------
 # calls whose first text is the name of a metric
 NAMING = {"_metric", "_average", "_share", "_found", "_row", "_mean", "mean", "paired", "Metric"}
-    "_metric",
-    "_average",
-    "_share",
-    "_found",
-    "_row",
-    "_mean",
-    "mean",
-    "paired",
-    "Metric",
-}  # calls whose first text is the name of a metric
 
 
 def metric_names() -> set[str]:
