@@ -35,8 +35,10 @@ def planted(
         merit = (1 if better else -1) + length * (1 if longer else -1) + own
         for turn in (1, -1):
             won = float(draw.random() < expit(position + turn * merit))
-            sides = (mine, other)[::turn]
-            verdicts.append(Verdict("judge", f"p{number}", *sides, won, float(better) if turn == 1 else float(not better)))
+            first, second = (mine, other) if turn == 1 else (other, mine)
+            verdicts.append(
+                Verdict("judge", f"p{number}", first, second, won, float(better) if turn == 1 else float(not better))
+            )
     return verdicts
 
 
@@ -112,7 +114,7 @@ def test_kappa_is_that_of_scikit_learn() -> None:
     other = np.where(draw.random(300) < 0.6, one, draw.choice([0.0, 0.5, 1.0], 300))
     tables = [dict(enumerate(map(float, values))) for values in (one, other)]
     named = [{str(key): value for key, value in table.items()} for table in tables]
-    agreed, kappa = judge_bias.kappa(*named, {key: key for key in named[0]})
+    agreed, kappa = judge_bias.kappa(named[0], named[1], {key: key for key in named[0]})
     assert agreed.value == pytest.approx((one == other).mean())
     assert kappa.value == pytest.approx(cohen_kappa_score(np.sign(one - 0.5).astype(int), np.sign(other - 0.5).astype(int)))
     assert kappa.low < kappa.value < kappa.high

@@ -123,7 +123,7 @@ def _judged(verdicts: Iterable[Verdict], all_names: Mapping[PairKey, Mapping[str
             gold.setdefault(names[1], []).append(1 - verdict.gold)
         if verdict.first_wins is not None:
             won.setdefault(names, []).append(verdict.first_wins)
-    games = [
+    games: list[dict[str, Any]] = [
         {"prompt_id": prompts[a], "first_id": a, "second_id": b, "first_wins": math.fsum(values) / len(values)}
         for (a, b), values in won.items()
     ]
