@@ -131,3 +131,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, p_values[place] * (len(p_values) - rank)))
         corrected[place] = largest
     return corrected
+
+
+def difference_interval(one: tuple[float, Ends], other: tuple[float, Ends]) -> Ends:
+    """Interval of one minus the other, two independent numbers with their intervals (Newcombe 1998, Stat. Med. 17, method 10).
+
+    As the numbers' own intervals, it is never empty and never beyond the largest possible difference.
+    """
+    (x, (low, high)), (y, (least, most)) = one, other
+    return x - y - math.hypot(x - low, most - y), x - y + math.hypot(high - x, y - least)

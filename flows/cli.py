@@ -9,6 +9,7 @@ import typer
 
 from data.errors import RatchetError
 from flows.commands.audit import audit
+from flows.commands.audit_judge import audit_judge
 from flows.commands.check import check
 from flows.commands.data import data
 from flows.commands.demo import demo
@@ -53,7 +54,7 @@ def main(
     """
 
 
-for command in (run, resume, runs, show, check, verify, demo, data, fork, sweep, lineage, gc, serve, audit):
+for command in (run, resume, runs, show, check, verify, demo, data, fork, sweep, lineage, gc, serve, audit, audit_judge):
     app.command()(command)
 app.command(name="parts")(list_parts)
 app.command(name="recipes")(list_recipes)

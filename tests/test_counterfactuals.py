@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import brentq
+from scipy.special import expit
 
 from data.recipe.settings import Hardware
 from data.rows import tables
 from tasks.bias import counterfactual_features
+from tasks.bias.alarm_rule import judge
+from tasks.bias.ledger import Entry, Sample, compare
 from tasks.prompts import counterfactual_prompts as stage
 from tasks.prompts import counterfactuals as counterfactuals
 from tasks.run.work import Work
@@ -66,7 +71,8 @@ def test_the_stage_makes_prompts_of_the_tiny_world_that_it_can_spell(tmp_path: P
     tables.write(tables.from_rows(rows, tables.PROMPTS), tables.PROMPTS, tmp_path / "probe.parquet")
     out = tmp_path / "out"
     out.mkdir()
-    settings = stage.Settings(split="probe", kinds=("identity", "sycophancy"), hint="{prompt}~{wrong} ", challenge="")
+    turns = {"challenge": "", "neutral": ""}
+    settings = stage.Settings(split="probe", kinds=("identity", "sycophancy"), hint="{prompt}~{wrong} ", **turns)
     stage.counterfactual_prompts(Work("key", settings, {"prompts": tmp_path}, 0, out, tmp_path, Hardware()))
     made = tables.read(out / "counterfactuals.parquet", tables.PROMPTS).to_pylist()
     links = tables.read(out / "links.parquet", tables.COUNTERFACTUALS).to_pylist()
@@ -83,16 +89,19 @@ def test_differences_and_flips_against_hand_values() -> None:
     assert counterfactual_features.squared_difference(np.array([3.0]), np.array([1.0, 1.0])) is None
     link = {"counterfactual_id": "t", "prompt_id": "p", "kind": "sycophancy", "hint": "5"}
     sides = {"accuracy": np.array([1.0, 0.0, 0.0, np.nan])}, {"accuracy": np.array([0.0, 0.0])}
-    found = counterfactual_features.compared(link, *sides, {"t": ["5", "5", "4", None], "p": ["4", "4"]})
+    found = counterfactual_features.compared(link, *sides, {"t": ["5", "5", "4", None], "p": ["4", "4"]}, {})
     assert found == {"sycophancy_flip": pytest.approx(2 / 3), "sycophancy_accuracy": pytest.approx(-1 / 3)}
-    silent = counterfactual_features.compared(link, {}, {}, {"t": [None], "p": ["5"]})
+    silent = counterfactual_features.compared(link, {}, {}, {"t": [None], "p": ["5"]}, {})
     assert set(silent.values()) == {None}
     doubted = {"counterfactual_id": "t", "prompt_id": "p", "kind": "challenge", "hint": None}
-    found = counterfactual_features.compared(doubted, sides[0], {"accuracy": np.array([1.0, 0.0, 0.0])}, {})
-    assert found == {"challenge_flip": pytest.approx(2 / 3), "challenge_repair": None}
-    found = counterfactual_features.compared(doubted, sides[1], {"accuracy": np.array([1.0, 0.0, 0.0])}, {})
-    assert found == {"challenge_flip": None, "challenge_repair": pytest.approx(1 / 3)}
-    assert set(counterfactual_features.compared(doubted, {}, {}, {}).values()) == {None}
+    after_a_doubt, asked_again = np.array([1.0, 0.0, 0.0]), np.array([1.0, 1.0, 1.0, 0.0])
+    asked = {"accuracy": after_a_doubt}, {}, {"accuracy": asked_again}
+    found = counterfactual_features.compared(doubted, sides[0], *asked)
+    assert found == {"challenge_flip": pytest.approx(3 / 4 - 1 / 3), "challenge_repair": None}
+    found = counterfactual_features.compared(doubted, sides[1], *asked)
+    assert found == {"challenge_flip": None, "challenge_repair": pytest.approx(1 / 3 - 3 / 4)}
+    assert set(counterfactual_features.compared(doubted, sides[0], *asked[:2], {}).values()) == {None}
+    assert set(counterfactual_features.compared(doubted, {}, {}, {}, {}).values()) == {None}
 
 
 def test_sampling_alone_is_no_difference() -> None:
@@ -102,6 +111,106 @@ def test_sampling_alone_is_no_difference() -> None:
     assert abs(np.mean(found)) < 3 * np.std(found) / np.sqrt(len(found))
 
 
+def test_answers_that_share_random_numbers_would_seem_closer_than_they_are() -> None:
+    # Claim: squared differences of copies that are answered alike are 0 on average if drawn apart. Drawn with the originals'
+    # random numbers they are below 0, by twice the covariance over the number of samples.
+    draw = np.random.default_rng(1)
+    ours, apart = draw.normal(size=(2, 2000, 4))
+    for theirs, expected in ((apart, 0.0), (ours, -2 / 4)):
+        pairs = zip(ours, theirs, strict=True)
+        found = [counterfactual_features.squared_difference(*pair) or 0.0 for pair in pairs]
+        assert np.mean(found) == pytest.approx(expected, abs=0.06)
+
+
+# -- campaigns in which a second turn has an effect, or none -------------------------------------------------------------------
+PROMPTS, SAMPLES, SETS, ROUNDS = 256, 4, 4, 5
+
+
+@dataclass(frozen=True)
+class Model:
+    accuracy: float
+    keeps: float = 0.0  # how often a second answer is the first one again, after either turn
+    swayed: float = 0.0  # how often a doubt makes it give up a right answer
+
+
+def accuracies(mean: float, difficulty: np.ndarray) -> np.ndarray:
+    """The chance of a right answer per prompt, with this mean over prompts."""
+    shift = brentq(lambda x: float(expit(x + difficulty).mean()) - mean, -9, 9)
+    shares: np.ndarray = expit(shift + difficulty)
+    return shares
+
+
+def probed(model: Model, difficulty: np.ndarray, draw: np.random.Generator, sets: int = 1) -> Sample:
+    """The features of sets of samples of the probe, of the real `compared`."""
+    p = accuracies(model.accuracy, difficulty)[:, None]
+    link = {"kind": "challenge", "counterfactual_id": "t", "prompt_id": "p", "hint": None}
+    columns: list[Any] = []
+    right: list[np.ndarray] = []
+    for _ in range(sets):
+        first = draw.random((PROMPTS, SAMPLES)) < p
+        again, doubted = (
+            np.where(draw.random(first.shape) < model.keeps, first[:, :1], draw.random(first.shape) < p) for _ in range(2)
+        )
+        doubted &= ~(first[:, :1] & (draw.random(first.shape) < model.swayed))
+        sides = ([{"accuracy": row} for row in side.astype(float)] for side in (first, doubted, again))
+        found = [counterfactual_features.compared(link, f, d, {}, n) for f, d, n in zip(*sides, strict=True)]
+        right.append(first.astype(float))
+        columns.append({name: [np.nan if row[name] is None else row[name] for row in found] for name in COLUMNS})
+    return Sample({name: np.array([one[name] for one in columns], dtype=float).T for name in COLUMNS}, np.hstack(right))
+
+
+COLUMNS = counterfactual_features.columns(["challenge"])
+
+
+def alarmed(models: Sequence[Model], seed: int) -> set[str]:
+    """The features with an ALARM in a campaign: round 0 is sampled SETS times. 24 features beside them do not move."""
+    draw = np.random.default_rng(seed)
+    difficulty = draw.normal(size=PROMPTS)
+    samples = [probed(model, difficulty, draw, 1 if number else SETS) for number, model in enumerate(models)]
+    raised: set[str] = set()
+    earlier: list[Entry] = []
+    for number in range(1, len(samples)):
+        own = compare(samples[number], samples[0], samples[number - 1], kinds=dict.fromkeys(COLUMNS, "real"))
+        others = [
+            replace(own[0], feature=f"f{i}", effect=0.0, step_effect=0.0, p=draw.random(), step_p=draw.random())
+            for i in range(24)
+        ]
+        earlier, alarms = judge([*own, *others], earlier, round=number)
+        raised |= {alarm.name for alarm in alarms if alarm.level in ("ALARM", "STOP")}
+    return raised
+
+
+def improving(keeps: float) -> list[Model]:
+    return [Model(0.5 + 0.13 * number / ROUNDS, keeps) for number in range(ROUNDS + 1)]
+
+
+@pytest.mark.parametrize("keeps", [0.0, 0.9])
+def test_a_second_turn_without_effect_measures_nothing(keeps: float) -> None:
+    # Claim: a doubt that changes no more than a neutral turn has flips and repairs of 0 on average, though a second answer
+    # differs from the first by sampling alone (flips of 40% without the neutral turn).
+    draw = np.random.default_rng(2)
+    difficulty = draw.normal(size=PROMPTS)
+    sample = probed(Model(0.5, keeps), difficulty, draw, 10)
+    for values in sample.values.values():
+        known = values[~np.isnan(values)]
+        assert abs(known.mean()) < 4 * known.std() / np.sqrt(len(known))
+
+
+@pytest.mark.parametrize("keeps", [0.0, 0.9])
+def test_a_model_that_improves_is_not_held_for_it(keeps: float) -> None:
+    # Claim: at most 1% of campaigns of 5 rounds have an ALARM where the model only improves, from .50 to .63 (28 of 30 did),
+    # whether it samples its second answer afresh or keeps its first one.
+    assert [seed for seed in range(10) if alarmed(improving(keeps), seed)] == []
+
+
+@pytest.mark.parametrize("keeps", [0.0, 0.9])
+def test_a_model_that_learns_to_give_in_is_found(keeps: float) -> None:
+    # Claim: a model that gives up 30% of its right answers after a doubt is named in at least 9 of 10 campaigns.
+    models = [Model(0.5, keeps), *(Model(0.5, keeps, swayed=0.3) for _ in range(2))]
+    found = [alarmed(models, seed) for seed in range(10)]
+    assert sum("challenge_flip" in names for names in found) >= 9
+
+
 def test_a_campaign_measures_its_counterfactual_prompts(run_micro: Callable[..., Any]) -> None:
     # Claim: probe.counterfactuals samples a copy of every probe prompt each round, doubts every finished answer, and the ledger
     # has what came of it from round 0 on.
@@ -109,6 +218,7 @@ def test_a_campaign_measures_its_counterfactual_prompts(run_micro: Callable[...,
         "probe.samples=4",
         'probe.counterfactuals=["sycophancy", "challenge"]',
         'probe.challenge="?"',
+        'probe.neutral="="',
         'probe.hint="{prompt}~{wrong} "',
         'probe.features=["tokens"]',
         "probe.baseline=1",
@@ -119,9 +229,16 @@ def test_a_campaign_measures_its_counterfactual_prompts(run_micro: Callable[...,
         asked = campaign.store.find(finished.artifacts["probe/counterfactuals/prompts"].key).path
         twins_of = tables.read(asked / "counterfactuals.parquet", tables.PROMPTS).to_pylist()
         doubts = [row["messages"] for row in twins_of if row["stratum"] == "challenge"]
+        neutral = [row["messages"] for row in twins_of if row["stratum"] == "neutral"]
         assert 0 < len(doubts) <= 8
         assert {tuple(m["role"] for m in messages) for messages in doubts} == {("user", "assistant", "user")}
-        assert tables.read(drawn / "completions.parquet", tables.COMPLETIONS).num_rows == (8 + len(doubts)) * 4
+        assert [m[:2] for m in doubts] == [m[:2] for m in neutral]
+        assert {(m[-1]["content"], n[-1]["content"]) for m, n in zip(doubts, neutral, strict=True)} == {("?", "=")}
+        rows = tables.read(drawn / "completions.parquet", tables.COMPLETIONS)
+        assert rows.num_rows == (8 + 2 * len(doubts)) * 4
+        originals = campaign.store.find(finished.artifacts["probe/completions"].key).path
+        seeds = tables.read(originals / "completions.parquet", tables.COMPLETIONS)["seed"].to_pylist()
+        assert set(seeds).isdisjoint(rows["seed"].to_pylist())  # drawn apart
         known = [finished.metrics[f"bias/challenge_{what}/mean"].n for what in ("flip", "repair")]
         assert 0 < sum(known) <= len(doubts)
         assert finished.metrics["bias/sycophancy_accuracy/mean"].n == 8

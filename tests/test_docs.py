@@ -254,7 +254,8 @@ def test_every_stage_is_in_the_table() -> None:
 
 
 # -- the glossary of metrics -------------------------------------------------------------------------------------------------
-NAMING = {"_metric", "_average", "_row", "_mean", "paired", "Metric"}  # calls whose first text is the name of a metric
+# calls whose first text is the name of a metric
+NAMING = {"_metric", "_average", "_share", "_found", "_row", "_mean", "mean", "paired", "Metric"}
 
 
 def metric_names() -> set[str]:

@@ -46,7 +46,7 @@ def test_verbosity_against_hand_values() -> None:
     lengths = {"a": 9, "b": 1, "c": 9, "d": 1, "e": 9, "f": 1}
     gold = {"a": 0.0, "b": 1.0, "c": 0.0, "d": 1.0, "e": 1.0, "f": 0.0}
     longer, shorter, bias = judge_bias.verbosity_bias(told, lengths, gold)
-    assert (longer.value, shorter.value, bias) == (0.5, 0.0, 0.5)
+    assert (longer.value, shorter.value, bias.value) == (0.5, 0.0, 0.5)
 
 
 def test_preference_for_the_own_text_at_equal_gold() -> None:

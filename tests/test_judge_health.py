@@ -13,7 +13,8 @@ from data.recipe import templates
 from data.recipe.settings import Score
 from data.store.campaign import Campaign, Metric
 from registry.judges import mirror_templates, used
-from tasks.evaluate.judge_health import agreement, drift, orders, probes, spread
+from tasks.evaluate.judge_health import agreement, drift, length_bias, orders, probes, self_preference, spread
+from tasks.gate.judge_alarms import SMALLEST, biased_judges
 from tasks.gate.training_alarms import uninformative_judges
 from tasks.score.scorers.likelihood import mean_logprob
 from tests.test_judge import JUDGED
@@ -118,6 +119,81 @@ def test_both_orders_agree_or_do_not() -> None:
     assert orders([]) == []
 
 
+def judged_round(draw: np.random.Generator, prompts: int, length: float = 0.0) -> tuple[list[Row], list[Row], list[str]]:
+    """Four texts of each prompt. Right ones are longer, the score rises with being right, and by `length` SD with length."""
+    right = (draw.random((prompts, 4)) < draw.beta(1.5, 1.5, (prompts, 1))).astype(float)
+    lengths = draw.normal(4, 0.5, right.shape) + 0.3 * right
+    values = right + length * (lengths - 4) / 0.5 + draw.normal(size=right.shape) + draw.normal(size=(prompts, 1))
+    both = [[{**row, "completion_id": str(i)} for i, row in enumerate(scored(*map(list, table)))] for table in (values, right)]
+    return both[0], both[1], ["x" * round(float(np.exp(n))) for n in lengths.flat]
+
+
+def test_a_fair_judge_has_no_length_bias_and_a_planted_one_is_found() -> None:
+    # A judge that errs alike on long and short texts: 0 is within the interval, though right texts are longer.
+    draw = np.random.default_rng(4)
+    (fair,) = length_bias(*judged_round(draw, 600), [])
+    (biased,) = length_bias(*judged_round(draw, 600, 0.5), [])
+    (opposed,) = length_bias(*judged_round(draw, 600, -0.5), [])
+    assert fair["low"] < 0 < fair["high"]
+    assert biased["low"] > 0.1
+    assert opposed["high"] < -0.1
+
+
+def test_verdicts_in_both_orders_tell_length_and_position() -> None:
+    # A longer wrong text wins from either place, a shorter wrong one loses from either: all errors are for length.
+    judged = [{**row, "completion_id": str(i)} for i, row in enumerate(scored((0.9, 0.1), (0.9, 0.1)))]
+    verified = scored((0.0, 1.0), (1.0, 0.0))
+    games = [
+        {"prompt_id": f"p{int(a) // 2}", "first_id": a, "second_id": b, "first_wins": wins}
+        for a, b, wins in (("0", "1", 1.0), ("1", "0", 0.0), ("2", "3", 1.0), ("3", "2", 0.0))
+    ]
+    assert named(length_bias(judged, verified, ["long", "s", "long", "s"], games)) == {"length_bias": 1.0, "position_bias": 0.0}
+
+
+def test_self_preference_is_of_texts_of_others_at_the_same_verdict() -> None:
+    # Own texts score 1 more than given ones of the same verdict. A contrasting prompt's answers are left out.
+    judged = [{**row, "completion_id": str(i)} for i, row in enumerate(scored((2.0, 1.0, 9.0), (2.0, 1.0, 9.0)))]
+    verified = [{**row, "completion_id": str(i)} for i, row in enumerate(scored((1.0, 1.0, 1.0), (0.0, 0.0, 0.0)))]
+    origins = dict(zip("012345", ("policy", "given", "contrast") * 2, strict=True))
+    (row,) = self_preference(judged, verified, origins, "policy")
+    assert (row["metric"], row["value"], row["n"]) == ("self_preference", pytest.approx(2.0), 2)
+    assert self_preference(judged, verified, {}, "policy") == self_preference(judged, verified, origins, "") == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        ((0.06, 0.3), (0.06, 0.3), ["likes length bias"]),
+        ((0.05, 0.3), (0.06, 0.3), []),  # not surely beyond the floor in the round before
+        ((0.06, 0.3), (0.05, 0.3), []),
+        ((-0.3, -0.06), (0.06, 0.3), []),  # the other way round
+        ((-0.3, -0.06), (-0.3, -0.06), ["likes length bias"]),
+    ],
+)
+def test_a_watch_needs_a_sure_bias_in_two_rounds_in_a_row(
+    first: tuple[float, float], second: tuple[float, float], told: list[str]
+) -> None:
+    # beyond 5 points in the same direction; not of a scorer that is not rewarded
+    before, now = (
+        {"judge/likes/length_bias": Metric(value=sum(ends) / 2, low=ends[0], high=ends[1], n=90)} for ends in (first, second)
+    )
+    scores = [Score(scorer="exact_match"), Score(scorer="judge", name="likes")]
+    found = biased_judges(now, before, scores)
+    assert [alarm.name for alarm in found] == told
+    assert {alarm.level for alarm in found} <= {"watch"}
+    assert biased_judges(now, before, [scores[0], Score(scorer="judge", name="likes", weight=0.0)]) == []
+
+
+@pytest.mark.parametrize("prompts", [32, 128])
+def test_a_fair_judge_is_not_called_biased(prompts: int) -> None:
+    # At most 1% of campaigns of 20 rounds have a watch: in two rounds in a row, the same way, surely beyond the floor. Rounds
+    # have samples of their own, so the chance is at most 19 (p^2 + q^2). One of 60 rounds is allowed by chance.
+    draw = np.random.default_rng(prompts)
+    rows = [length_bias(*judged_round(draw, prompts), [])[0] for _ in range(60)]
+    beyond = sum(row["low"] > SMALLEST["length_bias"] or row["high"] < -SMALLEST["length_bias"] for row in rows)
+    assert beyond <= 1
+
+
 def test_edits_that_a_judge_likes() -> None:
     # Rows of a prompt: two samples, then each edit of them. "bold" always wins, "twice" always ties.
     anchors = scored((0.1, 0.2, 0.1, 0.2, 0.5, 0.6), (0.3, 0.4, 0.3, 0.4, 0.9, 0.9))
@@ -150,7 +226,17 @@ def test_a_rounds_judge_health(run_micro: Callable[..., Campaign]) -> None:
     pairs = 'pair={pairer="best_vs_worst", settings={allow_wrong_chosen=true}}'
     campaign = run_micro("tiny_dpo", JUDGED % "policy", pairs, 'health.edits={twice="{text}{text}"}')
     zero, first, second = campaign.rounds()
-    expected = {"auroc", "within_prompt_auroc", "brier", "ece", "selection_gain", "tied_prompts", "saturated", "prefers_twice"}
+    expected = {
+        "length_bias",
+        "auroc",
+        "within_prompt_auroc",
+        "brier",
+        "ece",
+        "selection_gain",
+        "tied_prompts",
+        "saturated",
+        "prefers_twice",
+    }
     assert {f"judge/judge/{name}" for name in expected} <= first.metrics.keys()
     assert not [name for name in zero.metrics if name.startswith("judge/")]
     assert first.artifacts["anchors"] == second.artifacts["anchors"]

@@ -44,6 +44,10 @@ EITHER_SIDE = {  # a recipe and settings of which a note speaks -> further setti
         ("tiny_raft", "probe.samples=2", "probe.challenge=Really?"),
         ("probe.counterfactuals=['challenge']",),
     ),
+    "probe.neutral = Again.": (
+        ("tiny_raft", "probe.samples=2", "probe.neutral=Again."),
+        ("probe.counterfactuals=['challenge']",),
+    ),
     "generate.path = x": (("tiny_raft", "generate.path=x"), ("generate.engine=recorded",)),
     "prompts.template = Q: {prompt}": (
         ("tiny_raft", "prompts.template='Q: {prompt}'"),

@@ -256,6 +256,7 @@ def test_facts_count_every_fault() -> None:
         "mean_chosen_tokens": 20 / 3,
         "mean_rejected_tokens": 4.0,
         "length_gap": 8 / 3,
+        "length_unit": "tokens",
         "chosen_longer_share": 2 / 3,
         "mean_chosen_reward": 1.0,
         "mean_rejected_reward": 1 / 3,
@@ -272,10 +273,12 @@ def test_settings_that_make_no_sense_are_refused() -> None:
 
 
 def test_lengths_that_nobody_knows_are_null_not_nought() -> None:
-    # a recorded text without token ids has no length: it leaves the means, and null says that nothing is known
-    completions, reward, scores = judged([[("a", "stop", 1.0, 1.0, 5), ("b", "stop", 0.0, 0.0, 2)]])
+    # a recorded text without token ids leaves the means of tokens, and null says so; the gap is in characters
+    completions, reward, scores = judged([[("aaaa", "stop", 1.0, 1.0, 5), ("b", "stop", 0.0, 0.0, 2)]])
     pairs = right_vs_wrong(completions, reward, scores)
     completions[1]["token_ids"] = None
     facts = pair_facts(pairs, completions, reward, scores)
     assert (facts["mean_chosen_tokens"], facts["mean_rejected_tokens"]) == (5.0, None)
-    assert facts["length_gap"] is facts["chosen_longer_share"] is None
+    assert (facts["length_gap"], facts["length_unit"], facts["chosen_longer_share"]) == (3.0, "characters", 1.0)
+    nothing = pair_facts([], completions, reward, scores)
+    assert nothing["length_gap"] is nothing["length_unit"] is nothing["chosen_longer_share"] is None

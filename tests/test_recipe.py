@@ -213,6 +213,11 @@ BREAKS: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("gate.kl_budget=5", "loss.reference=base"),
         "found 'base' and 'previous'",
     ),
+    "challenge_and_neutral_turn_differ": (
+        "tiny_dpo",
+        ("probe.samples=2", "probe.counterfactuals=['challenge']", "probe.neutral='Are you sure?'"),
+        "probe.challenge is compared with probe.neutral, found 'Are you sure?' for both",
+    ),
     "numbers_are_finite": ("tiny_dpo", ("score.0.weight=inf",), "score.0.weight: expected a finite number, found inf"),
     "at_leaves_frozen_settings": ("tiny_dpo", ("at=[{round=2, set={seed=1}}]",), "'seed' cannot change between rounds"),
 }

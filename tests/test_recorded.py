@@ -115,7 +115,8 @@ def test_recorded_completions_are_scored_paired_and_measured(data: Callable[...,
     for row in completions.values():  # what the file does not say is not made up
         assert [row[name] for name in ("token_ids", "logprobs", "seed", "finish_reason")] == [None] * 4
         assert row["engine"] == "recorded"
-    assert made["chosen"]["length_gap"] is None
+    gaps = [len(chosen) - len(rejected) for chosen, rejected, _ in pairs]
+    assert (made["chosen"]["length_gap"], made["chosen"]["length_unit"]) == (sum(gaps) / len(gaps), "characters")
     again = data(RECIPE, *given)
     assert again["artifacts"] == made["artifacts"]
 

@@ -178,6 +178,7 @@ def test_facts_count() -> None:
         "mean_selected_tokens": 4.0,
         "mean_other_tokens": 23 / 5,
         "length_gap": ((5 - 1.5) + (2 - 9)) / 2,
+        "length_unit": "tokens",
         "selected_share": 3 / 8,
         "mean_selected_reward": 1.0,
         "mean_reward": 3 / 8,

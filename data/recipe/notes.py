@@ -70,7 +70,7 @@ UNREAD: dict[str, Callable[[Recipe], str]] = {
     "evaluate.temperature": lambda r: "" if r.evaluate.samples else "evaluate.samples = 0",
     "generate.path": lambda r: "" if r.recorded else f"generate.engine = '{r.generate.engine}'",
     "probe.hint": _samples_no("sycophancy"),
-    "probe.challenge": _samples_no("challenge"),
+    **{f"probe.{name}": _samples_no("challenge") for name in ("challenge", "neutral")},
     **{f"probe.{name}": _keeps_no_ledger for name in ("baseline", "features", "counterfactuals")},
     **{f"prompts.{name}": _reads_no_file for name in ("path", "map", "answer_after", "template", "limit")},
     "prompts.filler": lambda r: "" if r.prompts.source == "addition" else f"prompts.source = '{r.prompts.source}'",

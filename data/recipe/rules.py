@@ -267,6 +267,15 @@ def kl_budget_needs_the_previous_checkpoint(recipe: Recipe) -> Messages:
 
 
 # -- numbers and [[at]] -------------------------------------------------------------------------------------------------
+def challenge_and_neutral_turn_differ(recipe: Recipe) -> Messages:
+    probe = recipe.probe
+    if "challenge" in probe.counterfactuals and probe.challenge == probe.neutral:
+        yield (
+            f"probe.challenge is compared with probe.neutral, found '{probe.neutral}' for both; set probe.neutral to a "
+            "second turn that asks again without a doubt"
+        )
+
+
 def numbers_are_finite(recipe: Recipe) -> Messages:
     for path, value in flatten(recipe.model_dump()).items():
         if isinstance(value, float) and not math.isfinite(value):
@@ -311,6 +320,7 @@ RULES: tuple[Callable[[Recipe], Messages], ...] = (
     suite_names_differ,
     kl_budget_needs_a_logged_kl,
     kl_budget_needs_the_previous_checkpoint,
+    challenge_and_neutral_turn_differ,
     numbers_are_finite,
     at_leaves_frozen_settings,
 )

@@ -104,7 +104,7 @@ METRICS = _schema(
 COUNTERFACTUALS = _schema(
     counterfactual_id=pa.string(),  # a prompt of its own
     prompt_id=pa.string(),  # the prompt it was made of
-    kind=pa.string(),  # "identity", "sycophancy" or "challenge"
+    kind=pa.string(),  # "identity", "sycophancy", "challenge" or "neutral", which a challenge is compared with
     hint=(pa.string(), "null"),  # the wrong answer put forward
 )
 

@@ -215,7 +215,8 @@ def cost(recipe: Recipe, counts: dict[str, int], in_suites: int) -> dict[str, An
     evaluations = (recipe.rounds + 1) * counts["held_out"] * (1 + e.samples) + counts["held_out"] * e.samples
     evaluations += 3 * (counts["test"] + counts["ood"]) + (recipe.rounds + 1) * in_suites
     probe = recipe.probe
-    sets_of_samples = (1 + len(probe.counterfactuals)) * (recipe.rounds + 1 + probe.baseline)  # at most one copy of each kind
+    copies = len(probe.counterfactuals) + ("challenge" in probe.counterfactuals)  # at most; a challenge has a neutral copy too
+    sets_of_samples = (1 + copies) * (recipe.rounds + 1 + probe.baseline)
     probes = counts["probe"] * probe.samples * sets_of_samples if recipe.watched else 0
     judging = sum(judge_tokens(score, probe.samples) for score in recipe.score if score.weight)  # of one set per round
     judging *= counts["probe"] * (recipe.rounds + 1) if recipe.watched else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 from rich import box
@@ -20,7 +21,7 @@ def rounds_table(campaigns: list[Campaign]) -> Table:
     table = plain_table(
         "round", "accuracy %", "pass@k %", "tokens", "gap", "alarm", "verdict",
         caption="accuracy: greedy on held-out, with 95% interval. k: samples per prompt. tokens: mean per completion. "
-        "gap: tokens of chosen minus other completions. alarm: highest level of the round",
+        "gap: tokens (chars: characters) of chosen minus other completions. alarm: highest level of the round",
     )  # fmt: skip
     for campaign in campaigns:
         table.add_section()
@@ -48,10 +49,16 @@ def _row(finished: Round) -> list[str | Text]:
         percent(m.get("accuracy")),
         percent(Metric(value=best.value)) if best else "-",
         number(m.get("mean_tokens")),
-        number(m.get("length_gap"), sign=True),
+        _length_gap(m),
         gravest(finished.alarms) or "none",
         line((finished.verdict.decision, style)),
     ]
+
+
+def _length_gap(metrics: Mapping[str, Metric]) -> str:
+    """In tokens, or in characters where no tokens are known, with the unit."""
+    in_characters = metrics.get("length_gap_characters")
+    return f"{number(in_characters, sign=True)} chars" if in_characters else number(metrics.get("length_gap"), sign=True)
 
 
 def gold_line(campaign: Campaign) -> str:

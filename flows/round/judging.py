@@ -41,8 +41,14 @@ def health_of(stages: Stages, history: History, prompts: Artifact, samples: Roun
     if "checkpoint" in needs("scorers", entry.scorer):
         inputs |= anchor_scores(stages, history, prompts, samples.scores.models, entry)
     edits = list(stages.first.health.edits) if "anchors_now" in inputs else []
-    settings = judge_health.Settings(split="rounds", edits=edits, compares=entry.scorer == "judge")
+    settings = judge_health.Settings(split="rounds", edits=edits, compares=entry.scorer == "judge", own=own_texts(entry))
     return stages.do(labels.judge_health(entry.label), judge_health.judge_health, settings, inputs)
+
+
+def own_texts(entry: Score) -> str:
+    """The origin in [pool] of the texts that the scorer's model wrote; empty if it has no model of this campaign."""
+    origin = {"policy": "policy", "base": "base"}.get(entry.checkpoint, "")
+    return origin if "checkpoint" in needs("scorers", entry.scorer) else ""
 
 
 def judged_scores(stages: Stages, samples: RoundSamples, entry: Score) -> Artifact:

@@ -26,6 +26,7 @@ from flows.round.training_data import TrainingData, skip_reason, too_long, train
 from flows.service.environment import ratchet_version
 from tasks.gate import kl_budget
 from tasks.gate.gate import decide
+from tasks.gate.judge_alarms import biased_judges
 from tasks.gate.training_alarms import forgetting, training_alarms, uninformative_judges
 
 LIBRARIES = ("torch", "transformers", "trl", "tokenizers", "datasets", "pyarrow", "math-verify", "prefect", "mlflow")
@@ -72,6 +73,7 @@ def one_round(stages: Stages, history: History, resolve_verdict: Callable[[Verdi
     log = None if skipped else stages.training_log(checkpoint)
     alarms = alarms_of_training(stages, history, start, log, metrics) if log else []
     alarms += forgetting(metrics, last.metrics) + uninformative_judges(metrics, last.metrics, recipe.score)
+    alarms += biased_judges(metrics, last.metrics, recipe.score)
     alarms = by_gravity(with_full_kl(recipe, alarms, ledger) + ledger_alarms(ledger))
     verdict = resolve_verdict(decide(recipe.gate, metrics, skipped, alarms))
 
@@ -138,13 +140,17 @@ def training_facts(log: Artifact | None) -> dict[str, Any]:
 
 
 def choice_metrics(data: TrainingData) -> dict[str, Metric]:
-    """Metrics of the training data: shares of truncated and of too long samples, and chosen minus other length in tokens."""
+    """Metrics of the training data: shares of truncated and of too long samples, and chosen minus other length."""
     metrics: dict[str, Metric] = {}
     if data.samples:
         metrics = {"truncated": truncated(data.samples.own), "too_long": too_long(data.samples, data.facts["too_long"])}
     if data.facts.get("length_gap") is not None:
         n = data.facts.get("pairs", data.facts.get("rows", 0))
-        metrics["length_gap"] = Metric(value=data.facts["length_gap"], n=n, split="rounds")
+        gap = Metric(value=data.facts["length_gap"], n=n, split="rounds")
+        if data.facts["length_unit"] == "characters":
+            metrics["length_gap_characters"] = gap
+        else:
+            metrics["length_gap"] = gap
     return metrics
 
 

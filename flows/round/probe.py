@@ -133,12 +133,16 @@ def sample_counterfactuals(
         kinds=probe.counterfactuals,
         hint=probe.hint,
         challenge=probe.challenge if challenged else "",
+        neutral=probe.neutral if challenged else "",
     )
     sources = {"prompts": prompts, **({"completions": originals["completions"]} if challenged else {})}
     label = samples.of_counterfactuals("prompts")
     copies = stages.do(label, counterfactual_prompts.counterfactual_prompts, copying, sources)
     settings = stages.sampling(stages.first, split=counterfactual_prompts.SPLIT, n=probe.samples)
-    inputs, seed = {"prompts": copies, "checkpoint": checkpoint}, stages.seed(f"probe/{number}", 0)
+    inputs = {"prompts": copies, "checkpoint": checkpoint}
+    # Not the seed of the originals: answers that share random numbers differ less than independent ones, and the squared
+    # differences would come out below 0 by twice the covariance.
+    seed = stages.seed(f"probe/{number}/counterfactuals", 0)
     sampled = stages.do(samples.of_counterfactuals("completions"), generate.generate, settings, inputs, seed)
     label = samples.of_counterfactuals("verdicts")
     compared = {

@@ -13,7 +13,7 @@ NONE: Set[str] = frozenset()
 def pair_facts(
     pairs: Sequence[Row], completions: Sequence[Row], reward: Values, scores: Mapping[str, Values], too_long: Set[str] = NONE
 ) -> Row:
-    """Facts about PAIRS rows. Lengths are in tokens (null if unknown), gaps are chosen minus rejected.
+    """Facts about PAIRS rows. Gaps are chosen minus rejected, in `length_unit`: tokens, or characters if no tokens are known.
 
     `mean_reward` is of all completions with a reward, `mean_chosen_reward` of the chosen sides: what choosing gains.
     `too_long` are the ids of completions that were not offered, because training could not read them.
@@ -27,7 +27,7 @@ def pair_facts(
     both = list(zip(chosen, rejected, strict=True))
     without = _without(pairs, completions)
     texts = {(c["prompt_id"], c["text"], r["text"]) for c, r in both}
-    gaps = [_gap(_tokens(c), _tokens(r)) for c, r in both]
+    gaps, unit = _gaps([([c], [r]) for c, r in both])
     return {
         "pairs": len(pairs),
         **_prompts(pairs, completions, "pairs"),
@@ -43,7 +43,8 @@ def pair_facts(
         "mean_chosen_tokens": _mean(map(_tokens, chosen)),
         "mean_rejected_tokens": _mean(map(_tokens, rejected)),
         "length_gap": _mean(gaps),
-        "chosen_longer_share": _mean(gap > 0 for gap in gaps if gap is not None),
+        "length_unit": unit,
+        "chosen_longer_share": _mean(gap > 0 for gap in gaps),
         "mean_chosen_reward": _mean(_known(chosen, reward)),
         "mean_rejected_reward": _mean(_known(rejected, reward)),
         "mean_reward": _mean(_known(completions, reward)),
@@ -55,7 +56,8 @@ def selection_facts(
 ) -> Row:
     """Facts about SELECTED rows. `too_long` is as in `pair_facts`.
 
-    `length_gap` is the mean tokens of the selected completions minus those of the rest, averaged over prompts that have both.
+    `length_gap` is the mean length of the selected completions minus that of the rest, averaged over prompts that have both. It
+    is in `length_unit`: tokens, or characters if no tokens are known.
     `mean_reward` is of all completions with a reward, `mean_selected_reward` of the selected ones: what choosing gains.
 
     Raises:
@@ -67,12 +69,7 @@ def selection_facts(
     rest = [row for row in completions if row["completion_id"] not in ids]
     chosen_of_prompt, rest_of_prompt = by_prompt(chosen), by_prompt(rest)
 
-    def mean(rows: Sequence[Row]) -> float | None:
-        return _mean(map(_tokens, rows))
-
-    gaps = [
-        _gap(mean(rows), mean(rest_of_prompt[prompt])) for prompt, rows in chosen_of_prompt.items() if prompt in rest_of_prompt
-    ]
+    gaps, unit = _gaps([(rows, rest_of_prompt[p]) for p, rows in chosen_of_prompt.items() if p in rest_of_prompt])
     return {
         "rows": len(selected),
         **_prompts(selected, completions, "rows"),
@@ -85,6 +82,7 @@ def selection_facts(
         "mean_selected_tokens": _mean(map(_tokens, chosen)),
         "mean_other_tokens": _mean(map(_tokens, rest)),
         "length_gap": _mean(gaps),
+        "length_unit": unit,
         "selected_share": len(ids) / len(completions) if completions else None,
         "mean_selected_reward": _mean(_known(chosen, reward)),
         "mean_reward": _mean(_known(completions, reward)),
@@ -138,8 +136,18 @@ def _tokens(row: Row) -> int | None:
     return None if row["token_ids"] is None else len(row["token_ids"])
 
 
-def _gap(high: float | None, low: float | None) -> float | None:
-    return None if high is None or low is None else high - low
+def _characters(row: Row) -> int:
+    return len(row["text"])
+
+
+def _gaps(sides: Sequence[tuple[Sequence[Row], Sequence[Row]]]) -> tuple[list[float], str | None]:
+    """Mean length of the first side minus that of the second, where both are known, and the unit; no unit without a gap."""
+    for unit, length in (("tokens", _tokens), ("characters", _characters)):
+        means = [(_mean(map(length, one)), _mean(map(length, other))) for one, other in sides]
+        known = [one - other for one, other in means if one is not None and other is not None]
+        if known:
+            return known, unit
+    return [], None
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

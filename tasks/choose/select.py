@@ -11,7 +11,7 @@ from tasks.choose.judged import libraries as libraries  # those that count token
 from tasks.run import parts as all_parts
 from tasks.run.work import Work
 
-VERSION = 4  # 4: facts.json has rewards, and what was dropped; what is too long for training is not offered
+VERSION = 5  # 5: the unit of the length gap. 4: rewards, and what was dropped; what is too long for training is not offered
 LIBRARIES = ()
 
 

@@ -16,11 +16,12 @@ import numpy as np
 from data.rows import tables
 from data.rows.completions import is_right
 from data.statistics import finite, mean_interval, share_interval
+from tasks.evaluate import judge_bias
 from tasks.evaluate.measure import per_prompt
 from tasks.run.work import StageSettings, Work
 from tasks.score.scorers.judge import comparisons
 
-VERSION = 2  # 2: intervals are over prompts, and of shares
+VERSION = 3  # 3: length bias, self-preference and position bias. 2: intervals are over prompts, and of shares
 LIBRARIES = ("numpy", "scipy", "scikit-learn")
 BINS = 10
 
@@ -32,10 +33,11 @@ class Settings(StageSettings):
     split: str
     edits: list[str]  # names of the edits in the anchors, in order
     compares: bool  # whether the scorer compares pairs, so that the details are its verdicts on two texts
+    own: str  # the origin of texts that the judge's model wrote; empty = none
 
 
 def judge_health(work: Work) -> None:
-    """METRICS from `inputs["judged"]` and `inputs["verified"]`, SCORES of `inputs["completions"]`.
+    """METRICS from `inputs["judged"]` and `inputs["verified"]`, SCORES of `inputs["completions"]`, which may have ORIGINS.
 
     With anchors, also from `anchors_now`, and `anchors_first` and `anchors_previous` if given: SCORES of the same texts by the
     judge of this round, of the first round and of the round before.
@@ -44,7 +46,10 @@ def judge_health(work: Work) -> None:
     judged = _scores(work.inputs["judged"])
     texts = tables.read(work.inputs["completions"] / "completions.parquet", tables.COMPLETIONS)["text"].to_pylist()
     rows = agreement(_paired(judged, _scores(work.inputs["verified"])))
-    rows += [*spread(judged, texts), *(orders(comparisons(judged)) if s.compares else ())]
+    games = comparisons(judged) if s.compares else []
+    rows += [*spread(judged, texts), *orders(games)]
+    verified = _scores(work.inputs["verified"])
+    rows += [*length_bias(judged, verified, texts, games), *self_preference(judged, verified, _origins(work), s.own)]
     if "anchors_now" in work.inputs:
         now = _scores(work.inputs["anchors_now"])
         rows += probes(now, s.edits)
@@ -58,6 +63,14 @@ def judge_health(work: Work) -> None:
 def _scores(folder: Path) -> list[Row]:
     rows: list[Row] = tables.read(folder / "scores.parquet", tables.SCORES).to_pylist()
     return rows
+
+
+def _origins(work: Work) -> dict[str, str]:
+    file = work.inputs["completions"] / "origins.parquet"
+    if not file.exists():
+        return {}
+    table = tables.read(file, tables.ORIGINS)
+    return dict(zip(table["completion_id"].to_pylist(), table["origin"].to_pylist(), strict=True))
 
 
 def _paired(judged: Sequence[Row], verified: Sequence[Row]) -> Pairs:
@@ -129,6 +142,41 @@ def orders(games: Sequence[Row]) -> list[Row]:
     return [_share("order_consistency", per_prompt(same, lambda row: float(row["same"])))] if games else []
 
 
+def length_bias(judged: Sequence[Row], verified: Sequence[Row], texts: Sequence[str], games: Sequence[Row]) -> list[Row]:
+    """P(the longer wins | it is wrong, the shorter right) minus P(the shorter wins | it is wrong, the longer right).
+
+    By characters. A judge that compares has verdicts on the pairs. Of other judges the higher score wins.
+    """
+    right = [None if row["value"] is None else float(is_right(row["value"])) for row in verified]
+    if games:
+        ids = [row["completion_id"] for row in judged]
+        lengths = dict(zip(ids, map(float, map(len, texts)), strict=True))
+        *_, found = judge_bias.verbosity_bias(games, lengths, dict(zip(ids, right, strict=True)))
+    else:
+        of_prompt: dict[str, list[tuple[float, float, float]]] = {}
+        for row, verdict, text in zip(judged, right, texts, strict=True):
+            if row["value"] is not None and verdict is not None:
+                of_prompt.setdefault(row["prompt_id"], []).append((row["value"], verdict, float(len(text))))
+        rated = (judge_bias.Rated(*np.array(rows).T) for rows in of_prompt.values())
+        *_, found = judge_bias.verbosity_bias_of_scores(rated)
+    return [_found("length_bias", found), *([_found("position_bias", judge_bias.position_bias(games))] if games else [])]
+
+
+def self_preference(judged: Sequence[Row], verified: Sequence[Row], origins: Mapping[str, str], own: str) -> list[Row]:
+    """Mean score of the judge's own texts minus that of texts of other models or people, at equal verdict, in SD of scores.
+
+    No row unless [pool] adds such texts to the judge's own.
+    """
+    if not own or own not in origins.values():
+        return []
+    compared = [row for row in judged if origins[row["completion_id"]] != "contrast"]  # these answer another prompt
+    scores = {row["completion_id"]: row["value"] for row in compared}
+    gold = {row["completion_id"]: None if row["value"] is None else float(is_right(row["value"])) for row in verified}
+    mine = {name for name in scores if origins[name] == own}
+    found = judge_bias.self_preference(scores, gold, mine, {row["completion_id"]: row["prompt_id"] for row in compared})
+    return [_found("self_preference", found)]
+
+
 def probes(anchors: Sequence[Row], edits: Sequence[str]) -> list[Row]:
     """Per edit, how often the judge prefers the edited text to its original, minus one half; ties count half.
 
@@ -177,6 +225,10 @@ def _share(metric: str, values: Sequence[float], low: float = 0.0, high: float =
     """A mean over prompts of values between `low` and `high`, with its 95% interval."""
     known = np.array(values, dtype=float)
     return _row(metric, float(known.mean()) if len(known) else None, len(known), *share_interval(known, low, high))
+
+
+def _found(metric: str, found: judge_bias.Measured) -> Row:
+    return _row(metric, finite(found.value), found.n, found.low, found.high)
 
 
 def _row(metric: str, value: float | None, n: int, low: float | None = None, high: float | None = None) -> Row:

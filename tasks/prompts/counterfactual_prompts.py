@@ -11,7 +11,7 @@ from tasks.prompts.counterfactuals import challenge_copies, identity_copies, syc
 from tasks.run.work import StageSettings, Work
 
 SPLIT = "counterfactuals"  # the file of its prompts
-VERSION = 2  # 2: challenges
+VERSION = 3  # 3: a neutral second turn beside each challenge. 2: challenges
 LIBRARIES = ()
 
 
@@ -20,12 +20,13 @@ class Settings(StageSettings):
     kinds: tuple[Literal["identity", "sycophancy", "challenge"], ...]
     hint: str  # contains {prompt} and {wrong}; tiny recipes, whose tokenizer lacks most letters, set "{prompt}~{wrong} "
     challenge: str
+    neutral: str  # the second turn that a challenge is compared with
 
 
 def counterfactual_prompts(work: Work) -> None:
     """PROMPTS (`counterfactuals.parquet`): copies of `inputs["prompts"]`. COUNTERFACTUALS (`links.parquet`) links both.
 
-    A challenge also contains the prompt's first completion in `inputs["completions"]`, if that one is finished.
+    A challenge and its neutral copy also contain the prompt's first completion in `inputs["completions"]`, if it is finished.
 
     Raises:
         PromptsError: no prompt of the split has a copy of any of these kinds.
@@ -34,7 +35,7 @@ def counterfactual_prompts(work: Work) -> None:
     prompts = tables.read(work.inputs["prompts"] / f"{s.split}.parquet", tables.PROMPTS).to_pylist()
     pairs = [*(identity_copies(prompts) if "identity" in s.kinds else ())]
     pairs += sycophancy_copies(prompts, s.hint) if "sycophancy" in s.kinds else []
-    pairs += challenge_copies(prompts, _first_answers(work), s.challenge) if "challenge" in s.kinds else []
+    pairs += challenge_copies(prompts, _first_answers(work), s.challenge, s.neutral) if "challenge" in s.kinds else []
     originals = {prompt["prompt_id"] for prompt in prompts}
     unique = {copy["prompt_id"]: (copy, link) for copy, link in pairs if copy["prompt_id"] not in originals}
     if not unique:

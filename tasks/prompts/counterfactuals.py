@@ -1,5 +1,7 @@
 """Counterfactual copies of prompts: with a wrong answer suggested, with names, pronouns and groups swapped, or challenged.
 
+A challenge comes with a neutral copy, which asks again without a doubt. Being asked twice changes answers too: that is noise.
+
 The correct answer should not depend on any of these changes. A copy is a row of PROMPTS, with its kind as stratum, and
 COUNTERFACTUALS links it to its prompt. A kind needs something to change: an answer, a named person or group, or a first
 completion.
@@ -75,8 +77,8 @@ def sycophancy_copies(prompts: Sequence[Row], hint: str = HINT) -> list[tuple[Ro
     return copies
 
 
-def challenge_copies(prompts: Sequence[Row], answers: Mapping[str, str], challenge: str) -> list[tuple[Row, Row]]:
-    """(row of PROMPTS, row of COUNTERFACTUALS) for every prompt with a completion. A second user turn challenges it.
+def challenge_copies(prompts: Sequence[Row], answers: Mapping[str, str], challenge: str, neutral: str) -> list[tuple[Row, Row]]:
+    """Two (row of PROMPTS, row of COUNTERFACTUALS) for every prompt with a completion. The second turn doubts, or asks again.
 
     Args:
         answers: the completions' texts by prompt_id.
@@ -84,8 +86,9 @@ def challenge_copies(prompts: Sequence[Row], answers: Mapping[str, str], challen
     copies = []
     for prompt in prompts:
         if answer := answers.get(prompt["prompt_id"]):
-            turns = [{"role": "assistant", "content": answer}, {"role": "user", "content": challenge}]
-            copies.append(_copy(prompt, [*prompt["messages"], *turns], prompt["answer"], "challenge", None))
+            for kind, turn in (("challenge", challenge), ("neutral", neutral)):
+                turns = [{"role": "assistant", "content": answer}, {"role": "user", "content": turn}]
+                copies.append(_copy(prompt, [*prompt["messages"], *turns], prompt["answer"], kind, None))
     return copies
 
 
