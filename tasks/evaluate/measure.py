@@ -131,7 +131,10 @@ def paired(split: str, metric: str, ours: dict[str, list[float]], theirs: dict[s
 
 def paired_shares(split: str, metric: str, ours: Right, theirs: Right) -> Row:
     """Mean difference in the share of right answers on the same prompts, ours minus theirs, with `shares_interval`."""
-    each = differences(ours, theirs)
+    return _of_differences(split, metric, differences(ours, theirs))
+
+
+def _of_differences(split: str, metric: str, each: np.ndarray) -> Row:
     if not len(each):
         return _metric(metric, split, None, 0)
     low, high = shares_interval(each)
@@ -148,7 +151,7 @@ def versus_champion(split: str, ours: Right, theirs: Right) -> list[Row]:
     p = sign_flip_p(each, usual_count(map(len, ours.values()))) if len(each) else None
     spread = float(each.std()) if len(each) else None
     return [
-        paired_shares(split, "mean_accuracy_vs_champion", ours, theirs),
+        _of_differences(split, "mean_accuracy_vs_champion", each),
         _metric("p_vs_champion", split, p, len(each)),
         _metric("spread_vs_champion", split, spread, len(each)),
     ]

@@ -9,12 +9,12 @@ shares are counted as if one round more were to come, and a fork that adds round
 
 Measured before choosing, 500 to 600 campaigns each:
 - shares of 1 / (k (k + 1)): half is spent in round 1, a lucky checkpoint is crowned early, and the rounds after it look worse
-  than it. 6.0% of null campaigns of 20 rounds and 200 prompts rolled back; equal shares with the same 5%: 5.2%, so half of that.
+  than it. 6.0% of null campaigns of 20 rounds and 200 prompts rolled back; equal shares of the same 5%: 5.2%. So half of it.
 - 2.5% for promotions: a gain of 5 points is found at once in 81% of cases, with 5% in 87% (500 prompts, 3 rounds).
 - the interval that is shown as the test, instead of the exact one: finds +2 points in 14% of campaigns instead of 19% (200
   prompts, 10 rounds).
 - giving the share of a promotion back to later rounds: no difference that could be measured, and more to explain.
-- an anytime-valid sequence is for one comparison whose data grow. Here the data stay, and each round compares anew.
+- an anytime-valid sequence is for one comparison whose data grow. Here data stay, and each round compares anew.
 """
 
 from __future__ import annotations
