@@ -14,7 +14,8 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
@@ -44,7 +45,16 @@ class World:
     gain: float = 0.0  # of the share of right answers
 
 
-NULL = ({}, {"difficulty": 6.0, "wobble": 0.1}, {"wobble": 1.0})  # the usual world; few answers change; many change
+NULL: tuple[dict[str, float], ...] = (
+    {},
+    {"difficulty": 6.0, "wobble": 0.1},
+    {"wobble": 1.0},
+)  # the usual world; few answers change; many change
+
+
+def null_world(number: int, prompts: int, rounds: int, samples: int) -> World:
+    """One of the worlds of null campaigns, in turn."""
+    return replace(World(prompts, rounds, samples), **NULL[number % len(NULL)])  # type: ignore[arg-type]
 
 
 @dataclass
@@ -84,7 +94,7 @@ def answers(world: World, draw: np.random.Generator) -> Iterator[Right]:
 def play(world: World, seed: int) -> Played:
     """One campaign through the measuring function, the gate and its spending."""
     checkpoints, gate, played, size = answers(world, np.random.default_rng(seed)), Gate(), Played(), world.prompts
-    champion, facts = next(checkpoints), [{}]
+    champion, facts = next(checkpoints), list[dict[str, Any]]([{}])
     for number, checkpoint in enumerate(checkpoints, 1):
         rows = versus_champion("held_out", checkpoint, champion)
         metrics = {row["metric"]: Metric(**{k: row[k] for k in ("value", "low", "high", "n", "split")}) for row in rows}
@@ -110,7 +120,7 @@ def rate(hits: int, n: int) -> tuple[str, bool]:
 
 def null(size: int, rounds: int, samples: int, campaigns: int) -> list[bool]:
     """Campaigns whose checkpoints are all equal: how many promote, and how many roll back."""
-    worlds = [World(size, rounds, samples, **changes) for changes in NULL]
+    worlds = [null_world(number, size, rounds, samples) for number in range(len(NULL))]
     played = [play(worlds[seed % len(worlds)], seed) for seed in range(campaigns)]
     promotions, kept = rate(sum(bool(p.promoted) for p in played), campaigns)
     roll_backs, also = rate(sum(p.rolled_back > 0 for p in played), campaigns)

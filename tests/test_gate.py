@@ -13,23 +13,23 @@ from data.store.campaign import Decision, Metric, Verdict
 from tasks.evaluate.measure import versus_champion
 from tasks.gate.gate import DIFFERENCE, decide, gate_facts
 from tasks.gate.spending import FACT, OF_A_CAMPAIGN, Error, error_of_round, expected_spread, smallest_difference
-from tests.bench_gate import NULL, World, play
+from tests.bench_gate import World, null_world, play
 
+Result = tuple[int, int] | None
 BETTER, WORSE, UNCLEAR, UNKNOWN = (30, 5), (5, 30), (10, 8), None
 SHARE = Error(promote=0.0125, roll_back=0.00625)
-WORDS = {
+WORDS: dict[Result, str] = {
     BETTER: "+12.5 points, 95% interval +6.7 to +18.1, n = 200",
     WORSE: "-12.5 points, 95% interval -18.1 to -6.7, n = 200",
     UNCLEAR: "+1.0 points, 95% interval -3.4 to +5.4, n = 200",
 }
-REASONS = {
+REASONS: dict[Result, str] = {
     BETTER: f"Better than the champion on held-out prompts: {WORDS[BETTER]}. Exact p = 1.1e-05, and this round decides at "
     "0.013. It was chosen for being high: count on +6.2 points.",
     WORSE: f"Worse than the champion on held-out prompts: {WORDS[WORSE]}. Exact p = 1.1e-05, and this round decides at 0.0063.",
     UNCLEAR: f"Not significantly different from the champion on held-out prompts: {WORDS[UNCLEAR]}. Exact p = 0.41, and this "
     "round decides at 0.013. A gain of 6.5 points would be found in 80% of cases.",
 }
-Result = tuple[int, int] | None
 
 
 def measured(result: Result, n: int = 200) -> dict[str, Metric]:
@@ -60,7 +60,7 @@ def test_few_wins_promote_only_if_chance_rarely_gives_them(share: Error, side: i
     allowed, decision = (share.promote, "promote") if side == 1 else (share.roll_back, "roll_back")
     for wins in range(14):
         expected = decision if wins and 0.5**wins <= allowed else "hold"
-        assert judge((wins, 0)[::side], error=share).decision == expected
+        assert judge((wins, 0) if side == 1 else (0, wins), error=share).decision == expected
     assert judge((4, 0), error=error_of_round(1, [{}])).decision == "hold"
 
 
@@ -84,13 +84,14 @@ def test_the_verdict_changes_at_the_share_of_the_round(lost: int) -> None:
 def test_a_recipe_chooses_what_each_outcome_means(result: Result, setting: str, decision: str) -> None:
     # a person is asked, or the campaign stops, only for the outcome it was set for; the reason stays the numbers'
     for other in REASONS:
-        verdict = judge(other, **{setting: decision})
+        changed: dict[str, Any] = {setting: decision}
+        verdict = judge(other, **changed)
         assert verdict.decision == (decision if other == result else judge(other).decision)
         assert verdict.reason == REASONS[other]
 
 
 @pytest.mark.parametrize("gate", [{}, {"on_unclear": "ask"}, {"on_better": "ask", "on_worse": "stop"}])
-def test_what_cannot_be_measured_holds(gate: dict[str, str]) -> None:
+def test_what_cannot_be_measured_holds(gate: dict[str, Any]) -> None:
     # without a verified answer accuracy is unknown: the champion stays, and the reason says why
     verdict = judge(UNKNOWN, **gate)
     assert verdict == Verdict(
@@ -99,7 +100,7 @@ def test_what_cannot_be_measured_holds(gate: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("gate", [{}, {"rule": "always_promote"}, {"on_unclear": "ask"}])
-def test_a_round_that_trained_nothing_holds(gate: dict[str, str]) -> None:
+def test_a_round_that_trained_nothing_holds(gate: dict[str, Any]) -> None:
     # the same model cannot be promoted over itself, under any rule
     verdict = judge(BETTER, untrained="3 pairs, train.minimum = 8", **gate)
     expected = "Nothing was trained, so the head does not change: 3 pairs, train.minimum = 8."
@@ -189,7 +190,7 @@ def test_a_round_that_compares_nothing_spends_nothing(result: Result, untrained:
 @pytest.mark.parametrize("rounds", [3, 10])
 def test_of_campaigns_of_equal_checkpoints_few_promote_or_roll_back(rounds: int) -> None:
     # 160 campaigns of 64 prompts, seeds fixed beforehand: at most 5% promote and 5% roll back, for 3 rounds and for 10
-    played = [play(World(64, rounds, 2, **NULL[seed % 3]), seed) for seed in range(160)]
+    played = [play(null_world(seed, 64, rounds, 2), seed) for seed in range(160)]
     assert sum(bool(p.promoted) for p in played) / 160 <= 0.05
     assert sum(p.rolled_back > 0 for p in played) / 160 <= 0.05
 
@@ -216,5 +217,7 @@ def test_what_a_promotion_says_to_count_on_is_rarely_more_than_the_truth() -> No
 def test_no_difference_does_not_prove_that_none_can_be_seen() -> None:
     # where no prompt differs, the smallest gain is about three prompts, not none
     assert 200 * gate_facts(Gate(), measured((0, 0)), SHARE, None)[FACT]["smallest_gain"] == pytest.approx(3.08, abs=0.01)
-    assert measured((0, 0))[DIFFERENCE].low == pytest.approx(-measured((0, 0))[DIFFERENCE].high or 0.0)
-    assert 0.01 < (measured((0, 0))[DIFFERENCE].high or 0.0) < 0.02
+    difference = measured((0, 0))[DIFFERENCE]
+    assert difference.low is not None
+    assert difference.high == pytest.approx(-difference.low)
+    assert 0.01 < -difference.low < 0.02

@@ -210,7 +210,7 @@ def test_the_stage_compares_and_checks_itself(tmp_path: Path) -> None:
 def test_the_champion_is_compared_by_all_answers(tmp_path: Path, sampling: bool, value: float) -> None:
     # the share of right answers among the greedy and the sampled ones, by hand; greedy alone where nothing is sampled
     equal: dict[str, Values] = {"c": [0.0] * 3, "d": [1.0] * 3}
-    sampled = {"sampled": {"a": [1.0, 1.0, 0.0], "b": [1.0, 1.0, 1.0], **equal}}
+    sampled: dict[str, dict[str, Values]] = {"sampled": {"a": [1.0, 1.0, 0.0], "b": [1.0, 1.0, 1.0], **equal}}
     sampled |= {"of_champion": {"a": [1.0, 0.0, 0.0], "b": [1.0, 0.0, 1.0], **equal}}
     greedy: dict[str, Values] = {name: [1.0] for name in "abcd"}
     champion: dict[str, Values] = {"a": [0.0], "b": [0.0], "c": [1.0], "d": [1.0]}
