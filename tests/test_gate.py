@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from data.alarm import Alarm
+from data.recipe.recipe import load
 from data.recipe.settings import Gate
 from data.store.campaign import Decision, Metric, Verdict
+from flows.commands.check import smallest_gain
 from tasks.evaluate.measure import versus_champion
 from tasks.gate.gate import DIFFERENCE, decide, gate_facts
 from tasks.gate.spending import FACT, OF_A_CAMPAIGN, Error, error_of_round, expected_spread, smallest_difference
@@ -203,6 +205,14 @@ def test_a_gain_of_the_size_that_check_names_is_found_in_80_of_100_cases() -> No
     played = [play(World(100, 3, 4, gain=gain), 1000 + seed) for seed in range(200)]
     assert 0.7 <= sum(p.promoted[:1] == [1] for p in played) / 200 <= 0.88
     assert sum(p.rolled_back > 0 for p in played) / 200 <= 0.05
+
+
+def test_check_and_a_round_name_the_smallest_gain_by_one_formula() -> None:
+    # check knows it before anything runs; more rounds and fewer prompts raise it; without a gate there is none
+    gain = {n: smallest_gain(load("tiny_raft", ["evaluate.samples=4"]), n)["smallest_gain"] for n in (200, 500)}
+    assert gain[500] == smallest_difference(expected_spread(4), 500, error_of_round(3, [{}]).promote) < 0.04 < gain[200]
+    assert smallest_gain(load("tiny_raft", ["evaluate.samples=4", "rounds=20"]), 500)["smallest_gain"] > gain[500]
+    assert smallest_gain(load("tiny_control"), 500) == smallest_gain(load("tiny_raft"), 0) == {}
 
 
 def test_what_a_promotion_says_to_count_on_is_rarely_more_than_the_truth() -> None:
