@@ -108,8 +108,8 @@ class Evaluation:
         return _evaluation(f"{self.prefix}/{sampling}")
 
     def scores(self, sampling: Sampling) -> Label:
-        """Greedy scores are compared with those of later checkpoints."""
-        return _evaluation(f"{self.prefix}/{sampling}_score", looked_back=sampling == "greedy")
+        """Greedy and sampled scores are compared with those of later checkpoints."""
+        return _evaluation(f"{self.prefix}/{sampling}_score", looked_back=sampling in ("greedy", "sampled"))
 
     @property
     def metrics(self) -> Label:

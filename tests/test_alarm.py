@@ -15,7 +15,8 @@ from data.store.campaign import Campaign, Metric, Ref, Round, Verdict
 from flows.commands.report import rounds_table
 from flows.round.reporter import alarm_lines
 from registry.projection import note, round_tags
-from tasks.gate.gate import decide
+from tasks.gate.gate import DIFFERENCE, SPREAD, P, decide
+from tasks.gate.spending import Error
 
 START = Ref(key="k", digest="d" * 64)
 STOP = Alarm("STOP", "training", "finish rate", "completions stopped ending")
@@ -60,7 +61,11 @@ def test_a_stop_of_training_reaches_everybody(tmp_path: Path) -> None:
     assert all(str(alarm) in note(record) for alarm in (STOP, SUITE, WATCH))
     assert round_tags(campaign, record, "id", "parent")["alarm.level"] == "STOP"
     assert round_tags(campaign, finished(), "id", "parent")["alarm.level"] == "none"
-    better = Metric(value=0.1, low=0.05, high=0.15, n=200)
-    verdict = decide(Gate(), {"accuracy_vs_champion": better}, None, record.alarms)
+    better = {
+        DIFFERENCE: Metric(value=0.1, low=0.05, high=0.15, n=200),
+        P: Metric(value=0.0, n=200),
+        SPREAD: Metric(value=0.3, n=200),
+    }
+    verdict = decide(Gate(), better, Error(promote=0.0125, roll_back=0.00625), None, record.alarms)
     assert verdict.decision == "roll_back"
     assert "STOP finish rate" in verdict.reason

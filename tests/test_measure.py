@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,17 @@ from scipy.stats import binomtest, ttest_rel
 from data.recipe.settings import Hardware
 from data.rows import tables
 from data.statistics import t_interval
-from tasks.evaluate.measure import Settings, _lengths, measure, paired, pass_at_k, right_by_prompt
+from tasks.evaluate.measure import (
+    Settings,
+    _lengths,
+    measure,
+    paired,
+    paired_shares,
+    pass_at_k,
+    right_by_prompt,
+    versus_champion,
+)  # fmt: skip
+from tasks.evaluate.paired_shares import shares_interval, sign_flip_p
 from tasks.run.work import Work
 
 Values = list[float | None]
@@ -50,14 +61,15 @@ def measured(tmp_path: Path, greedy: dict[str, Values], **others: dict[str, Valu
         "greedy": completions(tmp_path / "greedy", [3, 5], ["stop", "length"]),
         "greedy_score": scores(tmp_path / "greedy_score", score_rows(greedy)),
     }
-    names = {"sampled": "sampled_score", "again": "again", "base": "greedy_score/base"}
+    names = {"sampled": "sampled_score", "again": "again", "base": "greedy_score/base", "champion": "greedy_score/champion"}
+    names |= {"of_champion": "sampled_score/champion"}
     for name, groups in others.items():
         inputs[names[name]] = scores(tmp_path / name, score_rows(groups))
     if "sampled" in others:
         inputs["sampled"] = inputs["sampled_score"]
     out = tmp_path / "out"
     out.mkdir()
-    settings = Settings(split="held_out", against=["base"] if "base" in others else [])
+    settings = Settings(split="held_out", against=[name for name in ("base", "champion") if name in others])
     measure(Work("key", settings, inputs, 0, out, tmp_path, Hardware(device="cpu")))
     return {row["metric"]: row for row in tables.read(out / "metrics.parquet", tables.METRICS).to_pylist()}
 
@@ -159,8 +171,8 @@ def test_pass_at_one_of_one_sample_is_one_row() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 1.0])), min_size=2, max_size=40))
-def test_the_paired_interval_is_the_t_tests(values: list[tuple[float, float]]) -> None:
-    # the gate's interval is the textbook one: scipy's paired t test, 95%
+def test_the_paired_interval_of_numbers_is_the_t_tests(values: list[tuple[float, float]]) -> None:
+    # the interval of log-probabilities is the textbook one: scipy's paired t test, 95%
     ours, theirs = ({f"p{i:03d}": [pair[side]] for i, pair in enumerate(values)} for side in (0, 1))
     row = paired("held_out", "difference", ours, theirs)
     difference = [a - b for a, b in values]
@@ -175,12 +187,13 @@ def test_the_paired_interval_is_the_t_tests(values: list[tuple[float, float]]) -
 
 def test_only_shared_prompts_are_compared_and_the_sides_are_ours_minus_theirs() -> None:
     # the difference is on the same prompts, whatever order or extra ones either side has
-    ours = {"b": [1.0, 0.0], "a": [1.0], "x": [0.0]}
+    ours = {"b": [1.0], "a": [1.0], "x": [0.0]}
     theirs = {"y": [1.0], "a": [0.0], "b": [1.0]}
-    row = paired("s", "d", ours, theirs)
-    assert (row["value"], row["n"]) == (0.5, 2)
-    assert paired("s", "d", theirs, ours)["value"] == -0.5
-    assert paired("s", "d", {"a": [1.0]}, {"b": [1.0]})["value"] is None
+    for compare in (paired, paired_shares):
+        row = compare("s", "d", ours, theirs)
+        assert (row["value"], row["n"]) == (0.5, 2)
+        assert compare("s", "d", theirs, ours)["value"] == -0.5
+        assert compare("s", "d", {"a": [1.0]}, {"b": [1.0]})["value"] is None
 
 
 def test_the_stage_compares_and_checks_itself(tmp_path: Path) -> None:
@@ -196,6 +209,77 @@ def test_the_stage_compares_and_checks_itself(tmp_path: Path) -> None:
     assert rows["aa_difference"]["value"] == pytest.approx(0.25)
     assert rows["pass@1"]["value"] == pytest.approx(0.75)
     assert rows["pass@2"]["value"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("sampling", "value"), [(False, 0.5), (True, 0.25)])
+def test_the_champion_is_compared_by_all_answers(tmp_path: Path, sampling: bool, value: float) -> None:
+    # the share of right answers among the greedy and the sampled ones, by hand; greedy alone where nothing is sampled
+    equal: dict[str, Values] = {"c": [0.0] * 3, "d": [1.0] * 3}
+    sampled: dict[str, dict[str, Values]] = {"sampled": {"a": [1.0, 1.0, 0.0], "b": [1.0, 1.0, 1.0], **equal}}
+    sampled |= {"of_champion": {"a": [1.0, 0.0, 0.0], "b": [1.0, 0.0, 1.0], **equal}}
+    greedy: dict[str, Values] = {name: [1.0] for name in "abcd"}
+    champion: dict[str, Values] = {"a": [0.0], "b": [0.0], "c": [1.0], "d": [1.0]}
+    rows = measured(tmp_path, greedy, champion=champion, **(sampled if sampling else {}))
+    assert rows["accuracy_vs_champion"]["value"] == 0.5
+    assert rows["mean_accuracy_vs_champion"]["value"] == pytest.approx(value)
+    assert rows["p_vs_champion"]["value"] == pytest.approx(0.25)  # two prompts won
+
+
+# -- the exact test ----------------------------------------------------------------------------------------------------------
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=10))
+def test_the_p_value_is_the_share_of_all_sign_flips(steps: list[int]) -> None:
+    # counted over all 2^n ways to flip the signs: at least as far in the direction that was found
+    flips = np.array(list(itertools.product((1, -1), repeat=len(steps)))) @ np.array(steps)
+    assert sign_flip_p(np.array(steps) / 3, 3) == pytest.approx(np.mean(flips >= abs(sum(steps))), abs=1e-12)
+
+
+@pytest.mark.parametrize("size", [8, 64, 300])
+def test_equal_checkpoints_get_a_small_p_value_as_often_as_it_says(size: int) -> None:
+    # 1500 comparisons of equal checkpoints with 5 answers: p is at most a in a share a of them at most, in either direction;
+    # from 64 prompts on in nearly that share, so that no power is given away
+    draw = np.random.default_rng(size)
+    chance = draw.beta(0.4, 0.4, size=(1500, size, 1))
+    ours, theirs = ((draw.random((1500, size, 5)) < chance).mean(axis=-1) for _ in range(2))
+    p = np.array([sign_flip_p(each, 5) for each in ours - theirs])
+    for share in (0.0125, 0.05, 0.2):
+        error = 2.5 * math.sqrt(share * (1 - share) / 1500)
+        for side in (1, -1):
+            found = np.mean((p <= share) & (side * (ours - theirs).sum(axis=1) > 1e-9))
+            assert found <= share + error
+            assert size < 64 or found >= 0.75 * share - error
+
+
+def test_sampled_answers_find_what_greedy_ones_miss() -> None:
+    # 300 comparisons of 200 prompts, the same gain in both: the exact test finds it more often by 5 answers than by one
+    draw, found = np.random.default_rng(3), np.zeros(2)
+    for _ in range(300):
+        logit = 2 * draw.normal(size=(200, 1)) + 0.5 * draw.normal(size=(200, 2)) + np.array([0.35, 0.0])
+        chance = 1 / (1 + np.exp(-logit))
+        answers = np.concatenate([logit[..., None] > 0, draw.random((200, 2, 4)) < chance[..., None]], axis=-1).astype(float)
+        for place, used in enumerate((1, 5)):
+            ours, theirs = ({str(i): row[:used].tolist() for i, row in enumerate(answers[:, side])} for side in (0, 1))
+            rows = {row["metric"]: row["value"] for row in versus_champion("s", ours, theirs)}
+            found[place] += rows["p_vs_champion"] <= 0.0125 and rows["mean_accuracy_vs_champion"] > 0
+    assert found[1] > found[0] + 15
+
+
+# -- intervals of paired shares ----------------------------------------------------------------------------------------------
+def test_the_interval_of_shares_is_bonett_and_prices() -> None:
+    # statpsych's ci.prop.ps(.05, 12, 4, 26, 6) gives .2548 to .6252; t in place of z widens both ends by less than .007
+    low, high = shares_interval(np.array([1.0] * 26 + [-1.0] * 4 + [0.0] * 18))
+    assert 0 <= 0.2548067 - low < 0.007
+    assert 0 <= high - 0.6251933 < 0.007
+
+
+@pytest.mark.parametrize("size", [32, 200, 1000])
+@pytest.mark.parametrize("differing", [0.005, 0.02, 0.1, 0.35])
+def test_the_interval_of_shares_covers_the_truth_where_few_prompts_differ(size: int, differing: float) -> None:
+    # 1000 seeded comparisons in which a share of the prompts differs, 7 in 10 of them won: at least 93 of 100 hold the truth
+    draw, held = np.random.default_rng(7), 0
+    for won, lost, same in draw.multinomial(size, [0.7 * differing, 0.3 * differing, 1 - differing], size=1000):
+        low, high = shares_interval(np.repeat([1.0, -1.0, 0.0], [won, lost, same]))
+        held += low <= 0.4 * differing <= high
+    assert held / 1000 >= 0.93
 
 
 def test_the_interval_covers_the_truth_95_times_in_100() -> None:

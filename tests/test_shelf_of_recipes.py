@@ -42,7 +42,7 @@ def test_a_published_methods_recipe_says_where_it_was_read(name: str) -> None:
     assert sum("#" in line for line in settings) >= 2, settings
 
 
-COUNTS = {"seed": 0, "rounds": 7000, "probe": 0, "held_out": 200, "test": 200, "ood": 0}
+COUNTS = {"seed": 0, "rounds": 7000, "probe": 0, "held_out": 500, "test": 200, "ood": 0}
 
 
 @pytest.mark.parametrize("name", [n for n in recipes.shipped() if not re.match(OF_OUR_OWN, n)])

@@ -502,7 +502,7 @@ class Gate(Strict):
 
     rule: Literal["paired_interval", "always_promote"] = Field(
         "paired_interval",
-        description="paired_interval = compare on held-out prompts, by a 95% interval in every round; "
+        description="paired_interval = compare all held-out answers, with an error of at most 5% in a whole campaign; "
         "always_promote = no gate, e.g. for a control",
     )
     on_better: Literal["promote", "ask"] = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from flows.round import gold
 from flows.round.resolve import accumulation, checkpointing, decoded_together, precision
 from flows.service import environment
 from flows.terminal import line, out
+from tasks.gate.spending import error_of_round, expected_spread, smallest_difference
 from tasks.models.models import inspect_checkpoint, load_tokenizer, render
 
 TINY_MODEL_BYTES = 500_000  # weights, tokenizer and configuration of the built-in model
@@ -77,6 +78,8 @@ def check(
     out.print(f"{'':<12}{estimate['batch']} sampled at the same time")
     out.print(f"tokens      at most {estimate['tokens_at_most']:,} to sample")
     out.print(f"training    {recipe.loss.name}, {estimate['steps_per_round']} steps per round, batch {recipe.train.batch}")
+    if "smallest_gain" in estimate:
+        out.print(f"gate        {gate_line(estimate)}", soft_wrap=True)
     by_place = "; ".join(f"{place} ({', '.join(readers)})" for place, readers in touches.items()) or "nothing"
     out.print(f"gold        {', '.join(may)}: verdicts touch {by_place}", soft_wrap=True)
     recomputed = ", activations recomputed" if estimate["checkpointing"] else ""
@@ -87,6 +90,20 @@ def check(
         out.print(f"on a 7B model and one 80 GB GPU: {first}\n{'':<12}{second}", soft_wrap=True)
     for note in told:
         out.print(line(("note", "yellow"), f"        {note}"), soft_wrap=True)
+
+
+def gate_line(estimate: Mapping[str, Any]) -> str:
+    """How small a gain the gate can detect with the recipe's held-out prompts."""
+    gain, held_out = estimate["smallest_gain"], estimate["prompts"]["held_out"]
+    return f"finds a gain of {100 * gain:.1f} points or more in 80% of cases, on {held_out:,} held-out prompts"
+
+
+def smallest_gain(recipe: Recipe, held_out: int) -> dict[str, float]:
+    """The smallest gain that the gate of a round detects in 80% of cases, by the expected spread; empty without a gate."""
+    if not held_out or recipe.gate.rule == "always_promote":
+        return {}
+    error = error_of_round(recipe.rounds, [{}])
+    return {"smallest_gain": smallest_difference(expected_spread(recipe.evaluate.samples), held_out, error.promote)}
 
 
 def rounds_of(recipe: Recipe) -> list[Recipe]:
@@ -108,6 +125,7 @@ def checked(recipe: Recipe, home: Path) -> dict[str, Any]:
     check_parts(*rounds)
     counts = prompt_counts(recipe)
     estimate = cost(recipe, counts, suite_rows(recipe)) | {"notes": notes(rounds) + long_prompts(recipe, rounds)}
+    estimate |= smallest_gain(recipe, counts["held_out"])
     if estimate["disk_bytes"] > free_bytes(home):
         raise HomeError(
             f"expected about {decimal(estimate['disk_bytes'])} of free space in {home}, found {decimal(free_bytes(home))}; "

@@ -71,6 +71,12 @@ def gold_line(campaign: Campaign) -> str:
     return "gold touched " + "; ".join(f"{touched} (rounds {n[0]} to {n[-1]})" for touched, n in spans) if spans else ""
 
 
+def gate_sees(finished: Round) -> str:
+    """The smallest gain that the gate of a round could have detected; "" if it compared nothing."""
+    facts = finished.facts.get("gate")
+    return f"its gate would have found a gain of {100 * facts['smallest_gain']:.1f} points in 80% of cases" if facts else ""
+
+
 def number(metric: Metric | None, sign: bool = False) -> str:
     if metric is None or metric.value is None:
         return "-"

@@ -133,7 +133,7 @@ def run_to_end(campaign: Campaign, refresh: list[str]) -> str:
 
 def summary(campaigns: list[Campaign]) -> None:
     """Print the tables of rounds and of the test split, the folder of all outputs, and how to open the UIs."""
-    from flows.commands.report import final_table, gold_line, reward_shares, rounds_table
+    from flows.commands.report import final_table, gate_sees, gold_line, reward_shares, rounds_table
     from flows.round.reporter import alarm_lines, left_out
 
     out.print(rounds_table(campaigns))
@@ -143,6 +143,8 @@ def summary(campaigns: list[Campaign]) -> None:
         for finished in campaign.rounds()[-1:]:
             for text in [*left_out(finished), *alarm_lines(finished)]:
                 out.print(line(f"{campaign.name}, round {finished.round}: ", text), soft_wrap=True)
+            if sees := gate_sees(finished):
+                out.print(f"{campaign.name}, round {finished.round}: {sees}", soft_wrap=True)
             if shares := reward_shares(finished):
                 out.print(f"{campaign.name}, round {finished.round}: {shares}", soft_wrap=True)
     final = final_table(campaigns)

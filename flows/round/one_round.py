@@ -25,8 +25,9 @@ from flows.round.suites import suite_metrics
 from flows.round.training_data import TrainingData, skip_reason, too_long, training_data, truncated
 from flows.service.environment import ratchet_version
 from tasks.gate import kl_budget
-from tasks.gate.gate import decide
+from tasks.gate.gate import decide, gate_facts
 from tasks.gate.judge_alarms import biased_judges
+from tasks.gate.spending import error_of_round
 from tasks.gate.training_alarms import forgetting, training_alarms, uninformative_judges
 
 LIBRARIES = ("torch", "transformers", "trl", "tokenizers", "datasets", "pyarrow", "math-verify", "prefect", "mlflow")
@@ -66,7 +67,8 @@ def one_round(stages: Stages, history: History, resolve_verdict: Callable[[Verdi
     reference = named_reference(stages, history) if recipe.loss.needs_reference and not skipped else None
     checkpoint = history.load(last.head) if skipped else trained(stages, history, prompts, start, reference, data)
 
-    metrics = read_metrics(stages.evaluate(prompts, checkpoint, compared_with(history)).metrics)
+    evaluated = stages.evaluate(prompts, checkpoint, compared_with(history), sampled=sampled_of_champion(stages, history))
+    metrics = read_metrics(evaluated.metrics)
     metrics |= suite_metrics(stages, prompts, checkpoint, history)
     metrics |= judge_metrics(stages, history, prompts, data.samples)
     ledger = compare_with_round_zero(stages, history, prompts, checkpoint, last.head if skipped else start, data.samples)
@@ -75,7 +77,8 @@ def one_round(stages: Stages, history: History, resolve_verdict: Callable[[Verdi
     alarms += forgetting(metrics, last.metrics) + uninformative_judges(metrics, last.metrics, recipe.score)
     alarms += biased_judges(metrics, last.metrics, recipe.score)
     alarms = by_gravity(with_full_kl(recipe, alarms, ledger) + ledger_alarms(ledger))
-    verdict = resolve_verdict(decide(recipe.gate, metrics, skipped, alarms))
+    error = error_of_round(recipe.rounds, [past.facts for past in history.rounds])
+    verdict = resolve_verdict(decide(recipe.gate, metrics, error, skipped, alarms))
 
     metrics |= choice_metrics(data)
     new, promoted = ref(checkpoint), verdict.decision == "promote"
@@ -89,7 +92,8 @@ def one_round(stages: Stages, history: History, resolve_verdict: Callable[[Verdi
     }
     return _record(
         stages, began, checkpoints=checkpoints, metrics=metrics | ledger_metrics(ledger), verdict=verdict,
-        facts={"gold": gold.in_words(recipe)} | data.facts | training_facts(log) | ledger_facts(ledger), alarms=alarms,
+        facts={"gold": gold.in_words(recipe)} | gate_facts(recipe.gate, metrics, error, skipped) | data.facts
+        | training_facts(log) | ledger_facts(ledger), alarms=alarms,
     )  # fmt: skip
 
 
@@ -118,6 +122,14 @@ def compared_with(history: History) -> dict[str, Artifact]:
     scores = labels.HELD_OUT.scores("greedy")
     roles = history.checkpoints_by_role
     return {name: history.artifact(history.measured(roles[role].digest), scores) for name, role in COMPARED.items()}
+
+
+def sampled_of_champion(stages: Stages, history: History) -> dict[str, Artifact]:
+    """Sampled held-out scores of the champion, from the round that measured it; empty if checkpoints only answer greedily."""
+    if not stages.first.evaluate.samples:
+        return {}
+    measured = history.measured(history.last.champion.digest)
+    return {"champion": history.artifact(measured, labels.HELD_OUT.scores("sampled"))}
 
 
 def alarms_of_training(

@@ -231,8 +231,9 @@ class Stages:
         again: bool = False,
         names: Evaluation | None = None,
         verifier: Score | None = None,
+        sampled: Mapping[str, Artifact] = {},
     ) -> Evaluated:
-        """METRICS of a checkpoint on a split. `against` names greedy score artifacts of other checkpoints.
+        """METRICS of a checkpoint on a split. `against` names greedy score artifacts of other checkpoints, `sampled` more.
 
         Seeds do not depend on the round. So a checkpoint is measured once, and different checkpoints share random numbers.
         Settings do not depend on it either: a higher token limit alone would make a later checkpoint look better.
@@ -253,6 +254,7 @@ class Stages:
             if again:
                 samplings["again"] = (e.samples, e.temperature, "evaluate again")
         inputs: dict[str, Artifact] = {f"greedy_score/{name}": scores for name, scores in against.items()}
+        inputs |= {f"sampled_score/{name}": scores for name, scores in sampled.items()}
         for sampling, (n, temperature, seed) in samplings.items():
             settings = common.model_copy(update={"n": n, "temperature": temperature})
             sources = {"prompts": prompts, "checkpoint": checkpoint}

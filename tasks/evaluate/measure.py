@@ -14,12 +14,14 @@ import numpy as np
 from data.rows import tables
 from data.rows.completions import is_right
 from data.statistics import finite, mean_interval, share_interval, t_interval
+from tasks.evaluate.paired_shares import Right, all_answers, differences, shares_interval, sign_flip_p
 from tasks.run.work import StageSettings, Work
 
-VERSION = 3  # 3: intervals of shares and of skewed lengths
+VERSION = 3  # 3: the champion is compared by all answers too; intervals of shares, paired shares and skewed lengths hold
 LIBRARIES = ("numpy", "scipy")
 
 Row = dict[str, Any]
+OF_CHAMPION = ("greedy_score/champion", "sampled_score/champion")
 
 
 class Settings(StageSettings):
@@ -30,7 +32,8 @@ class Settings(StageSettings):
 def measure(work: Work) -> None:
     """METRICS (`metrics.parquet`) from greedy completions, and sampled ones if there are any, with their verifier scores.
 
-    A completion that was truncated or timed out counts as wrong. A prompt without a gold answer is left out.
+    A completion that was truncated or timed out counts as wrong. A prompt without a gold answer is left out. The champion is
+    also compared by all answers, the greedy and the sampled ones: the gate decides on that difference.
     """
     s: Settings = work.settings
     greedy = _completions(work.inputs["greedy"])
@@ -39,9 +42,13 @@ def measure(work: Work) -> None:
     if "sampled" in work.inputs:
         rows += pass_at_k(s.split, right_by_prompt(work.inputs["sampled_score"]))
         if "again" in work.inputs:  # A/A check: two sets of samples of one checkpoint should not differ
-            rows.append(paired(s.split, "aa_difference", *(_mean_right(work.inputs[n]) for n in ("sampled_score", "again"))))
+            sampled, again = (right_by_prompt(work.inputs[n]) for n in ("sampled_score", "again"))
+            rows.append(paired_shares(s.split, "aa_difference", sampled, again))
     for name in s.against:
-        rows.append(paired(s.split, f"accuracy_vs_{name}", right, right_by_prompt(work.inputs[f"greedy_score/{name}"])))
+        theirs = right_by_prompt(work.inputs[f"greedy_score/{name}"])
+        rows.append(paired_shares(s.split, f"accuracy_vs_{name}", right, theirs))
+    if "champion" in s.against:
+        rows += versus_champion(s.split, _answers(work, "greedy_score", "sampled_score"), _answers(work, *OF_CHAMPION))
     tables.write(tables.from_rows(rows, tables.METRICS), tables.METRICS, work.out / "metrics.parquet")
 
 
@@ -54,8 +61,9 @@ def right_by_prompt(folder: Path) -> dict[str, list[float]]:
     return dict(values)
 
 
-def _mean_right(scores: Path) -> dict[str, list[float]]:
-    return {prompt: [float(np.mean(values))] for prompt, values in right_by_prompt(scores).items()}
+def _answers(work: Work, greedy: str, sampled: str) -> Right:
+    """All answers of a checkpoint, from its inputs with greedy and, if there is one, sampled SCORES."""
+    return all_answers(*(right_by_prompt(work.inputs[name]) for name in (greedy, sampled) if name in work.inputs))
 
 
 def _completions(folder: Path) -> list[Row]:
@@ -125,10 +133,38 @@ def usual_count(samples: Iterable[int]) -> int:
 
 
 def paired(split: str, metric: str, ours: dict[str, list[float]], theirs: dict[str, list[float]]) -> Row:
-    """Mean difference on the same prompts (ours minus theirs, first sample each) with a paired t interval."""
+    """Mean difference of numbers on the same prompts (ours minus theirs, first sample each) with a paired t interval."""
     shared = sorted(ours.keys() & theirs.keys())
     if not shared:
         return _metric(metric, split, None, 0)
     difference = np.array([ours[p][0] - theirs[p][0] for p in shared])
     low, high = t_interval(difference)
     return _metric(metric, split, float(difference.mean()), len(shared), low, high)
+
+
+def paired_shares(split: str, metric: str, ours: Right, theirs: Right) -> Row:
+    """Mean difference in the share of right answers on the same prompts, ours minus theirs, with `shares_interval`."""
+    return _of_differences(split, metric, differences(ours, theirs))
+
+
+def _of_differences(split: str, metric: str, each: np.ndarray) -> Row:
+    if not len(each):
+        return _metric(metric, split, None, 0)
+    low, high = shares_interval(each)
+    return _metric(metric, split, float(each.mean()), len(each), low, high)
+
+
+def versus_champion(split: str, ours: Right, theirs: Right) -> list[Row]:
+    """`mean_accuracy_vs_champion`, which the gate decides on, its exact one-sided p value, and its SD over prompts.
+
+    Args:
+        ours, theirs: all answers of the checkpoint and of the champion, the greedy and the sampled ones.
+    """
+    each = differences(ours, theirs)
+    p = sign_flip_p(each, usual_count(map(len, ours.values()))) if len(each) else None
+    spread = float(each.std()) if len(each) else None
+    return [
+        _of_differences(split, "mean_accuracy_vs_champion", each),
+        _metric("p_vs_champion", split, p, len(each)),
+        _metric("spread_vs_champion", split, spread, len(each)),
+    ]
