@@ -15,12 +15,13 @@ from tasks.run.work import Work, device_of
 from tasks.score.reward import UNKNOWN
 from tasks.score.scales import filled
 from tasks.score.scorers import Score
+from tasks.train.early_stop import saving, stop_callback
 from tasks.train.train import Settings as TrainSettings
 from tasks.train.train import adapted, run, write_checkpoint, write_log
 from tasks.train.train import libraries as libraries  # the libraries of adapters
 from tasks.train.trainers import arguments
 
-VERSION = 4  # 4: a score that does not apply counts as its prompt's mean; BNPO divides by the tokens of the whole batch
+VERSION = 5  # 5: a training whose reward collapses ends with its best save. 4: a score that does not apply counts as its prompt's mean; BNPO divides by the tokens of the whole batch
 LAUNCHED = True
 LIBRARIES = ("torch", "transformers", "tokenizers", "trl", "accelerate", "math-verify")
 
@@ -57,6 +58,7 @@ def parts(settings: Settings) -> list[tuple[str, str]]:
 def online(work: Work) -> None:
     """A checkpoint folder with `training.parquet` and `training.json`, as of the stage `train`.
 
+    If the reward collapses, training stops and the best save is the result: `stopped` in `training.json` says when and why.
     Inputs: `checkpoint` (start), `prompts`, and `reference` if loss.beta > 0. The batch size counts completions.
 
     Raises:
@@ -72,9 +74,12 @@ def online(work: Work) -> None:
     trainer = _trainer(work, adapted(policy, s.lora, work.seed) if s.lora else policy, tokenizer, prompts)
     if "reference" in work.inputs:
         _check_reference(work, trainer)
+    stop = stop_callback(work.scratch)
+    trainer.add_callback(stop)
     run(trainer, work)
     write_checkpoint(work, trainer, merge=s.lora is not None)
-    write_log(work, trainer, {"rows": len(prompts), "left_out": 0})
+    facts = {"rows": len(prompts), "left_out": 0, "vocabulary": policy.config.vocab_size}
+    write_log(work, trainer, facts | stop.facts)
 
 
 def _trainer(work: Work, policy: Any, tokenizer: Any, prompts: Sequence[Row]) -> Any:
@@ -82,7 +87,8 @@ def _trainer(work: Work, policy: Any, tokenizer: Any, prompts: Sequence[Row]) ->
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
     s: Settings = work.settings
-    common = arguments(work, len(prompts) * s.n / s.batch, validates=False) | {
+    shared = arguments(work, len(prompts) * s.n / s.batch, validates=False)
+    common = shared | saving(shared["max_steps"], s.save_every) | {
         "num_generations": s.n,
         "max_completion_length": s.max_tokens,
         "temperature": s.temperature,
