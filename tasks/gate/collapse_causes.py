@@ -47,15 +47,15 @@ GENTLER = "Lower the learning rate (train.learning_rate), or raise the KL coeffi
 
 def of_kl(curves: TrainingCurves) -> Cause | None:
     kl = curves.kl_per_token
-    if kl is None or kl.now.mean < KL_PER_TOKEN:
+    if kl is None or kl.now < KL_PER_TOKEN:
         return None
-    return Cause(f"KL went from {kl.lowest.mean:.2g} to {kl.now.mean:.3g} nats per token: the policy left its reference", GENTLER)
+    return Cause(f"KL went from {kl.lowest:.2g} to {kl.now:.3g} nats per token: the policy left its reference", GENTLER)
 
 
 def _of_noise(entropy: Course | None, vocabulary: int | None) -> Cause | None:
     if entropy is None:
         return None
-    now, lowest, limit = entropy.now.mean, entropy.lowest.mean, log(vocabulary) if vocabulary else None
+    now, lowest, limit = entropy.now, entropy.lowest, log(vocabulary) if vocabulary else None
     rose = now >= NOISE_RISE[0] * lowest and now >= lowest + NOISE_RISE[1]
     uniform = limit is not None and now >= NOISE_SHARE[0] * limit and lowest <= NOISE_SHARE[1] * limit
     if not rose and not uniform:
@@ -67,7 +67,7 @@ def _of_noise(entropy: Course | None, vocabulary: int | None) -> Cause | None:
 def _of_one_answer(entropy: Course | None) -> Cause | None:
     if entropy is None:
         return None
-    now, highest = entropy.now.mean, entropy.highest.mean
+    now, highest = entropy.now, entropy.highest
     if now > ONE_ANSWER[0] or now > ONE_ANSWER[1] * highest:
         return None
     return Cause(
@@ -80,20 +80,20 @@ def of_limit(curves: TrainingCurves, from_start: bool) -> Cause | None:
     """Answers that no longer end; with `from_start` also answers that never did. A constant length is that of the limit."""
     cut, length = curves.truncated, curves.length
     if cut is not None:
-        if cut.now.mean < CUT[0] or not (from_start or cut.lowest.mean <= CUT[1]):
+        if cut.now < CUT[0] or not (from_start or cut.lowest <= CUT[1]):
             return None
-        return Cause(f"{cut.now.mean:.0%} of the answers are cut at the token limit, at the least {cut.lowest.mean:.0%}", LONGER)
-    if length is None or not length.constant or not (from_start or length.now.mean > length.lowest.mean):
+        return Cause(f"{cut.now:.0%} of the answers are cut at the token limit, at the least {cut.lowest:.0%}", LONGER)
+    if length is None or not length.constant or not (from_start or length.now > length.lowest):
         return None
-    if length.now.mean < length.highest.mean:
+    if length.now < length.highest:
         return None
-    return Cause(f"all answers have {length.now.mean:.0f} tokens, which must be the token limit", LONGER)
+    return Cause(f"all answers have {length.now:.0f} tokens, which must be the token limit", LONGER)
 
 
 LONGER = "Raise the token limit (generate.max_tokens), or reward answers that end."
 
 
 def _of_empty(length: Course | None) -> Cause | None:
-    if length is None or length.now.mean > EMPTY * length.highest.mean:
+    if length is None or length.now > EMPTY * length.highest:
         return None
-    return Cause(f"answers shrank from {length.highest.mean:.0f} to {length.now.mean:.0f} tokens", GENTLER)
+    return Cause(f"answers shrank from {length.highest:.0f} to {length.now:.0f} tokens", GENTLER)

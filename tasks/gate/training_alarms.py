@@ -52,8 +52,10 @@ def training_alarms(
             as they are known.
     """
     curves = training_curves(log, loss, limits.tail)
-    stopped, vocabulary = facts.get("stopped"), facts.get("vocabulary")
-    causes = collapse_causes.causes(curves, vocabulary)
+    stopped, causes = facts.get("stopped"), collapse_causes.causes(curves, facts.get("vocabulary"))
+    if curves.reward and not causes:  # some show only while the reward falls
+        falling = [row for row in log if row["step"] <= curves.reward.now.last]
+        causes = collapse_causes.causes(training_curves(falling, loss, limits.tail), facts.get("vocabulary"))
     if stopped or (curves.reward and curves.reward.collapsed):
         about_reward = [_collapsed(stopped, curves.reward, causes), _of_finishing(before, after, limits)]
         return [alarm for alarm in about_reward if alarm]
@@ -187,7 +189,7 @@ def _collapsed(stopped: Mapping[str, Any] | None, seen: Fall | None, causes: Seq
         fall = Fall(Window(**stopped["best"]), Window(**stopped["now"]), stopped["errors"], stopped["left"])
         result = f" Training stopped at step {stopped['step']}; its result is the save of step {stopped['save']}."
     elif seen:
-        fall, result = seen, " Use a save from before the fall."
+        fall, result = seen, " It has not recovered. Use a save from before the fall."
     else:
         return None
     sentence = f"The reward collapsed: {_in_words(fall)}. {collapse_causes.in_words(causes)}{result}"
@@ -197,8 +199,8 @@ def _collapsed(stopped: Mapping[str, Any] | None, seen: Fall | None, causes: Seq
 def _in_words(fall: Fall) -> str:
     best, now = fall.best, fall.now
     return (
-        f"its mean was {best.mean:.2f} at its best (steps {best.first} to {best.last}) and {now.mean:.2f} at the end "
-        f"(steps {now.first} to {now.last})"
+        f"its mean was {best.mean:.2f} at its best (steps {best.first} to {best.last}) and {now.mean:.2f} in steps "
+        f"{now.first} to {now.last}"
     )
 
 

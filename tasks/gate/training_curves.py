@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import inf, isfinite, sqrt
 from statistics import mean, variance
 from typing import Any
 
 from data.recipe.loss import Loss
-from tasks.train.collapse import Fall, Window, fall_of, width_of, windows
+from tasks.train.collapse import Fall, fall_of, first_collapse, means, width_of
 
 Row = dict[str, Any]
 FEWEST = 3  # steps that count as the beginning: a collapse takes about five
@@ -17,11 +17,11 @@ FEWEST = 3  # steps that count as the beginning: a collapse takes about five
 
 @dataclass(frozen=True)
 class Course:
-    """Where a logged value was highest and lowest, and where it ended: means over running windows of steps."""
+    """The highest and the lowest running mean of a logged value, and the last one."""
 
-    highest: Window
-    lowest: Window
-    now: Window
+    highest: float
+    lowest: float
+    now: float
     constant: bool  # whether every value of the last window is the same
 
 
@@ -75,18 +75,20 @@ class _Log:
     steps: dict[str, list[int]]  # of the values
     tail: float
 
-    def course(self, *metrics: str) -> Course | None:
-        """The course of the first of the metrics that is logged; None if none is, or at fewer steps than a window has."""
+    def course(self, *metrics: str, until: float = inf) -> Course | None:
+        """The course of the first of the metrics that is logged, up to a step; None if there are fewer steps than a window."""
         for metric in metrics:
-            values = self.values.get(metric, [])
-            if found := windows(values, self.steps.get(metric, []), width_of(len(values))):
-                highest, lowest = (choose(found, key=lambda window: window.mean) for choose in (max, min))
-                return Course(highest, lowest, found[-1], len(set(values[-width_of(len(values)) :])) == 1)
+            steps = [step for step in self.steps.get(metric, []) if step <= until]
+            values, width = self.values.get(metric, [])[: len(steps)], width_of(len(self.values.get(metric, [])))
+            if found := means(values, width):
+                return Course(max(found), min(found), found[-1], len(set(values[-width:])) == 1)
         return None
 
     def fall(self, metric: str) -> Fall | None:
-        values = self.values.get(metric, [])
-        return fall_of(values, self.steps.get(metric, []), width_of(len(values)))
+        """The fall at the end; if the end is that of a collapse, the fall when it was first seen."""
+        values, steps = self.values.get(metric, []), self.steps.get(metric, [])
+        fall = fall_of(values, steps, width_of(len(values)))
+        return first_collapse(values, steps, width_of(len(values))) if fall and fall.collapsed else fall
 
     def all(self, metric: str) -> float | None:
         return self._mean(metric, slice(None))
@@ -146,15 +148,17 @@ def _without_reference(log: _Log, loss: Loss) -> TrainingCurves:
 def _online(log: _Log) -> TrainingCurves:
     kl, length = log.end("kl"), log.end("completions/mean_length")  # TRL averages the KL over tokens
     fall, spread = log.fall("reward"), log.all("reward_std")
+    # What happened at a collapse shows within a window after it was first seen; later, values drift anywhere.
+    until = 2 * fall.now.last - fall.now.first if fall and fall.collapsed else inf
     return TrainingCurves(
         kl=None if kl is None or length is None else kl * length,
         equal=_equal(log),
         reward=fall,
         lost=(fall.best.mean - fall.now.mean) / spread if fall and spread else None,
-        entropy=log.course("entropy"),
-        kl_per_token=log.course("kl"),
-        length=log.course("completions/mean_length", "completion_length"),
-        truncated=log.course("completions/clipped_ratio"),
+        entropy=log.course("entropy", until=until),
+        kl_per_token=log.course("kl", until=until),
+        length=log.course("completions/mean_length", "completion_length", until=until),
+        truncated=log.course("completions/clipped_ratio", until=until),
     )
 
 

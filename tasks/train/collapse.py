@@ -46,13 +46,15 @@ def width_of(steps: int) -> int:
     return max(FEWEST, round(SHARE * steps))
 
 
-def windows(values: Sequence[float], steps: Sequence[int], width: int) -> list[Window]:
-    """Every run of `width` values, in order. `steps[i]` is the step of `values[i]`."""
+def means(values: Sequence[float], width: int) -> list[float]:
+    """The mean of every run of `width` values, in order."""
     sums = list(accumulate(values, initial=0.0))
-    return [
-        Window((sums[end] - sums[end - width]) / width, steps[end - width], steps[end - 1])
-        for end in range(width, len(values) + 1)
-    ]
+    return [(after - before) / width for before, after in zip(sums, sums[width:], strict=False)]
+
+
+def window(values: Sequence[float], steps: Sequence[int], width: int, start: int) -> Window:
+    """The window that begins at a position. `steps[i]` is the step of `values[i]`."""
+    return Window(sum(values[start : start + width]) / width, steps[start], steps[start + width - 1])
 
 
 def noise(values: Sequence[float]) -> float:
@@ -68,12 +70,20 @@ def fall_of(values: Sequence[float], steps: Sequence[int], width: int) -> Fall |
     """How far the last window lies below the best one before it; None if there are fewer than two windows of values."""
     if len(values) < 2 * width:
         return None
-    *earlier, now = windows(values, steps, width)
-    best = max(earlier[: len(values) - 2 * width + 1], key=lambda window: window.mean)
+    found = means(values, width)
+    earlier = found[: len(values) - 2 * width + 1]
+    start = max(range(len(earlier)), key=earlier.__getitem__)
+    best, now = (window(values, steps, width, at) for at in (start, len(values) - width))
     lost, error = best.mean - now.mean, noise(values) * sqrt(2 / width)
-    floor = min(0.0, *values)
-    errors = lost / error if error else inf * lost if lost else 0.0
+    floor = min(0.0, min(values))
+    errors = lost / error if error else 0.0 if lost <= 0 else inf
     return Fall(best, now, errors, (now.mean - floor) / (best.mean - floor) if best.mean > floor else 1.0)
+
+
+def first_collapse(values: Sequence[float], steps: Sequence[int], width: int) -> Fall | None:
+    """The fall at the first step at which the reward had collapsed; None if it never had."""
+    falls = (fall_of(values[:end], steps[:end], width) for end in range(2 * width, len(values) + 1))
+    return next((fall for fall in falls if fall and fall.collapsed), None)
 
 
 def best_save(values: Sequence[float], interval: int, width: int) -> int | None:
