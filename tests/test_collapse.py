@@ -106,7 +106,9 @@ def test_a_save_is_judged_by_the_steps_after_it() -> None:
     assert best_save(values[:9], 5, 5) is None  # no save has five steps after it yet
 
 
-@pytest.mark.parametrize(("steps", "every", "expected"), [(500, 50, (50, 2)), (80, 50, (8, 2)), (80, 3, (3, 4)), (10, 50, (5, 2))])
+@pytest.mark.parametrize(
+    ("steps", "every", "expected"), [(500, 50, (50, 2)), (80, 50, (8, 2)), (80, 3, (3, 4)), (10, 50, (5, 2))]
+)
 def test_there_is_a_save_in_every_window(steps: int, every: int, expected: tuple[int, int]) -> None:
     # kept: the best one so far, and those whose next window is not yet over
     assert tuple(saving(steps, every).values()) == expected

@@ -27,10 +27,10 @@ def causes(curves: TrainingCurves, vocabulary: int | None) -> list[Cause]:
     """Everything that went wrong beside the reward, the likeliest cause first. `vocabulary`: tokens the model knows."""
     found = [
         of_kl(curves),
-        _of_noise(curves.entropy, vocabulary),
+        of_noise(curves.entropy, vocabulary),
         _of_one_answer(curves.entropy),
         of_limit(curves, from_start=False),
-        _of_empty(curves.length),
+        of_empty(curves.length),
     ]
     return [cause for cause in found if cause]
 
@@ -52,7 +52,7 @@ def of_kl(curves: TrainingCurves) -> Cause | None:
     return Cause(f"KL went from {kl.lowest:.2g} to {kl.now:.3g} nats per token: the policy left its reference", GENTLER)
 
 
-def _of_noise(entropy: Course | None, vocabulary: int | None) -> Cause | None:
+def of_noise(entropy: Course | None, vocabulary: int | None) -> Cause | None:
     if entropy is None:
         return None
     now, lowest, limit = entropy.now, entropy.lowest, log(vocabulary) if vocabulary else None
@@ -93,7 +93,7 @@ def of_limit(curves: TrainingCurves, from_start: bool) -> Cause | None:
 LONGER = "Raise the token limit (generate.max_tokens), or reward answers that end."
 
 
-def _of_empty(length: Course | None) -> Cause | None:
+def of_empty(length: Course | None) -> Cause | None:
     if length is None or length.now > EMPTY * length.highest:
         return None
     return Cause(f"answers shrank from {length.highest:.0f} to {length.now:.0f} tokens", GENTLER)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data.alarm import Alarm
+from data.alarm import Alarm, Level
 from data.recipe.loss import Loss
 from data.recipe.settings import Score
 from data.store.campaign import Metric
@@ -67,7 +67,7 @@ def training_alarms(
         _order_lost(curves, limits),
         _over_budget(curves, kl_budget),
         _reward_fell(curves, causes, limits),
-        _kl_blown_up(curves),
+        *_unlike_itself(curves, facts.get("vocabulary")),
         _all_equal(curves, limits),
         _of_finishing(before, after, limits),
     ]
@@ -86,7 +86,9 @@ def _one_step(loss: Loss, facts: Mapping[str, Any]) -> Alarm | None:
     )
 
 
-MORE_DATA = "For more data, raise prompts.per_round or generate.n, or use easier prompts; for more steps of it, raise train.epochs."
+MORE_DATA = (
+    "For more data, raise prompts.per_round or generate.n, or use easier prompts; for more steps of it, raise train.epochs."
+)
 
 
 def _from_data(facts: Mapping[str, Any]) -> str:
@@ -216,12 +218,19 @@ def _reward_fell(curves: TrainingCurves, causes: Sequence[collapse_causes.Cause]
     return Alarm("ALARM", "training", "reward fell", sentence)
 
 
-def _kl_blown_up(curves: TrainingCurves) -> Alarm | None:
-    """Without a budget too: at a nat per token, texts of the policy have next to no probability under the reference."""
-    cause = collapse_causes.of_kl(curves)
-    if not cause:
-        return None
-    return Alarm("ALARM", "training", "KL blow-up", f"{cause.finding[0].upper()}{cause.finding[1:]}. {cause.remedy}")
+def _unlike_itself(curves: TrainingCurves, vocabulary: int | None) -> list[Alarm]:
+    """KL, entropy and length on their own, while the reward holds: it may be about to fall, or be fooled."""
+    found: list[tuple[Level, str, collapse_causes.Cause | None]] = [
+        ("ALARM", "KL blow-up", collapse_causes.of_kl(curves)),
+        ("watch", "noise", collapse_causes.of_noise(curves.entropy, vocabulary)),
+        ("watch", "token limit", collapse_causes.of_limit(curves, from_start=curves.truncated is not None)),
+        ("watch", "empty answers", collapse_causes.of_empty(curves.length)),
+    ]
+    return [
+        Alarm(level, "training", name, f"{cause.finding[0].upper()}{cause.finding[1:]}. {cause.remedy}")
+        for level, name, cause in found
+        if cause
+    ]
 
 
 def _all_equal(curves: TrainingCurves, limits: Limits) -> Alarm | None:
@@ -231,7 +240,8 @@ def _all_equal(curves: TrainingCurves, limits: Limits) -> Alarm | None:
     if cause := collapse_causes.of_limit(curves, from_start=True):
         return Alarm("watch", "training", "rewards all equal", f"{start} Likely cause: {cause.finding}. {cause.remedy}")
     remedy = (
-        "Use prompts that are neither too easy nor too hard ([[curate]] pass_rate_band), or more samples per prompt (generate.n)."
+        "Use prompts that are neither too easy nor too hard ([[curate]] pass_rate_band), or more samples of a prompt "
+        "(generate.n)."
     )
     return Alarm("watch", "training", "rewards all equal", f"{start} {remedy}")
 

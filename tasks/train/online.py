@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +22,9 @@ from tasks.train.train import adapted, run, write_checkpoint, write_log
 from tasks.train.train import libraries as libraries  # the libraries of adapters
 from tasks.train.trainers import arguments
 
-VERSION = 5  # 5: a training whose reward collapses ends with its best save. 4: a score that does not apply counts as its prompt's mean; BNPO divides by the tokens of the whole batch
+# 5: a training whose reward collapses ends with its best save, and one resumed after an epoch reads the prompts of the next.
+# 4: a score that does not apply counts as its prompt's mean; BNPO divides by the tokens of the whole batch
+VERSION = 5
 LAUNCHED = True
 LIBRARIES = ("torch", "transformers", "tokenizers", "trl", "accelerate", "math-verify")
 
@@ -88,14 +91,18 @@ def _trainer(work: Work, policy: Any, tokenizer: Any, prompts: Sequence[Row]) ->
 
     s: Settings = work.settings
     shared = arguments(work, len(prompts) * s.n / s.batch, validates=False)
-    common = shared | saving(shared["max_steps"], s.save_every) | {
-        "num_generations": s.n,
-        "max_completion_length": s.max_tokens,
-        "temperature": s.temperature,
-        "top_p": s.top_p,
-        "beta": s.loss.beta,
-        "reward_weights": [reward.weight for reward in s.rewards],
-    }
+    common = (
+        shared
+        | saving(shared["max_steps"], s.save_every)
+        | {
+            "num_generations": s.n,
+            "max_completion_length": s.max_tokens,
+            "temperature": s.temperature,
+            "top_p": s.top_p,
+            "beta": s.loss.beta,
+            "reward_weights": [reward.weight for reward in s.rewards],
+        }
+    )
     if s.loss.name == "rloo":
         kind, config = RLOOTrainer, RLOOConfig(**common)
     else:  # Dr. GRPO is also the name for not dividing by the group's standard deviation (arXiv 2503.20783)
@@ -116,9 +123,18 @@ def _trainer(work: Work, policy: Any, tokenizer: Any, prompts: Sequence[Row]) ->
 
 
 def _in_batches(kind: type[Any], together: int) -> type[Any]:
-    """The trainer, sampling `together` completions at once: TRL would hold the KV caches of a whole optimizer step."""
+    """The trainer, sampling `together` completions at once: TRL would hold the KV caches of a whole optimizer step.
+
+    Each epoch's order of prompts depends on its number. TRL's depends on how many this process began, so that a training
+    resumed after its first epoch would see other prompts.
+    """
 
     class InBatches(kind):  # type: ignore[misc]
+        def _get_train_sampler(self, *of: Any) -> Any:
+            sampler = super()._get_train_sampler(*of)
+            sampler.set_epoch = functools.partial(_order_of_epoch, sampler)  # the trainer calls it as an epoch begins
+            return sampler
+
         def _generate_single_turn(
             self, prompt_ids: Sequence[Any], images: Any, multimodal_fields: Row, *rest: Any, **more: Any
         ) -> Any:
@@ -133,6 +149,15 @@ def _in_batches(kind: type[Any], together: int) -> type[Any]:
 
     InBatches.__name__ = kind.__name__
     return InBatches
+
+
+def _order_of_epoch(sampler: Any, epoch: int) -> None:
+    """Put the sampler's generator where it is in an uninterrupted training when the epoch begins."""
+    import torch
+
+    sampler.generator.manual_seed(sampler.seed)
+    for _ in range(epoch):
+        torch.randperm(sampler.num_samples, generator=sampler.generator)
 
 
 def _rewards(work: Work, tokenizer: Any, prompts: Sequence[Row]) -> list[Callable[..., list[float | None]]]:
