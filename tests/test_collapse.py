@@ -83,7 +83,8 @@ def test_a_fall_is_measured_against_the_best_window_before_it() -> None:
     # 5 of .2, 5 of .8, 5 of .2: the best window is the middle one, and a quarter of it is left
     fall = fall_of([0.2] * 5 + [0.8] * 5 + [0.2] * 5, range(10, 160, 10), 5)
     assert fall is not None
-    assert (fall.best, fall.now) == (Window(pytest.approx(0.8), 60, 100), Window(pytest.approx(0.2), 110, 150))
+    assert (fall.best.first, fall.best.last, fall.now.first, fall.now.last) == (60, 100, 110, 150)
+    assert (fall.best.mean, fall.now.mean) == pytest.approx((0.8, 0.2))
     assert fall.left == pytest.approx(0.25)
     assert fall_of([0.8] * 9, range(9), 5) is None  # not yet two windows
 
