@@ -17,7 +17,7 @@ from data.store.store import hash_folder
 from tasks.gate.training_alarms import training_alarms
 from tasks.run.work import stage_module
 from tasks.score.scorers import Score
-from tasks.train.collapse import LEFT, Fall, Window, best_save, fall_of, first_collapse, width_of
+from tasks.train.collapse import LEFT, Fall, best_save, fall_of, first_collapse, width_of
 from tasks.train.early_stop import rewards_of, saving
 from tests.test_train import read, work_of
 

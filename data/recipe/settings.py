@@ -373,8 +373,8 @@ class Train(Strict):
     save_every: int = Field(
         50,
         ge=1,
-        description="steps between saves during training; a crash loses at most these steps. An online loss saves at least every "
-        "tenth of its steps (or every 5), so that a collapse of the reward can end with the best save",
+        description="steps between saves during training; a crash loses at most these steps. An online loss saves at least "
+        "every tenth of its steps (or every 5), so that a collapse of the reward can end with the best save",
     )
 
     @model_validator(mode="after")
