@@ -50,6 +50,10 @@ class PromptsError(WrongUse):
     """A prompts file that is missing, lacks a column or has a bad row, which is named."""
 
 
+class LogError(WrongUse):
+    """A training log that is missing, has a bad row (which is named) or none of the columns."""
+
+
 class ModelError(WrongUse):
     """A model directory that is missing, incomplete or not safetensors."""
 

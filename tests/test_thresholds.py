@@ -189,6 +189,12 @@ def alarms(values: Values, loss: Loss, steps: int = 50, budget: float = 0.0) -> 
         ("loss stuck", Loss(name="sppo_hard", beta=0.001), LEARNS, "rewards/margins", (0.0, 0.00051), (0.0, 0.00049)),
         ("reward fell", ONLINE, SAMPLES, "reward", (0.5, 0.451), (0.5, 0.449)),  # a tenth of the standard deviation, 0.5
         ("rewards all equal", ONLINE, SAMPLES, "frac_reward_zero_std", (0.5, 0.949), (0.5, 0.951)),
+        ("reward collapse", ONLINE, SAMPLES, "reward", (0.6, 0.201), (0.6, 0.199)),  # a third is left
+        ("KL blow-up", ONLINE, SAMPLES, "kl", (0.0, 0.999), (0.0, 1.001)),  # nats per token
+        ("noise", ONLINE, SAMPLES, "entropy", (0.1, 1.099), (0.1, 1.101)),  # a nat above its lowest ...
+        ("noise", ONLINE, SAMPLES, "entropy", (1.0, 2.999), (1.0, 3.001)),  # ... and three times that
+        ("token limit", ONLINE, SAMPLES, "completions/clipped_ratio", (0.1, 0.899), (0.1, 0.901)),
+        ("empty answers", ONLINE, SAMPLES, "completions/mean_length", (100.0, 20.1), (100.0, 19.9)),
     ],
 )
 def test_each_limit_of_training_has_two_sides(

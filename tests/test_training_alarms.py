@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data.alarm import Alarm
@@ -161,6 +162,105 @@ def test_an_online_phase_is_watched(loss: str) -> None:
     assert seen(2.0) == {"KL over budget": "ALARM"}
     assert seen(reward=(0.5, 0.3)) == {"reward fell": "ALARM"}
     assert seen(frac_reward_zero_std=(0.5, 1.0), reward=(0.9, 1.0)) == {"rewards all equal": "watch"}
+
+
+# A reward that goes from .1 to .8 and back; then each course of entropy, length and KL that public logs of collapses show.
+COLLAPSE = {
+    "reward": (0.1, 0.8, 0.05),
+    "reward_std": (0.3, 0.4, 0.2),
+    "entropy": (0.6, 0.3, 0.3),
+    "kl": (0.0, 0.05, 0.05),
+    "completions/mean_length": (200.0, 250.0, 250.0),
+    "completions/clipped_ratio": (0.05, 0.02, 0.05),
+    "frac_reward_zero_std": (0.3, 0.3, 1.0),
+}
+
+
+def rises_and_ends(**changed: tuple[float, ...]) -> list[dict[str, Any]]:
+    """100 steps of every metric: up to its second value at step 60, at the third from step 75 on; () leaves it out."""
+    courses = COLLAPSE | {name.replace("__", "/"): course for name, course in changed.items()}
+    return [
+        {"step": step, "metric": name, "value": float(np.interp(step, [1, 60, 65, 75], [*course[:2], course[1], course[2]]))}
+        for name, course in courses.items()
+        if course
+        for step in range(1, 101)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "cause"),
+    [
+        ({"kl": (0.0, 0.05, 27.0)}, "nats per token: the policy left its reference"),
+        ({"entropy": (0.6, 0.3, 11.9)}, "the text is turning to noise"),
+        ({"entropy": (2.4, 2.3, 3.4)}, "at most 3.47 = ln 32 is possible: the text is turning to noise"),
+        ({"entropy": (0.6, 0.3, 0.0)}, "the policy gives one answer"),
+        ({"completions__clipped_ratio": (0.05, 0.02, 1.0)}, "100% of the answers are cut at the token limit"),
+        ({"completions__clipped_ratio": (), "completions__mean_length": (90.0, 95.0, 256.0)}, "all answers have 256 tokens"),
+        ({"completions__mean_length": (200.0, 250.0, 3.0)}, "answers shrank from 2"),
+        ({}, "do not say why"),
+    ],
+)
+def test_a_rise_and_collapse_is_one_alarm_with_its_cause(changed: dict[str, tuple[float, ...]], cause: str) -> None:
+    # the first steps are as bad as the last: compared with them nothing fell. No second alarm says the same or another cause
+    [alarm] = training_alarms(rises_and_ends(**changed), Loss(name="grpo"), WHOLE, WHOLE, facts={"vocabulary": 32})
+    assert (alarm.level, alarm.name) == ("ALARM", "reward collapse")
+    assert cause in alarm.sentence
+    assert "It has not recovered" in alarm.sentence
+
+
+def test_a_reward_that_recovers_has_not_collapsed() -> None:
+    # .8, then 0 for 15 steps, then .8 again: nothing fell in the end
+    log = [row | {"value": 0.8} if row["metric"] == "reward" and row["step"] > 85 else row for row in rises_and_ends()]
+    log = [row for row in log if row["metric"] != "frac_reward_zero_std"]
+    assert training_alarms(log, Loss(name="grpo"), WHOLE, WHOLE) == []
+
+
+def test_what_is_wrong_beside_the_reward_is_said_while_it_holds() -> None:
+    # each alone, with the reward at its best: KL without a budget is an ALARM, the rest a watch
+    fine = {"reward": (0.1, 0.8, 0.8), "frac_reward_zero_std": (0.3, 0.3, 0.3)}
+
+    def seen(**wrong: tuple[float, ...]) -> dict[str, str]:
+        return named(training_alarms(rises_and_ends(**(fine | wrong)), Loss(name="grpo"), WHOLE, WHOLE))
+
+    assert seen() == seen(entropy=(0.6, 0.3, 0.0)) == {}  # sure and right is no fault
+    assert seen(kl=(0.0, 0.05, 27.0)) == {"KL blow-up": "ALARM"}
+    assert seen(entropy=(0.6, 0.3, 5.0)) == {"noise": "watch"}
+    assert seen(completions__clipped_ratio=(0.9, 0.95, 1.0)) == {"token limit": "watch"}
+    assert seen(completions__mean_length=(200.0, 250.0, 3.0)) == {"empty answers": "watch"}
+
+
+def test_equal_rewards_have_their_cause_named() -> None:
+    # nothing is ever right because no answer ends: other prompts would not help
+    log = rises_and_ends(
+        reward=(0.0, 0.0, 0.0), frac_reward_zero_std=(), reward_std=(0.0, 0.0, 0.0), completions__clipped_ratio=(),
+        completions__mean_length=(256.0, 256.0, 256.0),
+    )  # fmt: skip
+    [alarm] = training_alarms(log, Loss(name="grpo"), WHOLE, WHOLE)
+    assert alarm.name == "rewards all equal"
+    assert "all answers have 256 tokens" in alarm.sentence
+    assert "generate.max_tokens" in alarm.sentence
+
+
+FEW_PAIRS = {"pairs": 6, "prompts": 40, "prompts_without": {"all wrong": 34, "all right": 0}}
+
+
+def test_one_step_is_not_called_stuck() -> None:
+    # a step's margin is logged before its update, so one step always shows 0. The cause is that 34 of 40 prompts gave no pair
+    log = [{"step": 1, "metric": name, "value": value} for name, value in {"rewards/margins": 0.0, "loss": 0.69}.items()]
+    [alarm] = training_alarms(log, DPO, WHOLE, WHOLE, facts={"steps": 1, **FEW_PAIRS})
+    assert (alarm.level, alarm.name) == ("watch", "one step")
+    assert "a single step on 6 pairs from 40 prompts (prompts without: 34 all wrong)" in alarm.sentence
+    assert "learning_rate" not in alarm.sentence
+
+
+@pytest.mark.parametrize(("steps", "names_data"), [(9, True), (10, False)])
+def test_a_standstill_after_few_steps_names_the_data(steps: int, names_data: bool) -> None:
+    # below ten steps the data is the likelier cause than the learning rate
+    log = log_of(rewards__margins=0.003)
+    [alarm] = training_alarms(log, DPO, WHOLE, WHOLE, facts={"steps": steps, **FEW_PAIRS})
+    assert alarm.name == "loss stuck"
+    assert (f"only {steps} steps on 6 pairs" in alarm.sentence) == names_data
+    assert ("learning_rate" in alarm.sentence) != names_data
 
 
 @pytest.mark.slow

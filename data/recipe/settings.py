@@ -370,7 +370,12 @@ class Train(Strict):
     )
     replay: bool = Field(False, description="add the given solutions of the seed split to the training data")
     minimum: int = Field(8, ge=1, description="with fewer rows or pairs than this, the round ends without training")
-    save_every: int = Field(50, ge=1, description="steps between saves during training; a crash loses at most these steps")
+    save_every: int = Field(
+        50,
+        ge=1,
+        description="steps between saves during training; a crash loses at most these steps. An online loss saves at least "
+        "every tenth of its steps (or every 5), so that a collapse of the reward can end with the best save",
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> Train:

@@ -18,6 +18,7 @@ from data.recipe.settings import Hardware, Prompts
 from data.rows import tables
 from data.store.store import Artifact, Store, canonical, sha256_text
 from flows.commands.options import Columns, Home, Json, overrides
+from flows.commands.training_log import audit_log
 from flows.round.deliver import deliver
 from flows.service import environment
 from flows.terminal import err, line, out
@@ -33,8 +34,9 @@ Call = Callable[["Stage", BaseModel, Mapping[str, "Input"]], Artifact]
 
 def audit(
     sources: Annotated[
-        list[Path], typer.Argument(metavar="A B ...", help="Files of outputs, or checkpoints, the oldest first; at least two.")
-    ],
+        list[Path] | None,
+        typer.Argument(metavar="[A B ...]", help="Files of outputs, or checkpoints, the oldest first; at least two."),
+    ] = None,
     columns: Columns = "",
     gold: Annotated[
         str, typer.Option(help="Column with the verdict on each output: 1 = right, 0 = wrong.", metavar="COLUMN")
@@ -43,6 +45,13 @@ def audit(
     prompts: Annotated[Path | None, typer.Option(help="Checkpoints only: file of prompts to sample completions for.")] = None,
     samples: Annotated[int, typer.Option(help="Checkpoints only: completions per prompt.", min=1)] = 4,
     max_tokens: Annotated[int, typer.Option(help="Checkpoints only: most tokens per completion.", min=1)] = 512,
+    training_log: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of outputs: a training log of TRL, verl or OpenRLHF; of any other program with --map.",
+            metavar="FILE",
+        ),
+    ] = None,
     name: Annotated[str, typer.Option(help="Name of the audit in MLflow (default: 'FIRST to LAST', from the sources).")] = "",
     home: Home = None,
     as_json: Json = False,
@@ -60,11 +69,18 @@ def audit(
       ratchet audit round0.parquet round1.parquet --gold correct --judge score --json
 
       ratchet audit ./base ./tuned --prompts questions.jsonl --samples 4
+
+      ratchet audit --training-log trainer_state.json
+
+      ratchet audit --training-log run.csv --map reward=score,length=tokens
     """
     from registry.audits import record_audit
 
-    if len(sources) < 2:
-        raise typer.BadParameter("expected at least two files or checkpoints, oldest first")
+    if training_log is not None and not sources:
+        audit_log(training_log, columns, as_json)
+        return
+    if training_log is not None or sources is None or len(sources) < 2:
+        raise typer.BadParameter("expected at least two files or checkpoints, oldest first, or --training-log FILE alone")
     folder = environment.home_of(home)
     environment.prepare(folder)
     options = _Options(_mapping(columns), {"gold": gold, "judge": judge}, prompts, samples, max_tokens)

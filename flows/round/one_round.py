@@ -73,7 +73,7 @@ def one_round(stages: Stages, history: History, resolve_verdict: Callable[[Verdi
     metrics |= judge_metrics(stages, history, prompts, data.samples)
     ledger = compare_with_round_zero(stages, history, prompts, checkpoint, last.head if skipped else start, data.samples)
     log = None if skipped else stages.training_log(checkpoint)
-    alarms = alarms_of_training(stages, history, start, log, metrics) if log else []
+    alarms = alarms_of_training(stages, history, start, log, metrics, data.facts) if log else []
     alarms += forgetting(metrics, last.metrics) + uninformative_judges(metrics, last.metrics, recipe.score)
     alarms += biased_judges(metrics, last.metrics, recipe.score)
     alarms = by_gravity(with_full_kl(recipe, alarms, ledger) + ledger_alarms(ledger))
@@ -133,11 +133,12 @@ def sampled_of_champion(stages: Stages, history: History) -> dict[str, Artifact]
 
 
 def alarms_of_training(
-    stages: Stages, history: History, start: Ref, log: Artifact, metrics: Mapping[str, Metric]
+    stages: Stages, history: History, start: Ref, log: Artifact, metrics: Mapping[str, Metric], chosen: Mapping[str, Any]
 ) -> list[Alarm]:
-    """Alarms from the training log and from the metrics before and after training."""
+    """Alarms from the training log, from the metrics before and after training, and from facts about what was chosen."""
     before, rows = history.measured(start.digest).metrics, tables.read(log.file("training.parquet"), tables.TRAINING)
-    return training_alarms(rows.to_pylist(), stages.recipe.loss, before, metrics, stages.recipe.gate.kl_budget)
+    facts = training_facts(log)["trained"] | chosen
+    return training_alarms(rows.to_pylist(), stages.recipe.loss, before, metrics, stages.recipe.gate.kl_budget, facts)
 
 
 def with_full_kl(recipe: Recipe, alarms: Sequence[Alarm], ledger: Artifact | None) -> list[Alarm]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from data.alarm import Alarm
+from data.alarm import Alarm, Level
 from data.recipe.loss import Loss
 from data.recipe.settings import Score
 from data.store.campaign import Metric
+from tasks.gate import collapse_causes
 from tasks.gate.training_curves import Row, TrainingCurves, training_curves
+from tasks.train.collapse import Fall, Window
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,9 @@ class Limits:
     displaced_token: float = 0.1  # the same per token, for losses that use means over tokens
     exploded: float = 20.0  # reward margin; 1 - sigmoid(20) is 2e-9
     ranking: float = 0.05  # fall of the share of pairs whose chosen completion is likelier
-    reward: float = 0.1  # fall of an online reward, in standard deviations: 5 points of accuracy at 50%
+    reward: float = 0.1  # fall of an online reward, in standard deviations: 5 points of accuracy at 50% ...
+    errors: float = 4.0  # ... and in standard errors: the best of many windows is compared
+    few: int = 10  # optimizer steps below which a training that learned nothing had too few
     equal: float = 0.95  # share of prompts whose samples all have the same reward
     finished: float = 0.05  # fall of the share of completions that end by themselves; four times that is a STOP
 
@@ -34,6 +39,7 @@ def training_alarms(
     before: Mapping[str, Metric],
     after: Mapping[str, Metric],
     kl_budget: float = 0.0,
+    facts: Mapping[str, Any] = {},
     limits: Limits = Limits(),
 ) -> list[Alarm]:
     """Alarms about one training. A check is skipped if the loss's trainer does not log the values it needs.
@@ -42,32 +48,77 @@ def training_alarms(
         log: rows of TRAINING.
         before, after: held-out metrics of the checkpoint that training started from, and of its result.
         kl_budget: nats per completion that the policy may move away from the reference; 0 = no budget.
+        facts: of the data (pairs or rows, prompts, prompts_without) and of training.json (steps, vocabulary, stopped), as far
+            as they are known.
     """
     curves = training_curves(log, loss, limits.tail)
+    stopped, causes = facts.get("stopped"), collapse_causes.causes(curves, facts.get("vocabulary"))
+    if curves.reward and not causes:  # some show only while the reward falls
+        falling = [row for row in log if row["step"] <= curves.reward.now.last]
+        causes = collapse_causes.causes(training_curves(falling, loss, limits.tail), facts.get("vocabulary"))
+    if stopped or (curves.reward and curves.reward.collapsed):
+        about_reward = [_collapsed(stopped, curves.reward, causes), _of_finishing(before, after, limits)]
+        return [alarm for alarm in about_reward if alarm]
     alarms = [
-        _stuck(curves, loss, limits),
+        _one_step(loss, facts),
+        _stuck(curves, loss, facts, limits),
         _exploded(curves, limits),
         _displaced(curves, loss, limits),
         _order_lost(curves, limits),
         _over_budget(curves, kl_budget),
-        _reward_fell(curves, limits),
+        _reward_fell(curves, causes, limits),
+        *_unlike_itself(curves, facts.get("vocabulary")),
         _all_equal(curves, limits),
         _of_finishing(before, after, limits),
     ]
     return [alarm for alarm in alarms if alarm]
 
 
-def _stuck(curves: TrainingCurves, loss: Loss, limits: Limits) -> Alarm | None:
-    learned = curves.learned
-    if learned is None or abs(learned) >= limits.margin or abs(learned) / loss.beta >= limits.still:
+def _one_step(loss: Loss, facts: Mapping[str, Any]) -> Alarm | None:
+    """The margin and the loss of a step are logged before its update: of one step they are those of the start."""
+    if facts.get("steps") != 1 or loss.kind.data == "online":
         return None
+    return Alarm(
+        "watch",
+        "training",
+        "one step",
+        f"Training was a single step{_from_data(facts)}, so the log cannot show whether anything was learned. {MORE_DATA}",
+    )
+
+
+MORE_DATA = (
+    "For more data, raise prompts.per_round or generate.n, or use easier prompts; for more steps of it, raise train.epochs."
+)
+
+
+def _from_data(facts: Mapping[str, Any]) -> str:
+    """What a training read, in words: ' on 6 pairs from 40 prompts (prompts without: 34 all wrong)'; "" if it is not known."""
+    unit = next((name for name in ("pairs", "rows") if facts.get(name) is not None), None)
+    if unit is None:
+        return ""
+    text = f" on {facts[unit]} {unit}"
+    if facts.get("prompts") is not None:
+        text += f" from {facts['prompts']} prompts"
+    without = ", ".join(f"{count} {why}" for why, count in facts.get("prompts_without", {}).items() if count)
+    return f"{text} (prompts without: {without})" if without else text
+
+
+def _stuck(curves: TrainingCurves, loss: Loss, facts: Mapping[str, Any], limits: Limits) -> Alarm | None:
+    learned, steps = curves.learned, facts.get("steps")
+    if learned is None or abs(learned) >= limits.margin or abs(learned) / loss.beta >= limits.still or steps == 1:
+        return None
+    few = steps is not None and steps < limits.few
+    remedy = f"Training made only {steps} steps{_from_data(facts)}. {MORE_DATA}" if few else LEARN_MORE
     return Alarm(
         "watch",
         "training",
         "loss stuck",
         f"No learning: the final reward margin is {curves.margin:+.3f}, and the loss is where it began (0.69 for sigmoid). "
-        "Raise train.learning_rate, train.steps or loss.beta.",
+        + remedy,
     )
+
+
+LEARN_MORE = "Raise train.learning_rate, train.steps or loss.beta."
 
 
 def _exploded(curves: TrainingCurves, limits: Limits) -> Alarm | None:
@@ -135,28 +186,65 @@ def _over_budget(curves: TrainingCurves, budget: float) -> Alarm | None:
     )
 
 
-def _reward_fell(curves: TrainingCurves, limits: Limits) -> Alarm | None:
-    if curves.reward is None or -curves.reward <= limits.reward:
+def _collapsed(stopped: Mapping[str, Any] | None, seen: Fall | None, causes: Sequence[collapse_causes.Cause]) -> Alarm | None:
+    """A watch if training stopped in time, since its result is then a save from before the collapse."""
+    if stopped:
+        fall = Fall(Window(**stopped["best"]), Window(**stopped["now"]), stopped["errors"], stopped["left"])
+        result = f" Training stopped at step {stopped['step']}; its result is the save of step {stopped['save']}."
+    elif seen:
+        fall, result = seen, " It has not recovered. Use a save from before the fall."
+    else:
         return None
-    return Alarm(
-        "ALARM",
-        "training",
-        "reward fell",
-        f"The mean reward of the samples fell by {-curves.reward:.2f} standard deviations during training. Lower "
-        "train.learning_rate or raise loss.beta.",
+    sentence = f"The reward collapsed: {_in_words(fall)}. {collapse_causes.in_words(causes)}{result}"
+    return Alarm("watch" if stopped else "ALARM", "training", "reward collapse", sentence)
+
+
+def _in_words(fall: Fall) -> str:
+    best, now = fall.best, fall.now
+    return (
+        f"its mean was {best.mean:.2f} at its best (steps {best.first} to {best.last}) and {now.mean:.2f} in steps "
+        f"{now.first} to {now.last}"
     )
+
+
+def _reward_fell(curves: TrainingCurves, causes: Sequence[collapse_causes.Cause], limits: Limits) -> Alarm | None:
+    if curves.reward is None or curves.lost is None:
+        return None
+    if curves.lost <= limits.reward or curves.reward.errors <= limits.errors:
+        return None
+    sentence = (
+        f"The reward fell by {curves.lost:.2f} standard deviations from its best: {_in_words(curves.reward)}. "
+        f"{collapse_causes.in_words(causes)}"
+    )
+    return Alarm("ALARM", "training", "reward fell", sentence)
+
+
+def _unlike_itself(curves: TrainingCurves, vocabulary: int | None) -> list[Alarm]:
+    """KL, entropy and length on their own, while the reward holds: it may be about to fall, or be fooled."""
+    found: list[tuple[Level, str, collapse_causes.Cause | None]] = [
+        ("ALARM", "KL blow-up", collapse_causes.of_kl(curves)),
+        ("watch", "noise", collapse_causes.of_noise(curves.entropy, vocabulary)),
+        ("watch", "token limit", collapse_causes.of_limit(curves, from_start=curves.truncated is not None)),
+        ("watch", "empty answers", collapse_causes.of_empty(curves.length)),
+    ]
+    return [
+        Alarm(level, "training", name, f"{cause.finding[0].upper()}{cause.finding[1:]}. {cause.remedy}")
+        for level, name, cause in found
+        if cause
+    ]
 
 
 def _all_equal(curves: TrainingCurves, limits: Limits) -> Alarm | None:
     if curves.equal is None or curves.equal <= limits.equal:
         return None
-    return Alarm(
-        "watch",
-        "training",
-        "rewards all equal",
-        f"For {curves.equal:.0%} of the prompts all samples have the same reward, so there is nothing to learn from them. Use "
-        "prompts that are neither too easy nor too hard ([[curate]] pass_rate_band), or raise generate.n.",
+    start = f"For {curves.equal:.0%} of the prompts all samples have the same reward, so there is nothing to learn from them."
+    if cause := collapse_causes.of_limit(curves, from_start=True):
+        return Alarm("watch", "training", "rewards all equal", f"{start} Likely cause: {cause.finding}. {cause.remedy}")
+    remedy = (
+        "Use prompts that are neither too easy nor too hard ([[curate]] pass_rate_band), or more samples of a prompt "
+        "(generate.n)."
     )
+    return Alarm("watch", "training", "rewards all equal", f"{start} {remedy}")
 
 
 def _of_finishing(before: Mapping[str, Metric], after: Mapping[str, Metric], limits: Limits) -> Alarm | None:

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, isfinite, sqrt
 from statistics import mean, variance
 from typing import Any
 
 from data.recipe.loss import Loss
+from tasks.train.collapse import Fall, fall_of, first_collapse, means, width_of
 
 Row = dict[str, Any]
 FEWEST = 3  # steps that count as the beginning: a collapse takes about five
+
+
+@dataclass(frozen=True)
+class Course:
+    """The highest and the lowest running mean of a logged value, and the last one."""
+
+    highest: float
+    lowest: float
+    now: float
+    constant: bool  # whether every value of the last window is the same
 
 
 @dataclass(frozen=True)
@@ -29,16 +40,24 @@ class TrainingCurves:
     per_token: bool = False
     order: tuple[float, float] | None = None  # share of pairs whose chosen side is likelier, at the beginning and the end
     kl: float | None = None  # nats per completion from the reference
-    reward: float | None = None  # online: change of the mean reward, in standard deviations of a completion's reward
-    equal: float | None = None  # share of prompts whose completions all have the same reward, at the end
+    equal: float | None = None  # online: share of prompts whose completions all have the same reward, at the end
+    reward: Fall | None = None  # online: how far the mean reward ended below its best
+    lost: float | None = None  # the same in standard deviations of a completion's reward
+    entropy: Course | None = None  # online: nats per token
+    kl_per_token: Course | None = None  # online: nats per token from the reference
+    length: Course | None = None  # online: tokens of a completion
+    truncated: Course | None = None  # online: share of completions that are cut at the token limit
 
 
 def training_curves(log: Sequence[Row], loss: Loss, tail: float) -> TrainingCurves:
     """The curves of a training by `loss`, from rows of TRAINING; `tail` is the share of the steps that counts as the end."""
     values: dict[str, list[float]] = {}
+    steps: dict[str, list[int]] = {}
     for row in log:
-        values.setdefault(row["metric"], []).append(row["value"])
-    metrics = _Log(values, tail)
+        if isfinite(row["value"]):  # a step whose samples have no reward logs NaN
+            values.setdefault(row["metric"], []).append(row["value"])
+            steps.setdefault(row["metric"], []).append(row["step"])
+    metrics = _Log(values, steps, tail)
     match loss.kind.trainer:
         case "dpo" | "kto":
             return _from_reference(metrics, loss)
@@ -53,10 +72,26 @@ def training_curves(log: Sequence[Row], loss: Loss, tail: float) -> TrainingCurv
 @dataclass(frozen=True)
 class _Log:
     values: dict[str, list[float]]
+    steps: dict[str, list[int]]  # of the values
     tail: float
 
-    def first(self, metric: str) -> float | None:
-        return self._mean(metric, slice(None, FEWEST))
+    def course(self, *metrics: str, until: float = inf) -> Course | None:
+        """The course of the first of the metrics that is logged, up to a step; None if there are fewer steps than a window."""
+        for metric in metrics:
+            steps = [step for step in self.steps.get(metric, []) if step <= until]
+            values, width = self.values.get(metric, [])[: len(steps)], width_of(len(self.values.get(metric, [])))
+            if found := means(values, width):
+                return Course(max(found), min(found), found[-1], len(set(values[-width:])) == 1)
+        return None
+
+    def fall(self, metric: str) -> Fall | None:
+        """The fall at the end; if the end is that of a collapse, the fall when it was first seen."""
+        values, steps = self.values.get(metric, []), self.steps.get(metric, [])
+        fall = fall_of(values, steps, width_of(len(values)))
+        return first_collapse(values, steps, width_of(len(values))) if fall and fall.collapsed else fall
+
+    def all(self, metric: str) -> float | None:
+        return self._mean(metric, slice(None))
 
     def start(self, metric: str) -> float | None:
         return self._mean(metric, slice(None, self._steps(metric)))
@@ -112,9 +147,24 @@ def _without_reference(log: _Log, loss: Loss) -> TrainingCurves:
 
 def _online(log: _Log) -> TrainingCurves:
     kl, length = log.end("kl"), log.end("completions/mean_length")  # TRL averages the KL over tokens
-    change, spread = log.change("reward"), log.first("reward_std")
+    fall, spread = log.fall("reward"), log.all("reward_std")
+    # What happened at a collapse shows within a window after it was first seen; later, values drift anywhere.
+    until = 2 * fall.now.last - fall.now.first if fall and fall.collapsed else inf
     return TrainingCurves(
         kl=None if kl is None or length is None else kl * length,
-        reward=change / spread if change is not None and spread else None,
-        equal=log.end("frac_reward_zero_std"),
+        equal=_equal(log),
+        reward=fall,
+        lost=(fall.best.mean - fall.now.mean) / spread if fall and spread else None,
+        entropy=log.course("entropy", until=until),
+        kl_per_token=log.course("kl", until=until),
+        length=log.course("completions/mean_length", "completion_length", until=until),
+        truncated=log.course("completions/clipped_ratio", until=until),
     )
+
+
+def _equal(log: _Log) -> float | None:
+    """Older trainers log no share of prompts with equal rewards, but a spread that is 0 where all are equal."""
+    if "frac_reward_zero_std" in log.values or "reward_std" not in log.values:
+        return log.end("frac_reward_zero_std")
+    spread = log.values["reward_std"]
+    return _Log({"equal": [float(value == 0) for value in spread]}, {}, log.tail).end("equal")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,12 +16,15 @@ from tasks.run.work import Work, device_of
 from tasks.score.reward import UNKNOWN
 from tasks.score.scales import filled
 from tasks.score.scorers import Score
+from tasks.train.early_stop import saving, stop_callback
 from tasks.train.train import Settings as TrainSettings
 from tasks.train.train import adapted, run, write_checkpoint, write_log
 from tasks.train.train import libraries as libraries  # the libraries of adapters
 from tasks.train.trainers import arguments
 
-VERSION = 4  # 4: a score that does not apply counts as its prompt's mean; BNPO divides by the tokens of the whole batch
+# 5: a training whose reward collapses ends with its best save, and one resumed after an epoch reads the prompts of the next.
+# 4: a score that does not apply counts as its prompt's mean; BNPO divides by the tokens of the whole batch
+VERSION = 5
 LAUNCHED = True
 LIBRARIES = ("torch", "transformers", "tokenizers", "trl", "accelerate", "math-verify")
 
@@ -57,6 +61,7 @@ def parts(settings: Settings) -> list[tuple[str, str]]:
 def online(work: Work) -> None:
     """A checkpoint folder with `training.parquet` and `training.json`, as of the stage `train`.
 
+    If the reward collapses, training stops and the best save is the result: `stopped` in `training.json` says when and why.
     Inputs: `checkpoint` (start), `prompts`, and `reference` if loss.beta > 0. The batch size counts completions.
 
     Raises:
@@ -72,9 +77,12 @@ def online(work: Work) -> None:
     trainer = _trainer(work, adapted(policy, s.lora, work.seed) if s.lora else policy, tokenizer, prompts)
     if "reference" in work.inputs:
         _check_reference(work, trainer)
+    stop = stop_callback(work.scratch)
+    trainer.add_callback(stop)
     run(trainer, work)
     write_checkpoint(work, trainer, merge=s.lora is not None)
-    write_log(work, trainer, {"rows": len(prompts), "left_out": 0})
+    facts = {"rows": len(prompts), "left_out": 0, "vocabulary": policy.config.vocab_size}
+    write_log(work, trainer, facts | stop.facts)
 
 
 def _trainer(work: Work, policy: Any, tokenizer: Any, prompts: Sequence[Row]) -> Any:
@@ -82,14 +90,19 @@ def _trainer(work: Work, policy: Any, tokenizer: Any, prompts: Sequence[Row]) ->
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
     s: Settings = work.settings
-    common = arguments(work, len(prompts) * s.n / s.batch, validates=False) | {
-        "num_generations": s.n,
-        "max_completion_length": s.max_tokens,
-        "temperature": s.temperature,
-        "top_p": s.top_p,
-        "beta": s.loss.beta,
-        "reward_weights": [reward.weight for reward in s.rewards],
-    }
+    shared = arguments(work, len(prompts) * s.n / s.batch, validates=False)
+    common = (
+        shared
+        | saving(shared["max_steps"], s.save_every)
+        | {
+            "num_generations": s.n,
+            "max_completion_length": s.max_tokens,
+            "temperature": s.temperature,
+            "top_p": s.top_p,
+            "beta": s.loss.beta,
+            "reward_weights": [reward.weight for reward in s.rewards],
+        }
+    )
     if s.loss.name == "rloo":
         kind, config = RLOOTrainer, RLOOConfig(**common)
     else:  # Dr. GRPO is also the name for not dividing by the group's standard deviation (arXiv 2503.20783)
@@ -110,9 +123,18 @@ def _trainer(work: Work, policy: Any, tokenizer: Any, prompts: Sequence[Row]) ->
 
 
 def _in_batches(kind: type[Any], together: int) -> type[Any]:
-    """The trainer, sampling `together` completions at once: TRL would hold the KV caches of a whole optimizer step."""
+    """The trainer, sampling `together` completions at once: TRL would hold the KV caches of a whole optimizer step.
+
+    Each epoch's order of prompts depends on its number. TRL's depends on how many this process began, so that a training
+    resumed after its first epoch would see other prompts.
+    """
 
     class InBatches(kind):  # type: ignore[misc]
+        def _get_train_sampler(self, *of: Any) -> Any:
+            sampler = super()._get_train_sampler(*of)
+            sampler.set_epoch = functools.partial(_order_of_epoch, sampler)  # the trainer calls it as an epoch begins
+            return sampler
+
         def _generate_single_turn(
             self, prompt_ids: Sequence[Any], images: Any, multimodal_fields: Row, *rest: Any, **more: Any
         ) -> Any:
@@ -127,6 +149,15 @@ def _in_batches(kind: type[Any], together: int) -> type[Any]:
 
     InBatches.__name__ = kind.__name__
     return InBatches
+
+
+def _order_of_epoch(sampler: Any, epoch: int) -> None:
+    """Put the sampler's generator where it is in an uninterrupted training when the epoch begins."""
+    import torch
+
+    sampler.generator.manual_seed(sampler.seed)
+    for _ in range(epoch):
+        torch.randperm(sampler.num_samples, generator=sampler.generator)
 
 
 def _rewards(work: Work, tokenizer: Any, prompts: Sequence[Row]) -> list[Callable[..., list[float | None]]]:

@@ -256,7 +256,7 @@ def write_log(work: Work, trainer: Any, facts: dict[str, Any]) -> None:
 
 
 def _best_step(trainer: Any) -> int:
-    best = trainer.state.best_model_checkpoint
+    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     return int(Path(best).name.split("-")[1]) if best else trainer.state.global_step
 
 
