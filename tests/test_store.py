@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from data.errors import DamagedArtifact, HomeError
 from data.rows import tables
-from data.store.store import Artifact, Job, Store, derive_seed, digest_of, hash_folder, locked, sha256_file
+from data.store.locks import LockHeld, locked
+from data.store.store import Artifact, Job, Store, derive_seed, digest_of, hash_folder, sha256_file
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -545,7 +546,7 @@ def test_evicting_keeps_manifest_and_digest(store: Store, whole: Artifact) -> No
 HOLD = """
 import sys, time
 from pathlib import Path
-from data.store.store import locked
+from data.store.locks import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -558,7 +559,7 @@ def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], cwd=CHECKOUT, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"held\n"
-        with pytest.raises(BlockingIOError), locked(path, wait=False):
+        with pytest.raises(LockHeld), locked(path, wait=False):
             pass
         killer = threading.Thread(target=lambda: child.kill() if said.wait(30) else None)
         killer.start()
