@@ -23,11 +23,12 @@ _BY_NUMBER = {
     errno.EAGAIN: "processes",
 }
 _BY_WORDS = {  # "os error 28" is how libraries in Rust quote the system
-    "disk": r"no space left|storagefull|os error (28|122)\b|quota exceeded|disk is full|failed writing|unexpected pos",
+    "disk": r"no space left|os error (28|122)\b|quota exceeded|disk is full|failed writing|unexpected pos|iostream error",
     "file size": r"file too large|os error 27\b",
     "open files": r"too many open files|os error 24\b",
-    "memory": r"out of memory|(can't|cannot) allocate memory|os error 12\b|not enough memory|bad_alloc",
+    "memory": r"out of memory|(can't|cannot) allocate memory|os error 12\b|not enough memory|bad_alloc|failed to map segment",
     "processes": r"can't start new thread|os error 11\b",
+    "temporary folder": r"no usable temporary directory",
 }
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 _REMEDY = {
@@ -41,7 +42,7 @@ _REMEDY = {
 def ran_out(error: BaseException) -> str | None:
     """What ran out, one of the names above; None if the error is of another kind.
 
-    torch's words for a disk that is full while it writes a file are "failed writing" and "unexpected pos".
+    torch's words for a disk that is full while it writes are "failed writing", "unexpected pos" and "iostream error".
     """
     return next((what for one in _chain(error) if (what := _of_one(one))), None)
 
@@ -59,6 +60,8 @@ def exhausted(error: BaseException, where: str, root: Path | None = None) -> Rat
     if what == "disk":
         place = root or getattr(error, "filename", None) or "the disk"
         return HomeError(f"{where}: no space left on {place}; free some, then run the same command again")
+    if what == "temporary folder":
+        return HomeError(f"{where}: expected a temporary folder to write to, found none; free some space, or set TMPDIR")
     found = (" ".join(str(error).split()) or type(error).__name__)[:200]
     return LimitReached(
         f"{where}: expected enough {what}, found its limit reached ({found}); {_REMEDY[what]}, then run the same command again"
@@ -89,7 +92,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _of_one(error: BaseException) -> str | None:
     if isinstance(error, MemoryError):
         return "memory"
-    if isinstance(error, OSError) and error.errno is not None:
-        return _BY_NUMBER.get(error.errno)
+    if isinstance(error, OSError) and error.errno in _BY_NUMBER:
+        return _BY_NUMBER[error.errno]
     text = str(error).lower()
     return next((what for what, words in _BY_WORDS.items() if re.search(words, text)), None)
