@@ -197,11 +197,16 @@ def runs_of(client: MlflowClient, experiment_id: str, campaign: str) -> tuple[Ru
     say, and one that has none is the campaign's. If two have one number, that of this parent counts, else the older one.
     """
     runs = sorted(_search(client, experiment_id, f"tags.`ratchet.campaign_id` = '{campaign}'"), key=lambda r: r.info.start_time)
-    parent = next((run for run in runs if _number(run) is None and run.data.tags.get("ratchet.kind") != "round"), None)
+    parent = next((run for run in runs if _is_campaign(run)), None)
     if parent is None:
         return None, {}
     runs.sort(key=lambda run: run.data.tags.get("mlflow.parentRunId") != parent.info.run_id)
-    return parent, {number: run for run in reversed(runs) if (number := _number(run)) is not None}
+    return parent, {number: run for run in reversed(runs) if run != parent and (number := _number(run)) is not None}
+
+
+def _is_campaign(run: Run) -> bool:
+    kind = run.data.tags.get("ratchet.kind")
+    return "round" not in run.data.params and (kind == "campaign" or (kind != "round" and _number(run) is None))
 
 
 def _number(run: Run) -> int | None:

@@ -243,6 +243,31 @@ def test_a_damaged_artifact_is_made_again(store: Store, source: Path) -> None:
     assert line == f"toy {made.key[:12]} was damaged and moved to {store.root / 'quarantine'}; recomputing it"
 
 
+def flip(artifact: Artifact) -> None:
+    """Change a bit and keep size and time, as a rotting disk does."""
+    path = artifact.file("out.txt")
+    before, data = path.stat(), bytearray(path.read_bytes())
+    data[0] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_what_training_starts_from_is_hashed(store: Store, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a flipped bit with the file's time kept is found before it is trained on, and made again; other stages trust the time
+    first, watched = toy(store, seed=1), Watched()
+    sound = first.file("out.txt").read_text()
+    monkeypatch.setattr(stage_module("toy"), "LAUNCHED", True, raising=False)
+    flip(first)
+    trained = toy(store, text="b", inputs={"checkpoint": first}, notes=watched.notes)
+    assert trained.file("out.txt").read_text() == f"b 0 ['{sound}']"
+    assert any("was damaged" in line for line in watched.said)
+    assert (store.root / "quarantine").exists()
+    monkeypatch.setattr(stage_module("toy"), "LAUNCHED", False)
+    flip(first)
+    assert sound not in toy(store, text="c", inputs={"checkpoint": first}).file("out.txt").read_text()  # what is not promised
+    assert len(store.verify()) == 1
+
+
 def test_an_evicted_artifact_counts_as_done(store: Store, source: Path) -> None:
     # dropping old weights never forces recomputing: the digest is all that later keys need
     made = toy(store)
