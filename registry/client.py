@@ -201,7 +201,7 @@ def runs_of(client: MlflowClient, experiment_id: str, campaign: str) -> tuple[Ru
     if parent is None:
         return None, {}
     runs.sort(key=lambda run: run.data.tags.get("mlflow.parentRunId") != parent.info.run_id)
-    return parent, {number: run for run in reversed(runs) if run != parent and (number := _number(run)) is not None}
+    return parent, {number: run for run in reversed(runs) if run is not parent and (number := _number(run)) is not None}
 
 
 def _is_campaign(run: Run) -> bool:

