@@ -563,6 +563,31 @@ def test_a_moved_home_works_and_a_copy_leaves_the_original_alone(
     assert list(home.iterdir()) == []
 
 
+def test_a_copy_on_a_shared_server_is_a_campaign_of_its_own(
+    home: Path, campaign: Campaign, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Both deliver to one MLflow. The copy gets runs of its own; without the original it is a move, which goes on with the old.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(home))
+    monkeypatch.setattr("registry.sync.remote", lambda uri: True)
+    sync_campaign(campaign)
+    before, place = everything(home)[0], tmp_path_factory.mktemp("shared")
+    for name, original_there in (("copied", True), ("moved", False)):
+        shutil.copytree(home / "store", place / name / "store")
+        shutil.copytree(campaign.folder, place / name / "campaigns" / "demo")
+        aside = campaign.folder.rename(home / "aside") if not original_there else None
+        delivered = sync_campaign(Campaign.open(place / name, "demo"))
+        assert delivered == ([0, 1, 2, 3] if original_there else []), name
+        if aside:
+            aside.rename(campaign.folder)
+    ids = {(place / name / "campaigns" / "demo" / "mlflow.id").read_text() for name in ("copied", "moved")}
+    assert len(ids) == 2
+    (copied,) = ids - {(campaign.folder / "mlflow.id").read_text()}
+    c = client(home)
+    for run in c.search_runs([experiment_id(c)], f"tags.`ratchet.campaign_id` = '{copied}'"):
+        c.delete_run(run.info.run_id)
+    assert everything(home)[0] == before
+
+
 def test_a_home_reached_by_a_link_is_no_other_home(home: Path, campaign: Campaign, tmp_path: Path) -> None:
     # Two paths to one folder do not rewrite the database in turn.
     sync_campaign(campaign)

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from pydantic import BaseModel
 
-from data.errors import HomeError, ScorerFailed, StageFailed
+from data.errors import HomeError, LimitReached, ScorerFailed, StageFailed
 from data.recipe.recipe import load
 from data.recipe.settings import Hardware
 from data.store.store import Artifact, External, Store, sha256_file
@@ -221,6 +221,20 @@ def test_a_full_disk_in_a_process_of_its_own_is_the_homes_problem(store: Store, 
     # where the stage ran makes no difference to what the command line says
     with pytest.raises(HomeError, match=f"^toy: no space left on {store.root}"):
         apart(store, then="import errno; raise OSError(errno.ENOSPC, 'No space left on device')")
+
+
+SAVE = (
+    "import resource, torch; from safetensors.torch import save_file; "
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, resource.getrlimit(resource.RLIMIT_FSIZE)[1])); "
+    "save_file({'w': torch.zeros(100_000)}, str(work.out / 'model.safetensors'))"
+)
+
+
+def test_a_models_save_that_does_not_fit_is_one_line(store: Store, apart: Callable[..., Artifact]) -> None:
+    # safetensors has an error type of its own; a real limit of the system stops the file in the midst of it
+    with pytest.raises(LimitReached, match=r"^toy: expected enough file size, found its limit reached .*ulimit -f.*again$"):
+        apart(store, then=SAVE)
+    assert store.keys() == []
 
 
 def test_other_errors_of_the_system_keep_their_name(store: Store, source: Path) -> None:
