@@ -110,6 +110,13 @@ def test_each_limit_says_what_to_do(number: int, tmp_path: Path) -> None:
     assert "free some" in str(told) or "raise the limit" in str(told)
 
 
+def test_torchs_own_type_is_known_whatever_it_says() -> None:
+    # Claim: a GPU without memory is recognised by its type.
+    import torch
+
+    assert ran_out(torch.OutOfMemoryError("tried to allocate 2.00 GiB")) == "memory"
+
+
 def test_errors_of_ours_and_of_other_kinds_stay_as_they_are() -> None:
     # Claim: a message that quotes "out of memory" keeps its type, and a defect of ours keeps its traceback.
     assert exhausted(ScorerFailed("row 3: out of memory"), "score") is None

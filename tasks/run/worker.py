@@ -53,8 +53,14 @@ def run_apart(stage: str, work: Work) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([checkout, *sys.path])} | _first_gpu(stage, work.hardware)
     failure.clear(work.scratch)
     command = [sys.executable, "-m", "tasks.run.worker", str(job)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    child = subprocess.Popen(command, env=environment, preexec_fn=_leave_ctrl_c_to_the_parent, **pipes)
+    child = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=_leave_ctrl_c_to_the_parent,
+    )
     code, output = _attend(child, work)
     job.unlink(missing_ok=True)
     if code:
