@@ -122,7 +122,7 @@ def test_what_is_no_address_is_said_before_anything_is_sent(
     # Claim: all three entries name the variable or setting, quote what was found, and show an example; nothing is tried.
     monkeypatch.setenv("PREFECT_API_URL", address)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    calls = {
+    calls: dict[str, Callable[[], object]] = {
         "PREFECT_API_URL": lambda: ask_prefect(tmp_path),
         "MLFLOW_TRACKING_URI": lambda: tracking_uri(tmp_path),
         "the url of an endpoint": lambda: sample(address, tmp_path),
