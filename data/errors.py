@@ -82,6 +82,10 @@ class ServiceFailed(RatchetError):
     """A service (Prefect's server or worker, MLflow's UI) that did not start, or ended; its log says why."""
 
 
+class LimitReached(RatchetError):
+    """Memory, open files, processes or the size of a file reached a limit of this machine or of `ulimit`."""
+
+
 class TableError(RatchetError):
     """A table that breaks its schema or its rules. The column or row is named."""
 

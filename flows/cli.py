@@ -1,73 +1,57 @@
-"""The command line: it only registers the commands. Each imports heavy libraries when it is called."""
+"""The command line: what a person sees of errors and signals. The commands are in flows/commands/all_commands.py."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from flows import interrupt
 
-from data.errors import RatchetError
-from flows.commands.audit import audit
-from flows.commands.audit_judge import audit_judge
-from flows.commands.check import check
-from flows.commands.data import data
-from flows.commands.demo import demo
-from flows.commands.fork import fork
-from flows.commands.gc import gc
-from flows.commands.lineage import lineage
-from flows.commands.parts import list_parts, list_recipes
-from flows.commands.run import resume, run
-from flows.commands.show import runs, show
-from flows.commands.sweep import sweep
-from flows.commands.verify import verify
-from flows.service.environment import ratchet_version
-from flows.service.serve import serve
-from flows.terminal import err, line
-
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False, add_completion=False)
-
-
-def print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"ratchet {ratchet_version()}")
-        raise typer.Exit
-
-
-@app.callback(epilog="Also: [bold]ratchet setup[/bold], [bold]ratchet test [--all][/bold], [bold]ratchet bench NAME[/bold].")
-def main(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print Ratchet's version.", callback=print_version, is_eager=True)
-    ] = False,
-) -> None:
-    """Ratchet: let a language model improve itself in rounds, safely and repeatably.
-
-    Examples:
-
-      ratchet demo
-
-      ratchet run tiny_raft --name first --set rounds=2
-
-      ratchet run iterative_dpo --model ./Qwen2.5-0.5B --prompts train.jsonl.gz
-
-      ratchet show first --round 1
-    """
-
-
-for command in (run, resume, runs, show, check, verify, demo, data, fork, sweep, lineage, gc, serve, audit, audit_judge):
-    app.command()(command)
-app.command(name="parts")(list_parts)
-app.command(name="recipes")(list_recipes)
+if TYPE_CHECKING:
+    from data.errors import RatchetError
 
 
 def entry() -> None:
-    """Run the command line. Every RatchetError is printed as one message and gives the exit code."""
+    """Run the command line. Every RatchetError is printed as one message and gives the exit code.
+
+    So is what the system refuses: a full disk, a limit of `ulimit`, a file that may not be read. All else is a defect of
+    Ratchet and keeps its traceback.
+    """
     try:
+        from flows.commands.all_commands import app
+
         app(prog_name="ratchet")
-    except RatchetError as error:
-        err.print(line((type(error).__name__, "red"), f": {error}"), soft_wrap=True)
-        sys.exit(error.exit_code)
+    except Exception as error:
+        told = _in_words(error)
+        if told is None:
+            raise
+        _tell(told)
+        sys.exit(told.exit_code)
+
+
+def _in_words(error: Exception) -> RatchetError | None:
+    from data.errors import RatchetError
+    from data.limits import exhausted, refused
+
+    return error if isinstance(error, RatchetError) else exhausted(error, "ratchet") or refused(error)
+
+
+def _tell(error: RatchetError) -> None:
+    from flows.terminal import err, line
+
+    err.print(line((type(error).__name__, "red"), f": {error}"), soft_wrap=True)
+
+
+def main() -> None:
+    """The command line of a process of its own."""
+    interrupt.while_importing()
+    with contextlib.suppress(Exception):  # `entry` meets the error again, and tells it
+        import flows.commands.all_commands  # noqa: F401
+
+    interrupt.in_commands()
+    entry()
 
 
 if __name__ == "__main__":
-    entry()
+    main()

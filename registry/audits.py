@@ -26,7 +26,7 @@ def record_audit(home: Path, result: Result) -> None:
     with mlflow_client(home) as client:
         experiment_id = experiment(client, home)
         runs = audit_runs(client, experiment_id, result["id"])
-        if any(run.data.tags["ratchet.kind"] == "audit" and run.info.status == "FINISHED" for run in runs):
+        if any(run.data.tags.get("ratchet.kind") == "audit" and run.info.status == "FINISHED" for run in runs):
             return
         for run in runs:
             client.delete_run(run.info.run_id)

@@ -7,20 +7,26 @@ import json
 import logging
 import os
 import re
+import sqlite3
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.addresses import http_address
 from data.errors import CampaignError, StageFailed
 from data.store.campaign import Campaign
-from data.store.store import locked, write_atomic
+from data.store.locks import locked
+from data.store.store import write_atomic
+from registry import moved
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
 
 EXPERIMENT = "ratchet"
+ID = "mlflow.id"  # in a campaign's folder
+BACKENDS = ("sqlite:///", "postgresql", "mysql", "mssql", "databricks", "uc:")  # of MLflow, beside servers
 VIEW = "mlflow.sharedViewState.ratchet"  # the tag with the columns of a shared view; by default MLflow's UI shows no numbers
 COLUMNS = ["metrics.`accuracy`", "metrics.`accuracy_low`", "metrics.`accuracy_high`", "tags.`verdict`", "tags.`reason`"]
 SETTINGS = {
@@ -38,8 +44,17 @@ class MLflowUnreachable(StageFailed):
 
 
 def tracking_uri(home: Path) -> str:
-    """`MLFLOW_TRACKING_URI` if it is set, else a SQLite database in the home."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home.absolute() / 'mlflow.db'}"
+    """`MLFLOW_TRACKING_URI` if it is set, else a SQLite database in the home.
+
+    Raises:
+        EndpointError: `MLFLOW_TRACKING_URI` is neither an address of a server nor a database.
+    """
+    named = os.environ.get("MLFLOW_TRACKING_URI")
+    if not named:
+        return f"sqlite:///{home.absolute() / 'mlflow.db'}"
+    if named.startswith(BACKENDS) and named.strip("/") != "sqlite:":  # that database is in memory, and lost at once
+        return named
+    return http_address(named, "MLFLOW_TRACKING_URI", "http://127.0.0.1:5000 or sqlite:////data/mlflow.db")
 
 
 def remote(uri: str) -> bool:
@@ -64,6 +79,7 @@ def mlflow_client(home: Path) -> Iterator[MlflowClient]:
     import mlflow
     import sqlalchemy.exc
 
+    failures = (mlflow.MlflowException, sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, OSError, ImportError)
     for name in (
         "mlflow",
         "alembic",
@@ -73,8 +89,9 @@ def mlflow_client(home: Path) -> Iterator[MlflowClient]:
     try:
         if not os.environ.get("MLFLOW_TRACKING_URI"):
             _make_database(home)
+            moved.correct(home)
         yield mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
-    except (mlflow.MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
+    except failures as error:  # ImportError: a database needs a package of its own
         cause = " ".join(str(error).split())[:300] or repr(error)
         raise MLflowUnreachable(
             f"expected MLflow at {uri} to answer, found: {cause}\n"
@@ -108,15 +125,19 @@ def experiment(client: MlflowClient, home: Path) -> str:
     """
     from mlflow import MlflowException
 
-    existing = client.get_experiment_by_name(EXPERIMENT)
+    existing = client.get_experiment_by_name(EXPERIMENT) or _renamed(client)
     if existing is None:
-        files = None if remote(client.tracking_uri) else (home.absolute() / "mlartifacts").as_uri()
+        files = None if remote(client.tracking_uri) else moved.artifacts(home)
         try:
             return str(client.create_experiment(EXPERIMENT, files, {VIEW: json.dumps({"selectedColumns": COLUMNS})}))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             existing = client.get_experiment_by_name(EXPERIMENT)  # another campaign created it meanwhile
+    if existing is not None and not existing.experiment_id:
+        raise MLflowUnreachable(
+            f"expected MLflow at {client.tracking_uri}, found another program's answer; correct MLFLOW_TRACKING_URI"
+        )
     if existing is None or existing.lifecycle_stage != "active":
         raise MLflowUnreachable(
             f"expected the MLflow experiment '{EXPERIMENT}' to be active, found it deleted; restore it in the MLflow UI, or "
@@ -125,16 +146,31 @@ def experiment(client: MlflowClient, home: Path) -> str:
     return str(existing.experiment_id)
 
 
+def _renamed(client: MlflowClient) -> Experiment | None:
+    """The experiment that was made here and has another name now, by the tag of its shared view."""
+    made = client.search_experiments(filter_string=f"tags.`{VIEW}` LIKE '%'", order_by=["creation_time ASC"], max_results=1)
+    return made[0] if made else None
+
+
 # -- ids and names ------------------------------------------------------------------------------------------------------
 def campaign_id(campaign: Campaign) -> str:
-    """A random id in the campaign's folder, created at the first delivery.
+    """A random id in the campaign's folder, created at the first delivery, or again if its file was emptied.
 
     Names and paths are not unique: two machines can share a server, and a deleted campaign's name can be used again.
     """
-    path = campaign.folder / "mlflow.id"
-    if not path.exists():
-        write_atomic(path, uuid.uuid4().hex)
-    return path.read_text()
+    return stored_id(campaign.folder) or new_id(campaign)
+
+
+def new_id(campaign: Campaign) -> str:
+    """Give the campaign another id: MLflow then has it as a campaign of its own."""
+    write_atomic(campaign.folder / ID, uuid.uuid4().hex)
+    return stored_id(campaign.folder)
+
+
+def stored_id(folder: Path) -> str:
+    """The id in a campaign's folder, or an empty text."""
+    path = folder / ID
+    return path.read_text().strip() if path.is_file() else ""
 
 
 def known_id(campaign: Campaign) -> str:
@@ -143,10 +179,10 @@ def known_id(campaign: Campaign) -> str:
     Raises:
         CampaignError: no round of it was delivered yet.
     """
-    path = campaign.folder / "mlflow.id"
-    if not path.exists():
+    identity = stored_id(campaign.folder)
+    if not identity:
         raise CampaignError(f"campaign '{campaign.name}' is not in MLflow yet; run it, which delivers its finished rounds")
-    return path.read_text()
+    return identity
 
 
 def plain(name: str) -> str:
@@ -155,14 +191,28 @@ def plain(name: str) -> str:
 
 
 def runs_of(client: MlflowClient, experiment_id: str, campaign: str) -> tuple[Run | None, dict[int, Run]]:
-    """The campaign's parent run, and the runs of its rounds by number, without deleted runs."""
-    runs = _search(client, experiment_id, f"tags.`ratchet.campaign_id` = '{campaign}'")
-    parents = [run for run in runs if run.data.tags["ratchet.kind"] == "campaign"]
-    if not parents:
+    """The campaign's parent run, and the runs of its rounds by number, without deleted runs.
+
+    A person can delete and edit every tag in MLflow's UI. So a run that has a round's number is a round's, whatever its tags
+    say, and one that has none is the campaign's. If two have one number, that of this parent counts, else the older one.
+    """
+    runs = sorted(_search(client, experiment_id, f"tags.`ratchet.campaign_id` = '{campaign}'"), key=lambda r: r.info.start_time)
+    parent = next((run for run in runs if _is_campaign(run)), None)
+    if parent is None:
         return None, {}
-    parent = min(parents, key=lambda run: run.info.start_time)
-    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    return parent, {int(run.data.tags["ratchet.round"]): run for run in children}
+    runs.sort(key=lambda run: run.data.tags.get("mlflow.parentRunId") != parent.info.run_id)
+    return parent, {number: run for run in reversed(runs) if run is not parent and (number := _number(run)) is not None}
+
+
+def _is_campaign(run: Run) -> bool:
+    kind = run.data.tags.get("ratchet.kind")
+    return "round" not in run.data.params and (kind == "campaign" or (kind != "round" and _number(run) is None))
+
+
+def _number(run: Run) -> int | None:
+    """The number of a round's run: by its parameter, which nobody can change, or by its tag, which is written earlier."""
+    texts = (run.data.params.get("round", ""), run.data.tags.get("ratchet.round", ""))
+    return next((int(text) for text in texts if text.isdecimal()), None)
 
 
 def sweep_run(client: MlflowClient, experiment_id: str, identity: str) -> Run | None:

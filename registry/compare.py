@@ -45,5 +45,6 @@ def links(home: Path, names: Sequence[str], port: int = PORT) -> dict[str, str]:
             )
             addresses[f"{name}: rounds"] = f"{start}compare-runs?{shown}&{TRAINING}"
             addresses[f"{name}: samples"] = f"{runs}&compareRunsMode=ARTIFACT&searchFilter={only}&{BY_ROUND}"
-            addresses[f"{name}: checkpoints"] = f"{start}models/{model_name(client, identity)}?{TRAINING}"
+            if model := model_name(client, identity):
+                addresses[f"{name}: checkpoints"] = f"{start}models/{model}?{TRAINING}"
     return addresses

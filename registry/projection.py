@@ -18,7 +18,17 @@ SENTINEL = "round_seconds"  # in every round's metrics, so its history tells whi
 
 
 def record_hash(finished: Round) -> str:
-    return hashlib.sha256(finished.model_dump_json().encode()).hexdigest()[:32]
+    """A hash of the record without its time: a round that is computed again is the same round."""
+    return _hash(finished.model_dump_json(exclude={"seconds"}))
+
+
+def is_record(finished: Round, recorded: str) -> bool:
+    """Whether a hash that MLflow holds is that of this record. Rounds delivered by older versions have one with the time."""
+    return recorded in (record_hash(finished), _hash(finished.model_dump_json()))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def numbers(metrics: Mapping[str, Metric], prefix: str = "") -> dict[str, float]:

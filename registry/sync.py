@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from data.store.campaign import Campaign, Round
-from data.store.store import locked
+from data.store.locks import locked
 from registry import checkpoints, payload, projection
-from registry.client import MLflowUnreachable, campaign_id, experiment, mlflow_client, runs_of
+from registry.client import MLflowUnreachable, campaign_id, experiment, mlflow_client, new_id, remote, runs_of, stored_id
 from registry.judges import mirror_templates
 from registry.sweeps import sweep_tags
 
@@ -55,7 +55,7 @@ def sync_campaign(campaign: Campaign) -> list[int]:
         return []
     with locked(campaign.folder / "mlflow.lock"), mlflow_client(campaign.home) as client:
         target, run_of_round = _find(client, campaign, rounds[0])
-        missing = [finished for finished in rounds if not _complete(campaign, finished, run_of_round.get(finished.round))]
+        missing = [finished for finished in rounds if not _complete(target, finished, run_of_round.get(finished.round))]
         if missing:
             mirror_templates(client, campaign)
             model = checkpoints.ensure_model(client, campaign, target.identity)
@@ -70,9 +70,12 @@ def _find(client: MlflowClient, campaign: Campaign, first: Round) -> tuple[_Targ
     """The campaign's parent run, created and completed if needed, and the existing runs of rounds by number."""
     identity, experiment_id = campaign_id(campaign), experiment(client, campaign.home)
     parent, run_of_round = runs_of(client, experiment_id, identity)
+    if parent is not None and remote(client.tracking_uri) and _is_copy(campaign, parent, identity):
+        identity, parent, run_of_round = new_id(campaign), None, {}
+    tags = projection.campaign_tags(campaign, identity) | sweep_tags(client, experiment_id, campaign)
     if parent is None:
-        tags = projection.campaign_tags(campaign, identity) | sweep_tags(client, experiment_id, campaign)
         parent = client.create_run(experiment_id, start_time=_began(campaign, first), tags=tags, run_name=campaign.name)
+    _mend(client, parent, tags)
     params = {k: v for k, v in projection.recipe_params(campaign).items() if k not in parent.data.params}
     if params:
         client.log_dict(parent.info.run_id, campaign.recipe.plain(), "recipe.json")
@@ -80,7 +83,24 @@ def _find(client: MlflowClient, campaign: Campaign, first: Round) -> tuple[_Targ
     return _Target(client, campaign, identity, experiment_id, parent), run_of_round
 
 
-def _complete(campaign: Campaign, finished: Round, run: Run | None) -> bool:
+def _is_copy(campaign: Campaign, parent: Run, identity: str) -> bool:
+    """Whether the campaign's folder is a copy and the original is still there: the runs on the server are the original's."""
+    original = Path(parent.data.tags.get("ratchet.folder") or campaign.folder)
+    return stored_id(original) == identity and not original.samefile(campaign.folder)
+
+
+def _mend(client: MlflowClient, run: Run, tags: Mapping[str, str]) -> None:
+    """Write again what a person deleted, and what code reads and a person changed. A text that a person wrote stays."""
+    from mlflow.entities import RunTag
+
+    held = run.data.tags
+    read = {name: value for name, value in tags.items() if name.startswith("ratchet.") or name == "mlflow.parentRunId"}
+    wrong = {name: value for name, value in tags.items() if name not in held or held[name] != read.get(name, held[name])}
+    if wrong:
+        client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in wrong.items()])
+
+
+def _complete(target: _Target, finished: Round, run: Run | None) -> bool:
     """Whether MLflow has all of this Round.
 
     Raises:
@@ -88,12 +108,14 @@ def _complete(campaign: Campaign, finished: Round, run: Run | None) -> bool:
     """
     if run is None:
         return False
-    if run.data.tags["ratchet.record"] != projection.record_hash(finished):
+    campaign, recorded = target.campaign, run.data.tags.get("ratchet.record")
+    if recorded is not None and not projection.is_record(finished, recorded):
         raise MLflowUnreachable(
             f"MLflow holds another round {finished.round} of campaign '{campaign.name}' than {campaign.folder}. The folder was "
             f"copied, or the round was run again. Delete {campaign.folder / 'mlflow.id'} to record it as a campaign of its own"
         )
-    return bool(run.info.status == "FINISHED")
+    _mend(target.client, run, projection.round_tags(campaign, finished, target.identity, target.parent_id))
+    return recorded is not None and bool(run.info.status == "FINISHED")
 
 
 def _deliver(target: _Target, finished: Round, run: Run | None, model: str, on_parent: bool) -> None:
@@ -106,7 +128,8 @@ def _deliver(target: _Target, finished: Round, run: Run | None, model: str, on_p
         run = client.create_run(target.experiment, start_time=_began(campaign, finished), tags=tags, run_name=name)
     run_id = run.info.run_id
     _log_files(target, finished, run_id)
-    _log_params(client, run_id, projection.round_params(campaign, finished))
+    params = projection.round_params(campaign, finished)
+    _log_params(client, run_id, {k: v for k, v in params.items() if k not in run.data.params})  # MLflow refuses another value
     numbers = projection.round_numbers(finished)
     if projection.SENTINEL not in run.data.metrics:  # MLflow would store a metric twice that is logged twice
         _log_metrics(client, run_id, numbers, ended, finished.round)

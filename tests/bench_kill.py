@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.store.campaign import Campaign
-from data.store.store import Store, locked
+from data.store.locks import LockHeld, locked
+from data.store.store import Store
 from tests.micro import SETS
 
 ROOT = Path(__file__).parent.parent
@@ -108,7 +109,7 @@ def left_over(store: Path) -> list[str]:
         try:
             with locked(lock, wait=False):
                 pass
-        except BlockingIOError:
+        except LockHeld:
             left.append(f"locked {lock.name[:12]}")
     return left
 

@@ -75,7 +75,7 @@ def ratchet(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 def known_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with the seed model and round 0 of the micro world. Most campaigns start from it; all workers share it."""
     from data.store.campaign import Campaign
-    from data.store.store import locked
+    from data.store.locks import locked
     from flows.round.improve import improve
     from tests.micro import micro
 

@@ -78,7 +78,7 @@ def commands() -> str:
     """A heading per command, as `--help` has it: what it does, examples, arguments and options."""
     import typer.main
 
-    from flows.cli import app
+    from flows.commands.all_commands import app
 
     group: Any = typer.main.get_command(app)
     return "\n\n".join(_command(name, command) for name, command in group.commands.items())
@@ -379,7 +379,7 @@ def test_every_command_is_counted(printed: dict[str, list[str]]) -> None:
     # Claim: the docstrings that are counted are those of the command line: each of its commands, and itself.
     import typer.main
 
-    from flows.cli import app
+    from flows.commands.all_commands import app
 
     group: Any = typer.main.get_command(app)
     helps = [group.help, *(command.help for command in group.commands.values())]
@@ -406,7 +406,7 @@ def test_every_command_has_examples() -> None:
     # Claim: `--help` of every command shows how it is called.
     import typer.main
 
-    from flows.cli import app
+    from flows.commands.all_commands import app
 
     group: Any = typer.main.get_command(app)
     lacking = [

@@ -8,16 +8,19 @@ import shutil
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from data.errors import PartError, StageFailed
+from data.recipe.settings import Hardware
 from data.rows import tables
 from data.store.campaign import Campaign
-from tasks.generate.engines import Batch, Decoding, Engine, EngineLost, Row
+from tasks.generate.engines import Batch, Decoding, Engine, EngineLost, OutOfMemory, Row
 from tasks.generate.engines.local import transformers
+from tasks.generate.generate import Settings, generate
 from tasks.models import models
+from tasks.run.work import Work
 
 PROMPTS: list[dict[str, Any]] = [
     {"prompt_id": str(i), "messages": [{"role": "user", "content": text}]}
@@ -133,7 +136,7 @@ class Frail:
     def sample(self, batches: Sequence[Batch], decoding: Decoding) -> Iterator[tuple[int, list[Row]]]:
         for index, rows in self.engine.sample(batches, decoding):
             if len(rows) > 8:
-                raise EngineLost("out of memory: tried to allocate 2.00 GiB")
+                raise OutOfMemory("tried to allocate 2.00 GiB")
             yield index, rows
 
 
@@ -157,9 +160,7 @@ def test_out_of_memory_is_retried_smaller_and_recorded(run_micro: Callable[..., 
 
 def test_an_engine_that_is_always_lost_is_reported(run_micro: Callable[..., Campaign]) -> None:
     # Claim: where no batch is small enough, the stage ends and says what to change.
-    with pytest.raises(
-        StageFailed, match=r"failed 4 times, the last time with 10 sequences at a time: out of memory.*smaller batch"
-    ):
+    with pytest.raises(StageFailed, match=r"failed 4 times: out of memory with 10 sequences at a time: .*smaller batch"):
         run_micro("tiny_raft", "rounds=1", "generate.engine=tests.test_engines:frail", "generate.n=10", "generate.batch=80")
 
 
@@ -176,7 +177,7 @@ def test_an_engine_without_memory_gives_all_of_it_back(checkpoint: Path, monkeyp
     engine.model.generate, held = too_large, weakref.ref(engine.model)
     gc.disable()
     try:
-        with pytest.raises(EngineLost, match=r"out of memory: tried to allocate 2\.00 GiB") as told:
+        with pytest.raises(OutOfMemory, match=r"tried to allocate 2\.00 GiB") as told:
             draw(engine, Decoding(n=1, temperature=1.0, top_p=1.0, max_tokens=4), seed=1)
         engine.close()
         assert held() is None, told
@@ -261,3 +262,96 @@ def test_a_prompt_is_the_same_on_every_day(checkpoint: Path) -> None:
     tokenizer = models.load_tokenizer(checkpoint)
     tokenizer.chat_template = "{{ strftime_now('%d%m') }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     assert tokenizer.decode(models.render(tokenizer, [{"role": "user", "content": "1+2?"}])).replace(" ", "") == "26071+2?"
+
+
+class Mortal:
+    """The transformers engine in a process that dies at the last batch of a shard, in each of its first `lives` lives."""
+
+    lives, begun = 1, 0
+    sizes: ClassVar[list[int]] = []
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.engine: Any = transformers(checkpoint)
+        self.length, self.close = self.engine.length, self.engine.close
+        Mortal.begun += 1
+
+    def sample(self, batches: Sequence[Batch], decoding: Decoding) -> Iterator[tuple[int, list[Row]]]:
+        Mortal.sizes += [len(batch.prompts) for batch in batches]
+        for index, rows in self.engine.sample(batches, decoding):
+            if Mortal.begun <= Mortal.lives and index == len(batches) - 1:
+                raise EngineLost("its process died, see its output above")
+            yield index, rows
+
+
+def mortal(checkpoint: Path) -> Mortal:
+    """A user's own engine, named in settings as tests.test_engines:mortal."""
+    return Mortal(checkpoint)
+
+
+@pytest.fixture
+def sampling(checkpoint: Path, tmp_path: Path) -> Callable[..., Work]:
+    """A generate call on twelve prompts in three shards, of which each attempt has a folder of its own."""
+    rows = [
+        {"prompt_id": str(i), "messages": [{"role": "user", "content": f"{i}+{i}?"}], "answer": None, "source": "",
+         "stratum": None, "difficulty": None}
+        for i in range(12)
+    ]  # fmt: skip
+    (tmp_path / "prompts").mkdir()
+    tables.write(tables.from_rows(rows, tables.PROMPTS), tables.PROMPTS, tmp_path / "prompts" / "rounds.parquet")
+
+    def work(name: str, engine: str) -> Work:
+        settings = Settings(
+            engine=engine, settings={}, split="rounds", n=2, temperature=1.0, top_p=1.0, max_tokens=12, batch=4, shard=8,
+            dtype="float32", trust_remote_code=False,
+        )  # fmt: skip
+        for folder in ("out", "scratch"):
+            (tmp_path / name / folder).mkdir(parents=True)
+        inputs = {"prompts": tmp_path / "prompts", "checkpoint": checkpoint}
+        return Work("key", settings, inputs, 5, tmp_path / name / "out", tmp_path / name / "scratch", Hardware(device="cpu"))
+
+    return work
+
+
+def drawn(work: Work) -> list[tuple[str, int]]:
+    rows = tables.read(work.out / "completions.parquet", tables.COMPLETIONS).to_pylist()
+    return [(row["text"], row["seed"]) for row in rows]
+
+
+def test_a_lost_process_changes_nothing_that_is_drawn(sampling: Callable[..., Work], monkeypatch: pytest.MonkeyPatch) -> None:
+    # Claim: an engine whose process died is started again once, with the same batches: every text and seed is that of a run
+    # whose engine lived. The event names the loss, and not memory.
+    calm, shaken = sampling("calm", "transformers"), sampling("shaken", "tests.test_engines:mortal")
+    for name, value in (("lives", 1), ("begun", 0), ("sizes", [])):
+        monkeypatch.setattr(Mortal, name, value)
+    generate(calm)
+    generate(shaken)
+    assert Mortal.begun == 2
+    assert set(Mortal.sizes) == {2}, "a batch of another size draws other texts"
+    assert drawn(shaken) == drawn(calm)
+    [event] = shaken.events()
+    assert event == "process lost with 4 sequences at a time: its process died, see its output above"
+
+
+def test_a_process_that_dies_again_is_given_up_at_once(sampling: Callable[..., Work], monkeypatch: pytest.MonkeyPatch) -> None:
+    # Claim: it is started again once only, never with smaller batches, and the error says so and keeps finished shards.
+    for name, value in (("lives", 9), ("begun", 0), ("sizes", [])):
+        monkeypatch.setattr(Mortal, name, value)
+    with pytest.raises(StageFailed, match=r"died 2 times with the same batches: process lost with 4 sequences.*smaller batch"):
+        generate(sampling("doomed", "tests.test_engines:mortal"))
+    assert (Mortal.begun, set(Mortal.sizes)) == (2, {2})
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_a_cpu_without_memory_is_out_of_memory_too(checkpoint: Path, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Claim: torch has no type of its own for it, and it halves the batch as on a GPU; other RuntimeErrors pass.
+    engine: Any = transformers(checkpoint)
+    for raised, expected in ((error, OutOfMemory), (RuntimeError("shapes differ"), RuntimeError)):
+
+        def fails(raised: Exception = raised, **_: Any) -> None:
+            raise raised
+
+        monkeypatch.setattr(engine.model, "generate", fails)
+        with pytest.raises(expected):
+            draw(engine, Decoding(n=1, temperature=1.0, top_p=1.0, max_tokens=4), seed=1)

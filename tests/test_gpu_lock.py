@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 from data.recipe.settings import Hardware
-from data.store.store import Artifact, Store, locked
+from data.store.locks import LockHeld, locked
+from data.store.store import Artifact, Store
 from tasks.run.stage import Notes, describe, perform
 from tasks.run.work import gpus, stage_module
 
@@ -115,7 +116,7 @@ def taken(gpu: str) -> bool:
     try:
         with locked(lock_of(gpu), wait=False):
             return False
-    except BlockingIOError:
+    except LockHeld:
         return True
 
 

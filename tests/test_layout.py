@@ -122,7 +122,7 @@ def test_flow_files_bear_no_librarys_name(folder: str) -> None:
 
 def test_commands_have_a_file_each() -> None:
     # what a person types is the name of the file that does it; few files hold two commands that belong together
-    from flows.cli import app
+    from flows.commands.all_commands import app
 
     together = {"resume": "run", "runs": "show", "recipes": "parts", "serve": None}
     names = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]

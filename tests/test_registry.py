@@ -1,12 +1,14 @@
 """MLflow as a projection of the Round records: on SQLite, with real MLflow and campaigns written by hand."""
 
 import concurrent.futures
+import hashlib
 import json
 import multiprocessing
 import os
 import random
 import shutil
 import signal
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -23,8 +25,8 @@ from data.errors import CampaignError, DamagedArtifact, StageFailed
 from data.recipe import recipe as recipes
 from data.rows import tables
 from data.store.campaign import Campaign, Decision, Metric, Ref, Round, Verdict
-from data.store.store import Job, Store, sha256_text
-from registry import payload
+from data.store.store import Job, Store, hash_folder, sha256_text
+from registry import payload, projection
 from registry.checkpoints import resolve
 from registry.client import MLflowUnreachable, mlflow_client, tracking_uri
 from registry.compare import links
@@ -424,10 +426,176 @@ def test_a_namesake_is_another_campaign(home: Path, campaign: Campaign) -> None:
 def test_two_copies_that_part_ways_are_told(home: Path, campaign: Campaign) -> None:
     # The same campaign with another round 3 must not pass as delivered.
     sync_campaign(campaign)
-    changed = campaign.rounds()[3].model_copy(update={"seconds": 99.0})
+    changed = campaign.rounds()[3].model_copy(update={"facts": {"pairs": 99}})
     campaign.record(changed)
     with pytest.raises(MLflowUnreachable, match="holds another round 3"):
         sync_campaign(campaign)
+
+
+def test_a_round_that_is_computed_again_is_the_same_round(home: Path, campaign: Campaign) -> None:
+    # How long it took is no part of what is compared, also with the hash that older versions wrote.
+    sync_campaign(campaign)
+    again = campaign.rounds()[3].model_copy(update={"seconds": 99.0})
+    campaign.record(again)
+    assert sync_campaign(campaign) == []
+    c = client(home)
+    run = c.search_runs([experiment_id(c)], "tags.`ratchet.round` = '3'")[0].info.run_id
+    c.set_tag(run, "ratchet.record", hashlib.sha256(again.model_dump_json().encode()).hexdigest()[:32])
+    assert sync_campaign(campaign) == []
+    assert c.get_run(run).data.tags["ratchet.record"] == projection.record_hash(again)
+
+
+def delete_tags(c: mlflow.MlflowClient, run: mlflow.entities.Run) -> None:
+    """All that a person can delete, but for the tag by which the campaign's runs are found."""
+    for name in run.data.tags:
+        if name not in ("ratchet.campaign_id", "mlflow.runName", "mlflow.user"):
+            c.delete_tag(run.info.run_id, name)
+
+
+def test_tags_that_a_person_deleted_are_written_again(home: Path, campaign: Campaign) -> None:
+    # Every tag of every run is deleted: nothing stops, no run is made twice, and MLflow shows the same as before.
+    sync_campaign(campaign)
+    before, c = everything(home), client(home)
+    for run in c.search_runs([experiment_id(c)]):
+        delete_tags(c, run)
+    sync_campaign(campaign)
+    assert everything(home) == before
+
+
+@pytest.mark.parametrize("tag", ["ratchet.kind", "ratchet.round", "ratchet.record", "mlflow.parentRunId", "ratchet.campaign"])
+def test_tags_that_a_person_edited_do_no_harm(home: Path, tag: str, empty_database: bytes) -> None:
+    # An edited tag is put right where code reads it; only another record's hash is told, since it may be another round.
+    made = start(home)
+    add_round(made, "start")
+    sync_campaign(made)
+    before, c = everything(home), client(home)
+    for run in c.search_runs([experiment_id(c)]):
+        if tag != "ratchet.record" or tag in run.data.tags:
+            c.set_tag(run.info.run_id, tag, "7")
+    if tag == "ratchet.record":
+        with pytest.raises(MLflowUnreachable, match="holds another round 0"):
+            sync_campaign(made)
+        return
+    sync_campaign(made)
+    after = everything(home)
+    for shown in (*before[0].values(), *after[0].values()):
+        shown["tags"].pop("ratchet.round", None)  # nobody reads that of the campaign's own run
+    assert after == before
+
+
+def test_what_a_person_wrote_stays(home: Path, campaign: Campaign) -> None:
+    # A description or a tag of one's own in MLflow is not overwritten by the next delivery.
+    sync_campaign(campaign)
+    c = client(home)
+    [run] = c.search_runs([experiment_id(c)], "tags.`ratchet.round` = '1'")
+    for name, text in (("mlflow.note.content", "look here"), ("mine", "x")):
+        c.set_tag(run.info.run_id, name, text)
+    add_round(campaign)
+    assert sync_campaign(campaign) == [4]
+    tags = c.get_run(run.info.run_id).data.tags
+    assert (tags["mlflow.note.content"], tags["mine"]) == ("look here", "x")
+
+
+def test_a_renamed_experiment_is_found_and_a_deleted_one_is_named(home: Path, campaign: Campaign) -> None:
+    # Under its new name it goes on with the same runs; deleted, the message says what to do.
+    sync_campaign(campaign)
+    c, place = client(home), experiment_id(client(home))
+    c.rename_experiment(place, "mine")
+    add_round(campaign)
+    assert sync_campaign(campaign) == [4]
+    assert len(c.search_runs([place])) == 6
+    assert f"experiments/{place}/" in links(home, ["demo"])["campaigns"]
+    c.rename_experiment(place, "ratchet")
+    c.delete_experiment(place)
+    with pytest.raises(MLflowUnreachable, match="found it deleted; restore it in the MLflow UI"):
+        sync_campaign(campaign)
+
+
+def test_parameters_that_were_edited_stop_no_delivery(home: Path, campaign: Campaign) -> None:
+    # MLflow refuses another value for a parameter, so one that is there is never sent again.
+    sync_campaign(campaign)
+    with sqlite3.connect(home / "mlflow.db") as database:
+        database.execute("UPDATE params SET value = '7' WHERE key <> 'round'")
+        database.execute("UPDATE runs SET status = 'RUNNING'")
+    assert sync_campaign(campaign) == [0, 1, 2, 3]
+
+
+def test_a_deleted_model_comes_back_with_the_next_checkpoint(home: Path, campaign: Campaign) -> None:
+    # Links and deliveries go on without it; the next trained round is registered, with its aliases.
+    sync_campaign(campaign)
+    client(home).delete_registered_model("ratchet-demo")
+    assert "None" not in str(links(home, ["demo"]))
+    add_round(campaign)
+    sync_campaign(campaign)
+    assert resolve(home, "demo").round == 4
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """What a folder holds; SQLite's own side files and empty locks are no content."""
+    return {name: value for name, value in hash_folder(folder).items() if not name.endswith((".lock", "-wal", "-shm"))}
+
+
+def test_a_moved_home_works_and_a_copy_leaves_the_original_alone(
+    home: Path, campaign: Campaign, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    # MLflow's database holds absolute places. After a move, and in a copy, files are written and read where the home is now.
+    sync_campaign(campaign)
+    place = tmp_path_factory.mktemp("100%_of'places'")
+    moved = home.rename(place / "moved")
+    copied = Path(shutil.copytree(moved, place / "copied"))
+    home.mkdir()  # and something else now stands at the old place
+    before = tree(moved)
+    for new in (copied, moved):
+        if new == moved:
+            assert tree(moved) == before, "the copy wrote into the original"
+        here = Campaign.open(new, "demo")
+        add_round(here)
+        assert sync_campaign(here) == [4]
+        c = client(new)
+        runs = c.search_runs([experiment_id(c)])
+        assert len(runs) == 6
+        assert {run.info.artifact_uri.split("/mlartifacts/")[0] for run in runs} == {new.as_uri()}
+        for run in runs:
+            assert c.list_artifacts(run.info.run_id)
+        assert resolve(new, "demo").path.is_relative_to(new)
+        [parent] = c.search_runs([experiment_id(c)], "tags.`ratchet.kind` = 'campaign'")
+        assert parent.data.tags["ratchet.folder"] == str(here.folder)
+    assert list(home.iterdir()) == []
+
+
+def test_a_copy_on_a_shared_server_is_a_campaign_of_its_own(
+    home: Path, campaign: Campaign, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Both deliver to one MLflow. The copy gets runs of its own; without the original it is a move, which goes on with the old.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(home))
+    monkeypatch.setattr("registry.sync.remote", lambda uri: True)
+    sync_campaign(campaign)
+    before, place = everything(home)[0], tmp_path_factory.mktemp("shared")
+    for name, original_there in (("copied", True), ("moved", False)):
+        shutil.copytree(home / "store", place / name / "store")
+        shutil.copytree(campaign.folder, place / name / "campaigns" / "demo")
+        aside = campaign.folder.rename(home / "aside") if not original_there else None
+        delivered = sync_campaign(Campaign.open(place / name, "demo"))
+        assert delivered == ([0, 1, 2, 3] if original_there else []), name
+        if aside:
+            aside.rename(campaign.folder)
+    ids = {(place / name / "campaigns" / "demo" / "mlflow.id").read_text() for name in ("copied", "moved")}
+    assert len(ids) == 2
+    (copied,) = ids - {(campaign.folder / "mlflow.id").read_text()}
+    c = client(home)
+    for run in c.search_runs([experiment_id(c)], f"tags.`ratchet.campaign_id` = '{copied}'"):
+        c.delete_run(run.info.run_id)
+    assert everything(home)[0] == before
+
+
+def test_a_home_reached_by_a_link_is_no_other_home(home: Path, campaign: Campaign, tmp_path: Path) -> None:
+    # Two paths to one folder do not rewrite the database in turn.
+    sync_campaign(campaign)
+    link = tmp_path.parent / f"{tmp_path.name}-link"
+    link.symlink_to(home)
+    assert sync_campaign(Campaign.open(link, "demo")) == []
+    c = client(home)
+    assert all(run.info.artifact_uri.startswith(home.as_uri()) for run in c.search_runs([experiment_id(c)]))
 
 
 def test_an_outage_is_one_clear_error(home: Path, campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:

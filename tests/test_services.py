@@ -130,7 +130,7 @@ def test_a_second_serve_of_one_home_says_so(
     ratchet: Callable[..., int], capsys: pytest.CaptureFixture[str], home: Path
 ) -> None:
     # Claim: two workers of one home would only compete; the second is told.
-    from data.store.store import locked
+    from data.store.locks import locked
 
     (home / "prefect").mkdir(parents=True)
     with locked(home / "prefect" / "serve.lock"):

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from data.errors import DamagedArtifact, HomeError
 from data.rows import tables
-from data.store.store import Artifact, Job, Store, derive_seed, digest_of, hash_folder, locked, sha256_file
+from data.store.locks import LockHeld, locked
+from data.store.store import Artifact, Job, Store, derive_seed, digest_of, hash_folder, sha256_file
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -542,10 +543,30 @@ def test_evicting_keeps_manifest_and_digest(store: Store, whole: Artifact) -> No
     assert store.find(JOB.key) == replace(whole, reused=True)
 
 
+def test_verify_since_checks_what_was_stored_since(
+    store: Store, ratchet: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    # damage in what was stored since then is found, and older artifacts are not read; a date and a number of days both do
+    made = [make(store, replace(JOB, seed=seed)) for seed in range(3)]
+    for days, artifact in zip((10, 3, 0), made, strict=True):
+        when = time.time() - 86400 * days
+        os.utime(store.folder(artifact.key) / "manifest.json", (when, when))
+        file = artifact.file("deep/notes.txt")
+        before = file.stat()
+        file.write_text(file.read_text().swapcase())
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    for since, found in ((time.strftime("%Y-%m-%d", time.localtime(time.time() - 86400)), 1), ("5 days", 1), ("11", 1)):
+        assert ratchet("verify", "--home", store.root.parent, "--since", since) == 1
+        assert f"{found} damaged" in capsys.readouterr().out
+    assert store.verify() == []
+    assert ratchet("verify", "--home", store.root.parent, "--since", "last week") == 2
+    assert "expected a date such as 2026-11-01, or a number of days" in capsys.readouterr().err
+
+
 HOLD = """
 import sys, time
 from pathlib import Path
-from data.store.store import locked
+from data.store.locks import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -558,7 +579,7 @@ def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], cwd=CHECKOUT, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"held\n"
-        with pytest.raises(BlockingIOError), locked(path, wait=False):
+        with pytest.raises(LockHeld), locked(path, wait=False):
             pass
         killer = threading.Thread(target=lambda: child.kill() if said.wait(30) else None)
         killer.start()

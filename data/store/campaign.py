@@ -21,7 +21,8 @@ from data.alarm import Alarm
 from data.errors import CampaignError, DamagedCampaign, HomeError, RecipeError, did_you_mean
 from data.recipe import recipe as recipes
 from data.recipe.recipe import Recipe
-from data.store.store import Store, locked, write_atomic
+from data.store.locks import LockHeld, locked
+from data.store.store import Store, write_atomic
 
 Decision = Literal["start", "promote", "hold", "roll_back", "stop", "ask"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -180,7 +181,7 @@ class Campaign:
         try:
             with locked(self.folder / "lock", wait=False), self.store.in_use():
                 yield
-        except BlockingIOError as error:
+        except LockHeld as error:
             raise CampaignError(
                 f"campaign '{self.name}' is already running in another process; wait for it or stop it"
             ) from error
@@ -194,7 +195,7 @@ class Campaign:
         try:
             with locked(folder / "lock", wait=False):
                 return False
-        except BlockingIOError:
+        except LockHeld:
             return True
 
     # -- rounds -----------------------------------------------------------------------------------------------------

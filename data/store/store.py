@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data.errors import DamagedArtifact, HomeError
+from data.store.locks import LockHeld, check_locks, locked
 
 
 def canonical(value: Any) -> str:
@@ -141,8 +141,8 @@ class Store:
             raise DamagedArtifact(f"manifest of {key[:12]}: {error}") from error
 
     # -- reading ----------------------------------------------------------------------------------------------------
-    def find(self, key: str) -> Artifact | None:
-        """The artifact, or None. Its files are checked by size and mtime, on first use on this host by their full hash.
+    def find(self, key: str, full: bool = False) -> Artifact | None:
+        """The artifact, or None. Its files are checked by size and mtime; with `full`, or on first use on this host, by hash.
 
         A damaged payload is moved to the quarantine, and the artifact is returned with `absent` = "damaged".
         """
@@ -157,7 +157,7 @@ class Store:
             return None
         if not self._absent(key):
             try:
-                self._check_files(key, manifest, full=False)
+                self._check_files(key, manifest, full)
             except DamagedArtifact as damage:
                 self.quarantine(key, str(damage))
         return Artifact(key, manifest["digest"], manifest["job"]["stage"], folder / "payload", self._absent(key))
@@ -188,10 +188,19 @@ class Store:
         stats = {name: path.stat() for name, path in present.items()}
         return canonical({name: [s.st_size, s.st_mtime_ns] for name, s in stats.items()})
 
-    def verify(self, tick: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
-        """Hash every file. Returns a line per damaged artifact; each is quarantined, and the next run computes it again."""
+    def since(self, when: float) -> list[str]:
+        """Keys of the artifacts that were made, or came here, at `when` (a Unix time) or later."""
+        return [key for key in self.keys() if (self.folder(key) / "manifest.json").stat().st_mtime >= when]
+
+    def verify(
+        self, tick: Callable[[int, int], None] = lambda done, total: None, keys: Sequence[str] | None = None
+    ) -> list[str]:
+        """Hash every file of all artifacts, or of `keys`. Returns a line per damaged artifact.
+
+        Each damaged one is quarantined, and the next run computes it again.
+        """
         damaged = []
-        keys = self.keys()
+        keys = self.keys() if keys is None else keys
         stray = [p.name for p in (self.root / "artifacts").glob("*/*") if not (p / "manifest.json").exists()]
         for done, key in enumerate([*keys, *stray], 1):
             try:
@@ -227,13 +236,14 @@ class Store:
         """Hold the store while artifacts of it are needed, so that they are not deleted; `alone` to delete some.
 
         Raises:
-            HomeError: a deletion is running, or with `alone` anything else that uses the store.
+            HomeError: a deletion is running, or with `alone` anything else that uses the store; or locks do not work there.
         """
         other = "another command" if alone else "`ratchet gc`"
         try:
+            check_locks(self.root)
             with locked(self.root / "in_use.lock", wait=False, shared=not alone):
                 yield
-        except BlockingIOError as error:
+        except LockHeld as error:
             raise HomeError(f"{other} is running on {self.root}; run this again when it has finished") from error
 
     # -- writing ----------------------------------------------------------------------------------------------------
@@ -332,27 +342,6 @@ def fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def locked(path: Path, waiting: Callable[[], None] = lambda: None, wait: bool = True, shared: bool = False) -> Iterator[None]:
-    """Hold a flock, exclusive or `shared`. The kernel frees it when the process dies, so no lock is left behind.
-
-    `waiting` is called once if another process holds it. With `wait=False` a held lock raises BlockingIOError.
-    """
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not wait:
-                raise
-            waiting()
-            fcntl.flock(handle, kind)
-        yield
     finally:
         os.close(handle)
 

@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 
 from data.errors import HomeError
-from data.store.store import locked
+from data.store.locks import locked
 
 HOSTS = ("127.0.0.1", "localhost")  # the servers answer under these names only
 ENTER = "/enter"  # the page of the printed links; what follows # in a link is never sent to a server

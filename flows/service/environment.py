@@ -7,8 +7,11 @@ import tomllib
 import warnings
 from pathlib import Path
 
+from data.addresses import http_address
 from data.errors import HomeError
+from registry.client import tracking_uri
 
+PREFECT_ADDRESS = "http://127.0.0.1:4200/api"  # an example, for messages
 CHECKOUT = Path(__file__).parents[2]
 DEFAULTS = {
     "DO_NOT_TRACK": "1",
@@ -46,7 +49,11 @@ def prepare(home: Path) -> None:
 
     Raises:
         HomeError: the home cannot be written.
+        EndpointError: PREFECT_API_URL or MLFLOW_TRACKING_URI holds no address.
     """
+    if named := os.environ.get("PREFECT_API_URL"):
+        http_address(named, "PREFECT_API_URL", PREFECT_ADDRESS)
+    tracking_uri(home)
     prefect = home / "prefect"
     paths = {
         "PREFECT_HOME": str(prefect),

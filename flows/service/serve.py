@@ -18,7 +18,7 @@ import typer
 
 from data.errors import CampaignError, ServiceFailed, without_passwords
 from data.store.campaign import names
-from data.store.store import locked
+from data.store.locks import LockHeld, locked
 from flows.commands.options import Home
 from flows.service import environment
 from flows.service.access import ENTER, USER, password
@@ -54,7 +54,7 @@ def serve(
     try:
         with locked(folder / "prefect" / "serve.lock", wait=False):
             _serve(folder, claim_port(port, "Prefect server", "--port"), claim_port(mlflow_port, "MLflow UI", "--mlflow-port"))
-    except BlockingIOError as error:
+    except LockHeld as error:
         raise CampaignError(f"another `ratchet serve` is running on {folder}; use it, or stop it first") from error
 
 

@@ -6,6 +6,7 @@ import atexit
 import base64
 import contextlib
 import functools
+import http.client
 import os
 import signal
 import socket
@@ -19,10 +20,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 
+from data.addresses import http_address
 from data.errors import PortTaken, ServiceFailed
-from data.store.store import locked
+from data.store.locks import locked
 from flows.service.access import HOSTS, MLFLOW_CREDENTIALS, credentials
-from flows.service.environment import CHECKOUT
+from flows.service.environment import CHECKOUT, PREFECT_ADDRESS
 from registry import ui
 from tasks.run.worker import die_with_parent
 
@@ -136,8 +138,26 @@ def answers(address: str) -> bool:
             return True
     except urllib.error.HTTPError:  # e.g. it requires a login: it answers
         return True
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
+
+
+def _no_prefect(address: str) -> str:
+    """What is at an address instead of Prefect's API; an empty text if the API is there, or asks for a login.
+
+    Raises:
+        EndpointError: it is no address.
+    """
+    http_address(address, "PREFECT_API_URL", PREFECT_ADDRESS)
+    if not answers(f"{address}/health"):
+        return "no answer"
+    try:
+        with urllib.request.urlopen(f"{address}/health", timeout=20) as answer:
+            return "" if answer.read(100).strip() == b"true" else "another program's answer"
+    except urllib.error.HTTPError:  # the API of a server with a password
+        return ""
+    except (OSError, http.client.HTTPException):
+        return "no answer"
 
 
 def free_port() -> int:
@@ -203,14 +223,15 @@ def prefect_api(home: Path) -> Iterator[None]:
     Prefect's own temporary server would outlive a run that is killed.
 
     Raises:
-        ServiceFailed: the server in PREFECT_API_URL does not answer, or the temporary one does not start.
+        ServiceFailed: the server in PREFECT_API_URL does not answer, the temporary one does not start, or it ends.
+        EndpointError: PREFECT_API_URL is no address.
     """
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
     if named := os.environ.get("PREFECT_API_URL"):
-        if not answers(f"{named}/health"):
+        if found := _no_prefect(named):
             raise ServiceFailed(
-                f"expected a Prefect server at PREFECT_API_URL={named}, found no answer; start it, or unset PREFECT_API_URL"
+                f"expected a Prefect server at PREFECT_API_URL={named}, found {found}; start it, or unset PREFECT_API_URL"
             )
         given = os.environ.get("PREFECT_API_AUTH_STRING") or (credentials(home) if _on_this_machine(named) else "")
         if refuses(f"{named}/admin/version", given):
@@ -218,12 +239,28 @@ def prefect_api(home: Path) -> Iterator[None]:
                 f"expected the Prefect server at PREFECT_API_URL={named} to accept the password of {home}, found that it "
                 "refuses it; set PREFECT_API_AUTH_STRING as its `ratchet serve` printed it"
             )
-        with temporary_settings({PREFECT_API_AUTH_STRING: given} if given else {}):
+        with temporary_settings({PREFECT_API_AUTH_STRING: given} if given else {}), _told(named):
             yield
         return
-    own = _own_server(home).environment
-    with temporary_settings({setting: own[setting.name] for setting in (PREFECT_API_URL, PREFECT_API_AUTH_STRING)}):
+    own = _own_server(home)
+    settings = {setting: own.environment[setting.name] for setting in (PREFECT_API_URL, PREFECT_API_AUTH_STRING)}
+    with temporary_settings(settings), _told(f"{own.environment[PREFECT_API_URL.name]}, whose log is {own.log}"):
         yield
+
+
+@contextlib.contextmanager
+def _told(server: str) -> Iterator[None]:
+    """Errors of Prefect's client become one that says what to do."""
+    import httpx
+
+    try:
+        yield
+    except httpx.HTTPError as error:
+        cause = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ServiceFailed(
+            f"expected the Prefect server at {server} to answer, found: {cause}; finished artifacts are kept, and the same "
+            "command resumes"
+        ) from error
 
 
 def refuses(address: str, credentials: str) -> bool:
@@ -234,7 +271,7 @@ def refuses(address: str, credentials: str) -> bool:
             return False
     except urllib.error.HTTPError as error:
         return error.code == HTTPStatus.UNAUTHORIZED
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
 
 

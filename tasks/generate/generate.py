@@ -14,12 +14,13 @@ from data.errors import StageFailed
 from data.rows import tables
 from data.store.store import derive_seed
 from tasks.generate import warm
-from tasks.generate.engines import Batch, Decoding, Engine, EngineLost, Row
+from tasks.generate.engines import Batch, Decoding, Engine, EngineLost, OutOfMemory, Row
 from tasks.run.work import StageSettings, Work, chunks
 
 VERSION = 4
 LIBRARIES = ("torch", "transformers", "tokenizers")  # the engine adds its own
-ATTEMPTS = 4  # each with batches half as large as before
+ATTEMPTS = 4  # each with batches half as large as before, where memory runs out
+RESTARTS = 1  # of an engine whose process was lost, with the same batches
 SHARDS = "completions-*.parquet"  # in scratch
 
 
@@ -49,7 +50,7 @@ def generate(work: Work) -> None:
     is in the order of the prompts.
 
     Raises:
-        StageFailed: the engine ran out of memory or died, with smaller batches too, or returned too few rows.
+        StageFailed: the engine ran out of memory with smaller batches too, died twice, or returned too few rows.
     """
     s: Settings = work.settings
     in_order = tables.read(work.inputs["prompts"] / f"{s.split}.parquet", tables.PROMPTS).to_pylist()
@@ -69,28 +70,50 @@ def _file(work: Work, index: int) -> Path:
 
 
 def _sample_missing(work: Work, prompts: list[Row], shards: Mapping[int, range], finished: dict[int, pa.Table | None]) -> None:
-    """Sample the shards that are None in `finished`. Each is written to scratch as soon as it is complete."""
+    """Sample the shards that are None in `finished`, with batches half as large each time that memory runs out.
+
+    A lost process says nothing about memory. It is started again once, with the same batches, so that the samples are the same.
+    """
     s: Settings = work.settings
-    for attempt in range(ATTEMPTS):
-        missing = {index: rows for index, rows in shards.items() if finished[index] is None}
-        if not missing:
-            return
-        size = max(1, (s.batch >> attempt) // s.n)  # prompts
+    halvings = losses = 0
+    while halvings < ATTEMPTS and losses <= RESTARTS:
+        size = max(1, (s.batch >> halvings) // s.n)  # prompts
         try:
-            with warm.engine(work) as engine:
-                for index, rows in missing.items():
-                    table = tables.from_rows(_shard(work, engine, index, prompts, rows, size), tables.COMPLETIONS)
-                    tables.write_shard(table, tables.COMPLETIONS, _file(work, index))
-                    finished[index] = table
-                    work.tick(sum(t.num_rows for t in finished.values() if t is not None), len(prompts) * s.n)
+            _sample(work, prompts, {i: rows for i, rows in shards.items() if finished[i] is None}, finished, size)
             return
+        except OutOfMemory as error:
+            last = f"out of memory with {size * s.n} sequences at a time: {error}"
+            halvings += 1
         except EngineLost as error:
-            work.record(f"engine failed with {size * s.n} sequences at a time: {error}")
-            last = str(error)
-    raise StageFailed(
-        f"engine '{s.engine}' failed {ATTEMPTS} times, the last time with {size * s.n} sequences at a time: {last}. Finished "
-        "shards are kept. Set a smaller batch or max_tokens in [generate], or give the engine more memory "
-        "(tasks/README.md, Engines in detail)"
+            last = f"process lost with {size * s.n} sequences at a time: {error}"
+            losses += 1
+        work.record(last)
+    raise _given_up(s.engine, last, losses)
+
+
+def _sample(
+    work: Work, prompts: list[Row], missing: Mapping[int, range], finished: dict[int, pa.Table | None], size: int
+) -> None:
+    """Sample shards, `size` prompts at a time. Each is written to scratch as soon as it is complete."""
+    if not missing:
+        return
+    with warm.engine(work) as engine:
+        for index, rows in missing.items():
+            table = tables.from_rows(_shard(work, engine, index, prompts, rows, size), tables.COMPLETIONS)
+            tables.write_shard(table, tables.COMPLETIONS, _file(work, index))
+            finished[index] = table
+            work.tick(sum(t.num_rows for t in finished.values() if t is not None), len(prompts) * work.settings.n)
+
+
+def _given_up(engine: str, last: str, losses: int) -> StageFailed:
+    if losses > RESTARTS:
+        return StageFailed(
+            f"engine '{engine}' died {losses} times with the same batches: {last}. Finished shards are kept: run the same "
+            "command again. If the system killed it for its memory, set a smaller batch in [generate]"
+        )
+    return StageFailed(
+        f"engine '{engine}' failed {ATTEMPTS} times: {last}. Finished shards are kept. Set a smaller batch or max_tokens in "
+        "[generate], or give the engine more memory (tasks/README.md, Engines in detail)"
     )
 
 

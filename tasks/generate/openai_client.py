@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from data.addresses import http_address
 from data.errors import EndpointError
 from data.recipe.settings import Requests
 
@@ -99,6 +100,7 @@ def replies_to(
     """
     from anyio.from_thread import start_blocking_portal
 
+    http_address(server.url, "the url of an endpoint", "http://127.0.0.1:8000/v1")
     journalled = _read(journal)
     yield from (journalled[ask.id] for ask in asks if ask.id in journalled)
     missing = [ask for ask in asks if ask.id not in journalled]
@@ -263,7 +265,7 @@ async def _post(client: httpx.AsyncClient, server: Server, body: dict[str, Any],
                         raise _Refused(f"more than {LARGEST} bytes")
     except TimeoutError:
         raise _Failed(f"no whole answer in {timeout:g} s") from None
-    except httpx.TransportError as error:
+    except (httpx.TransportError, httpx.DecodingError) as error:  # such as a wrong Content-Encoding
         raise _Failed(f"{type(error).__name__}: {error}") from error
     except httpx.InvalidURL as error:
         raise EndpointError(f"expected the address of a server, found '{server.url}': {error}") from error

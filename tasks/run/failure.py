@@ -7,7 +7,6 @@ because the first one is gone.
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import json
 import os
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data import errors
-from data.errors import HomeError, RatchetError, StageFailed
+from data.errors import RatchetError, StageFailed
 from data.store.store import write_atomic
 
 EARLIER = "failures.jsonl"  # in scratch: the errors of earlier attempts, for the log.json of the artifact
@@ -42,13 +41,6 @@ def write(folder: Path, error: Exception) -> None:
     }
     with contextlib.suppress(OSError):  # such as a full disk: the traceback on stderr must do then
         write_atomic(folder / f"error-{rank or 0}.json", json.dumps(fields))
-
-
-def full_disk(error: OSError, stage: str, root: Path) -> HomeError | None:
-    """The error of ours for a full disk, which says what to do; None for any other error of the system."""
-    if error.errno != errno.ENOSPC:
-        return None
-    return HomeError(f"{stage}: no space left on {root}; free some, then run the same command again")
 
 
 def clear(folder: Path) -> None:

@@ -25,8 +25,10 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from data.errors import StageFailed
+from data.limits import exhausted
 from data.recipe.settings import Hardware
-from data.store.store import Artifact, External, Job, Store, locked
+from data.store.locks import locked
+from data.store.store import Artifact, External, Job, Store
 from tasks.run import failure
 from tasks.run.fingerprint import fingerprint
 from tasks.run.work import Stage, Tick, Work, device_of, give_back_memory, gpus, module_of, silent, stage_module
@@ -96,7 +98,8 @@ def perform(
         stored = _find(store, job, Notes())  # silently: the first call has warned already
         if stored is not None:  # another process computed it while this one waited
             return stored
-        paths = {name: _payload(store, artifact, hardware, notes) for name, artifact in inputs.items()}
+        whole = trains(job.stage)  # a rotten bit there would spread to every later checkpoint; hashing is cheap beside training
+        paths = {name: _payload(store, artifact, hardware, notes, whole) for name, artifact in inputs.items()}
         return _make(store, job, settings, inputs, paths, hardware, notes, around)
 
 
@@ -153,9 +156,9 @@ def _make(
         log |= {"failures": failure.earlier(work.scratch)}
         input_keys = {name: artifact.key for name, artifact in inputs.items()}
         return store.commit(job, input_keys, fingerprint(job.stage, job.parts), log)
-    except OSError as error:
-        if full := failure.full_disk(error, job.stage, store.root):
-            raise full from error
+    except Exception as error:
+        if limit := exhausted(error, job.stage, store.root):
+            raise limit from error
         raise
 
 
@@ -193,7 +196,12 @@ def on_gpu(job: Job, hardware: Hardware) -> bool:
 
 def runs_under_accelerate(stage: str, hardware: Hardware) -> bool:
     """Whether a stage runs under `accelerate launch`: a training stage does, if the recipe sets hardware.accelerate."""
-    return bool(hardware.accelerate) and getattr(stage_module(stage), "LAUNCHED", False)
+    return bool(hardware.accelerate) and trains(stage)
+
+
+def trains(stage: str) -> bool:
+    """Whether a stage trains a model."""
+    return getattr(stage_module(stage), "LAUNCHED", False)
 
 
 def own_process(hardware: Hardware) -> bool:
@@ -206,11 +214,14 @@ def own_process(hardware: Hardware) -> bool:
     return device_of(hardware) == "cuda"
 
 
-def _payload(store: Store, artifact: Input, hardware: Hardware, notes: Notes) -> Path:
-    """The payload folder of an input. An evicted or damaged payload is recomputed from the manifest."""
+def _payload(store: Store, artifact: Input, hardware: Hardware, notes: Notes, whole: bool = False) -> Path:
+    """The payload folder of an input. An evicted or damaged payload is recomputed from the manifest.
+
+    With `whole` every byte is compared with its hash, not only sizes and times.
+    """
     if isinstance(artifact, External):
         return artifact.path
-    stored = store.find(artifact.key)
+    stored = store.find(artifact.key, full=whole)
     if stored is not None and not stored.absent:
         return stored.path
     return remake(store, artifact, hardware, notes).path
@@ -237,7 +248,8 @@ def remake(store: Store, artifact: Artifact, hardware: Hardware, notes: Notes) -
     job = Job(**manifest["job"])
     settings = stage_module(job.stage).Settings.model_validate(manifest["job"]["settings"])
     with store.attempt(job.key):
-        paths = {name: _payload(store, stored_input, hardware, notes) for name, stored_input in inputs.items()}
+        whole = trains(job.stage)
+        paths = {name: _payload(store, stored_input, hardware, notes, whole) for name, stored_input in inputs.items()}
         recomputed = _make(store, job, settings, inputs, paths, hardware, notes)
     if recomputed.digest != artifact.digest:
         raise StageFailed(

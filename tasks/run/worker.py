@@ -19,6 +19,7 @@ from collections import deque
 from pathlib import Path
 from typing import IO, Any
 
+from data.limits import exhausted
 from data.recipe.settings import Hardware
 from tasks.run import failure
 from tasks.run.work import Work, device_of, gpus, stage_module
@@ -52,11 +53,23 @@ def run_apart(stage: str, work: Work) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([checkout, *sys.path])} | _first_gpu(stage, work.hardware)
     failure.clear(work.scratch)
     command = [sys.executable, "-m", "tasks.run.worker", str(job)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    child = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=_leave_ctrl_c_to_the_parent,
+    )
     code, output = _attend(child, work)
     job.unlink(missing_ok=True)
     if code:
         raise failure.error_of(stage, code, work.scratch, output)
+
+
+def _leave_ctrl_c_to_the_parent() -> None:
+    """A terminal sends Ctrl-C to the child too, which would print a traceback. The parent ends the child."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _attend(child: subprocess.Popen[str], work: Work) -> tuple[int, str]:
@@ -163,9 +176,9 @@ def _work(path: str) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # before a model is loaded; the default is the first GPU
     try:
         getattr(module, job["stage"])(work)
-    except OSError as error:
-        if full := failure.full_disk(error, job["stage"], work.out.parents[2]):
-            raise full from error
+    except Exception as error:
+        if limit := exhausted(error, job["stage"], work.out.parents[2]):
+            raise limit from error
         raise
 
 

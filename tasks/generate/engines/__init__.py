@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 from tasks.models.models import load_tokenizer, render, stop_tokens
 
 Row = dict[str, Any]
-NOT_PARTS = ("Batch", "Decoding", "Engine", "EngineLost", "Texts", "WarmEngine")
+NOT_PARTS = ("Batch", "Decoding", "Engine", "EngineLost", "OutOfMemory", "Texts", "WarmEngine")
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,12 @@ class Batch:
     seeds: Sequence[int]
 
 
+class OutOfMemory(Exception):
+    """The engine ran out of memory. Finished shards are kept, and the stage tries again with smaller batches."""
+
+
 class EngineLost(Exception):
-    """The engine ran out of memory or died. Finished shards are kept, and the stage tries again with smaller batches."""
+    """The engine's process died. Finished shards are kept, and the stage tries once more with the same batches."""
 
 
 class Engine(Protocol):
@@ -52,7 +56,8 @@ class Engine(Protocol):
         continuous batching decodes as many sequences at a time as the largest batch holds.
 
         Raises:
-            EngineLost: out of memory, or its process died.
+            OutOfMemory: smaller batches may fit.
+            EngineLost: its process died.
         """
 
     def length(self, prompt: Row) -> int:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import StageFailed
-from tasks.generate.engines import Batch, Decoding, Engine, EngineLost, Row, Texts
+from data.limits import ran_out
+from tasks.generate.engines import Batch, Decoding, Engine, OutOfMemory, Row, Texts
 from tasks.models.models import load_model
 from tasks.run.work import give_back_memory
 
@@ -36,16 +37,16 @@ class _Transformers(Texts):
         )  # else the checkpoint's own, such as a repetition penalty, would apply
 
     def sample(self, batches: Sequence[Batch], decoding: Decoding) -> Iterator[tuple[int, list[Row]]]:
-        import torch
-
         for index, batch in enumerate(batches):
             lost = ""
             try:
                 rows = self._sample_batch(batch.prompts, decoding, batch.seed)
-            except torch.OutOfMemoryError as error:
-                lost = str(error)  # only the text: the error refers to its frames, and so to the model and its cache
+            except (RuntimeError, MemoryError) as error:  # torch has no type of its own for a CPU without memory
+                if ran_out(error) != "memory":
+                    raise
+                lost = str(error) or "no memory left"  # only the text: the error's frames hold the model and its cache
             if lost:
-                raise EngineLost(f"out of memory: {lost}")
+                raise OutOfMemory(lost)
             yield index, [{**row, "seed": batch.seed} for row in rows]
 
     def _sample_batch(self, prompts: Sequence[Row], decoding: Decoding, seed: int) -> list[Row]:

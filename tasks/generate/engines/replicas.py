@@ -66,7 +66,7 @@ class Replicas(Texts):
                 for index, rows in future.result():
                     yield indices_of[future][index], rows
         except BrokenProcessPool as error:
-            raise EngineLost("a replica's process died, see its output above (out of memory?)") from error
+            raise EngineLost("a replica's process died, see its output above") from error
 
     def close(self) -> None:
         for pool in self.pools:

