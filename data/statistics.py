@@ -47,14 +47,12 @@ def paired_shares_interval(
         variance = n * np.maximum(2 * only_second + delta * (1 - delta), 1e-300)
         return (wins - losses - n * delta) / np.sqrt(variance)
 
-    def limit(inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
-        for _ in range(50):  # bisection, to 1e-15
-            middle = (inside + outside) / 2
-            near = np.abs(statistic(middle)) <= critical
-            inside, outside = np.where(near, middle, inside), np.where(near, outside, middle)
-        return inside
-
-    return limit(difference, np.full_like(difference, -1.0)), limit(difference, np.full_like(difference, 1.0))
+    inside, outside = np.stack([difference, difference]), np.stack([np.full_like(difference, end) for end in (-1.0, 1.0)])
+    for _ in range(40):  # bisection of both limits, to 1e-12
+        middle = (inside + outside) / 2
+        near = np.abs(statistic(middle)) <= critical
+        inside, outside = np.where(near, middle, inside), np.where(near, outside, middle)
+    return inside[0], inside[1]
 
 
 def sign_test(wins: np.ndarray, losses: np.ndarray) -> np.ndarray:

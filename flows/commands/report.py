@@ -107,6 +107,6 @@ def _roles_by_checkpoint(campaign: Campaign, results: dict[str, Any]) -> list[li
     return list(groups.values())
 
 
-def test_lines(campaigns: list[Campaign]) -> list[str]:
+def reads_in_words(campaigns: list[Campaign]) -> list[str]:
     """How often the home has read each test split of the campaigns, and by which; a split of several is told once."""
     return list(dict.fromkeys(told for campaign in campaigns for told in test_reads.in_words(campaign).values()))

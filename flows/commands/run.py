@@ -133,7 +133,7 @@ def run_to_end(campaign: Campaign, refresh: list[str]) -> str:
 
 def summary(campaigns: list[Campaign]) -> None:
     """Print the tables of rounds and of the test split, the folder of all outputs, and how to open the UIs."""
-    from flows.commands.report import final_table, gold_line, reward_shares, rounds_table, test_lines
+    from flows.commands.report import final_table, gold_line, reads_in_words, reward_shares, rounds_table
     from flows.round.reporter import alarm_lines, left_out
 
     out.print(rounds_table(campaigns))
@@ -148,7 +148,7 @@ def summary(campaigns: list[Campaign]) -> None:
     final = final_table(campaigns)
     if final is not None:
         out.print(final)
-    for told in test_lines(campaigns):
+    for told in reads_in_words(campaigns):
         out.print(told, soft_wrap=True)
     home = campaigns[0].home
     out.print(f"Files:   {home} (campaigns/, store/, mlflow.db, prefect/)", soft_wrap=True)

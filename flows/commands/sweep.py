@@ -109,8 +109,12 @@ def _told(choice: Choice | None, members: Sequence[Campaign]) -> str:
     """What a person is told about the choice."""
     if choice is None:
         left = [member.name for member in members if not member.rounds_over]
-        why = f"not over: {', '.join(left)}. Run the same command again" if left else "no held-out prompt has a verdict"
-        return f"No campaign is chosen and test is not read: {why}."
+        if not left:
+            return "No campaign is chosen and test is not read: no held-out prompt has a verdict."
+        return (
+            f"No campaign is chosen and test is not read, since these are not over: {', '.join(left)}. Run the same command "
+            "again. If one can never finish, sweep without its value under another --name: what is stored is reused."
+        )
     best = next(s for s in choice.standings if s.name == choice.best)
     like = [s.name for s in choice.standings if s.like_best and s.name != best.name]
     return (
@@ -141,10 +145,10 @@ def _table(over: dict[str, list[Any]], results: list[dict[str, Any]]) -> None:
 
 
 def _test_table(choice: Choice | None, members: Sequence[Campaign]) -> None:
-    from flows.commands.report import final_table, test_lines
+    from flows.commands.report import final_table, reads_in_words
 
     chosen = [member for member in members if choice and member.name == choice.best]
     if table := final_table(chosen):
         out.print(table)
-    for text in test_lines(chosen):
+    for text in reads_in_words(chosen):
         out.print(text, soft_wrap=True)

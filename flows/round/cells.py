@@ -7,6 +7,7 @@ from typing import Any
 
 from data import labels
 from data.store.campaign import Campaign, Round
+from flows.round.artifacts import present
 from flows.round.history import History
 from tasks.evaluate.best_cell import Cell, Choice, choose_cell
 from tasks.evaluate.measure import right_by_prompt
@@ -26,12 +27,12 @@ def choose(members: Sequence[Campaign]) -> Choice | None:
 def _cell(member: Campaign) -> Cell:
     history = History(member.store, member.rounds())
     champion = history.measured(history.last.champion.digest)
-    return Cell(member.name, _right(history, champion), _right(history, history.first))
+    return Cell(member.name, _right(member, history, champion), _right(member, history, history.first))
 
 
-def _right(history: History, finished: Round) -> dict[str, float]:
+def _right(member: Campaign, history: History, finished: Round) -> dict[str, float]:
     """Whether the round's checkpoint answers each held-out prompt right, by its greedy completion."""
-    scores = history.artifact(finished, labels.HELD_OUT.scores("greedy"))
+    scores = present(member, history.artifact(finished, labels.HELD_OUT.scores("greedy")))
     return {prompt: values[0] for prompt, values in right_by_prompt(scores.path).items()}
 
 

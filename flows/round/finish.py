@@ -10,14 +10,13 @@ from data.errors import DamagedCampaign, StageFailed
 from data.store import test_reads
 from data.store.campaign import Campaign, Metric, Ref, Round, Verdict, checkpoints_at_end, folders, read_rounds
 from data.store.store import Artifact, write_atomic
-from flows.round.artifacts import read_metrics
+from flows.round.artifacts import present, read_metrics
 from flows.round.calls import stages_of
 from flows.round.deliver import deliver_rounds
 from flows.round.history import History
 from flows.round.one_round import one_round, round_zero
 from flows.round.reporter import Reporter
 from flows.round.stages import Stages
-from tasks.run.stage import Notes, remake
 
 
 class Waiting(Exception):
@@ -116,7 +115,7 @@ def measure_final(campaign: Campaign, stages: Stages, history: History) -> None:
     for split in test_reads.SPLITS:
         if getattr(campaign.recipe.prompts, split) == 0:
             continue
-        prompts = in_store(campaign, history.of_first(labels.PREPARE))
+        prompts = present(campaign, history.of_first(labels.PREPARE))
         test_reads.note(campaign, split)
         prefix = "" if split == "test" else f"{split}/"
         for which, metrics in measure_split(stages, history, prompts, split).items():
@@ -135,11 +134,3 @@ def measure_split(stages: Stages, history: History, prompts: Artifact, split: st
             evaluated = stages.evaluate(prompts, history.load(checkpoint), {"base": first.greedy_scores}, split)
             measured[checkpoint.digest] = read_metrics(evaluated.metrics)
     return {which: measured[checkpoint.digest] for which, checkpoint in roles.items()}
-
-
-def in_store(campaign: Campaign, artifact: Artifact) -> Artifact:
-    """The artifact with its payload, which is computed again if it was damaged."""
-    stored = campaign.store.find(artifact.key)
-    if stored is not None and not stored.absent:
-        return stored
-    return remake(campaign.store, artifact, campaign.recipe.hardware, Notes())

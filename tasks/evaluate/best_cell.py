@@ -1,6 +1,6 @@
 """Which cell of a sweep is the best, and how good it is once it is taken into account that it was picked.
 
-The best of several cells is partly the luckiest: of 9 equally good cells on 200 prompts it shows 4 points that it does not have.
+The best of several cells is partly the luckiest: of 9 equally good cells on 200 prompts it shows 4 points too many.
 
 - Its **gain** over checkpoint 0 gets an interval at level 1 - 0.05 / m, for m checkpoints that could have been picked
   (Bonferroni). So it covers at least 95% however the pick is made: among cells, and among the rounds of a cell.
@@ -90,7 +90,7 @@ def _table(cells: Sequence[Cell]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _gain_on_other_half(right: np.ndarray, base: np.ndarray, asked: np.ndarray) -> float:
-    """Mean gain of the cell picked on a random half of the prompts, measured on the other half, over both ways of HALVES splits.
+    """Mean gain of the cell picked on a random half of the prompts, measured on the other half, over HALVES splits both ways.
 
     A prompt is in the same half for all cells, so that pairs stay pairs.
     """
