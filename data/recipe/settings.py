@@ -74,7 +74,7 @@ class Prompts(Strict):
         description="prompts the gate decides on, never trained on; with more of them it detects smaller improvements",
     )
     test: int = Field(
-        200, ge=0, description="prompts that are measured only after the last round; `show` tells how often they were read"
+        200, ge=0, description="prompts measured only after the last round; `show` says how often they were read"
     )
     filler: float = Field(
         0.0,
