@@ -45,7 +45,7 @@ def paired_shares_interval(
         b, c = (2 * n - wins + losses) * delta - wins - losses, -losses * delta * (1 - delta)
         only_second = (np.sqrt(np.maximum(b**2 - 8 * n * c, 0)) - b) / (4 * n)
         variance = n * np.maximum(2 * only_second + delta * (1 - delta), 1e-300)
-        return (wins - losses - n * delta) / np.sqrt(variance)
+        return np.asarray((wins - losses - n * delta) / np.sqrt(variance))
 
     inside, outside = np.stack([difference, difference]), np.stack([np.full_like(difference, end) for end in (-1.0, 1.0)])
     for _ in range(40):  # bisection of both limits, to 1e-12
@@ -59,7 +59,7 @@ def sign_test(wins: np.ndarray, losses: np.ndarray) -> np.ndarray:
     """The two-sided exact p value that wins and losses are equally likely (McNemar's exact test). Element by element."""
     from scipy.stats import binom
 
-    return np.minimum(1.0, 2 * binom.cdf(np.minimum(wins, losses), wins + losses, 0.5))
+    return np.asarray(np.minimum(1.0, 2 * binom.cdf(np.minimum(wins, losses), wins + losses, 0.5)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

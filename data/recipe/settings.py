@@ -73,9 +73,7 @@ class Prompts(Strict):
         ge=0,
         description="prompts the gate decides on, never trained on; with more of them it detects smaller improvements",
     )
-    test: int = Field(
-        200, ge=0, description="prompts measured only after the last round; `show` says how often they were read"
-    )
+    test: int = Field(200, ge=0, description="prompts measured only after the last round; `show` says how often they were read")
     filler: float = Field(
         0.0,
         ge=0,
