@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import CampaignError, DamagedArtifact, StageFailed
-from data.store.campaign import Campaign, Ref, Round
+from data.store.campaign import Campaign, Ref, Round, checkpoints_at_end
 from registry.client import known_id, mlflow_client
 from registry.payload import pointer
+from registry.projection import accuracy_in_words
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -80,6 +81,15 @@ def set_aliases(client: MlflowClient, finished: Round, model: str) -> None:
         version = _version(client, model, getattr(finished, alias))
         if version is not None and current.get(alias) != version.version:
             client.set_registered_model_alias(model, alias, version.version)
+
+
+def tag_test_accuracy(client: MlflowClient, campaign: Campaign, model: str) -> None:
+    """Give the versions that were measured on the test split their accuracy on it, as the tag `test_accuracy`."""
+    final, refs = campaign.final() or {}, checkpoints_at_end(campaign.rounds())
+    for which, metrics in final.items():
+        version = _version(client, model, refs[which])
+        if version is not None and "accuracy" in metrics and (words := accuracy_in_words(metrics["accuracy"])):
+            client.set_model_version_tag(model, version.version, "test_accuracy", words)
 
 
 def _version(client: MlflowClient, model: str, checkpoint: Ref) -> ModelVersion | None:

@@ -9,6 +9,7 @@ from typing import Any
 from data import labels
 from data.alarm import gravest
 from data.recipe.dotted import flatten
+from data.store import test_reads
 from data.store.campaign import Campaign, Metric, Ref, Round
 from registry.client import plain
 
@@ -46,7 +47,7 @@ def round_numbers(finished: Round) -> dict[str, float]:
 
 
 def final_numbers(campaign: Campaign) -> dict[str, float]:
-    """Test and out-of-distribution metrics of base and head; empty until the campaign is over."""
+    """Test and out-of-distribution metrics by role of the checkpoint; empty until they are measured."""
     final = campaign.final() or {}
     return {name: value for which, metrics in final.items() for name, value in numbers(metrics, f"final_{which}_").items()}
 
@@ -96,9 +97,22 @@ def origin_tags(campaign: Campaign) -> dict[str, str]:
     return {"ratchet.sweep": origin["sweep"]} if "sweep" in origin else {}
 
 
+def accuracy_in_words(metric: Metric) -> str:
+    """E.g. `61.2% [58.1, 64.2], n = 200`; empty if it does not apply."""
+    if metric.value is None:
+        return ""
+    ends = f" [{100 * metric.low:.1f}, {100 * metric.high:.1f}]" if metric.low is not None and metric.high is not None else ""
+    return f"{100 * metric.value:.1f}%{ends}, n = {metric.n}"
+
+
 def progress_tags(campaign: Campaign, newest: Round) -> dict[str, str]:
     """Tags of the campaign's run that change with its rounds."""
-    return {"state": campaign.state, "rounds": str(newest.round + 1), **verdict_tags(newest)}
+    return {"state": campaign.state, "rounds": str(newest.round + 1), **verdict_tags(newest), **test_tags(campaign)}
+
+
+def test_tags(campaign: Campaign) -> dict[str, str]:
+    """How often the home has read the campaign's test splits, and by which campaigns."""
+    return {f"reads.{split}": cut(words) for split, words in test_reads.in_words(campaign).items()}
 
 
 def round_tags(campaign: Campaign, finished: Round, identity: str, parent: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from data.store.campaign import Campaign
 from data.store.sweep import Sweep
 from registry.client import experiment, mlflow_client, plain, sweep_run
+from registry.projection import cut
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,8 +40,11 @@ def _ensure(client: MlflowClient, experiment_id: str, sweep: Sweep) -> Run:
     return run
 
 
-def finish_sweep(home: Path, sweep: Sweep, results: list[dict[str, Any]]) -> None:
+def finish_sweep(home: Path, sweep: Sweep, results: list[dict[str, Any]], choice: str) -> None:
     """Write the results, one row per campaign, and end the sweep's run. Can be called again.
+
+    Args:
+        choice: what is told about the best campaign.
 
     Raises:
         MLflowUnreachable: MLflow does not answer or refuses.
@@ -49,5 +53,6 @@ def finish_sweep(home: Path, sweep: Sweep, results: list[dict[str, Any]]) -> Non
         run = _ensure(client, experiment(client, home), sweep)
         columns = {name: [row[name] for row in results] for name in (results[0] if results else ())}
         client.log_dict(run.info.run_id, columns, "sweep.json")
+        client.set_tag(run.info.run_id, "choice", cut(choice))
         client.set_tag(run.info.run_id, "mlflow.loggedArtifacts", '[{"path": "sweep.json", "type": "table"}]')
         client.set_terminated(run.info.run_id, end_time=int(time.time() * 1000))

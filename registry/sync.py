@@ -12,10 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from data.errors import CampaignError
+from data.store import test_reads
 from data.store.campaign import Campaign, Round
 from data.store.locks import locked
 from registry import checkpoints, payload, projection
-from registry.client import MLflowUnreachable, campaign_id, experiment, mlflow_client, new_id, remote, runs_of, stored_id
+from registry.client import (
+    MLflowUnreachable,
+    campaign_id,
+    experiment,
+    known_id,
+    mlflow_client,
+    new_id,
+    remote,
+    runs_of,
+    stored_id,
+)  # fmt: skip
 from registry.judges import mirror_templates
 from registry.sweeps import sweep_tags
 
@@ -161,12 +173,31 @@ def _close(target: _Target, newest: Round) -> None:
     status = "FINISHED" if tags["state"] in ("done", "stopped") else "RUNNING"
     if parent.info.status == status and tags.items() <= parent.data.tags.items():
         return
-    checkpoints.set_aliases(client, newest, checkpoints.ensure_model(client, campaign, target.identity))
+    model = checkpoints.ensure_model(client, campaign, target.identity)
+    checkpoints.set_aliases(client, newest, model)
+    if final:
+        checkpoints.tag_test_accuracy(client, campaign, model)
+        _tell_other_readers(target)
     if status == "FINISHED":
         client.set_terminated(target.parent_id, end_time=_ended(campaign, newest))
     else:
         client.update_run(target.parent_id, status=status)
     client.log_batch(target.parent_id, tags=[RunTag(name, value) for name, value in tags.items()])
+
+
+def _tell_other_readers(target: _Target) -> None:
+    """Renew what the runs of other campaigns say about their test split, which this campaign has read too."""
+    from mlflow.entities import RunTag
+
+    for name in test_reads.readers(target.campaign):
+        try:
+            other = Campaign.open(target.campaign.home, name)
+            parent, _ = runs_of(target.client, target.experiment, known_id(other))
+            tags = projection.test_tags(other)
+        except CampaignError:  # deleted, damaged or never delivered: its own next delivery tells
+            continue
+        if parent is not None and not tags.items() <= parent.data.tags.items():
+            target.client.log_batch(parent.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
 
 
 # -- parameters, metrics and times --------------------------------------------------------------------------------------

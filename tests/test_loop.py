@@ -49,7 +49,7 @@ def test_campaign_runs_and_records(source: str, run_micro: Run) -> None:
         manifest = campaign.store.manifest(r.artifacts["train"].key)
         assert manifest["job"]["inputs"]["checkpoint"] == r.start_from.digest  # type: ignore[union-attr]
     assert campaign.state == "done"
-    assert set(campaign.final()) == {"base", "head", "last"}  # type: ignore[arg-type]
+    assert set(campaign.final()) == {"base", "champion", "head", "last"}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("rounds", "fresh"), [(1, False), pytest.param(2, True, marks=pytest.mark.minutes)])

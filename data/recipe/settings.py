@@ -73,7 +73,7 @@ class Prompts(Strict):
         ge=0,
         description="prompts the gate decides on, never trained on; with more of them it detects smaller improvements",
     )
-    test: int = Field(200, ge=0, description="prompts that are measured only once, after the last round")
+    test: int = Field(200, ge=0, description="prompts measured only after the last round; `show` says how often they were read")
     filler: float = Field(
         0.0,
         ge=0,
@@ -84,7 +84,7 @@ class Prompts(Strict):
     ood: int = Field(
         0,
         ge=0,
-        description="built-in tasks only: out-of-distribution prompts, measured once after the last round (five digits, five "
+        description="built-in tasks only: out-of-distribution prompts, measured after the last round (five digits, five "
         "numbers or five people)",
     )
     per_round: int = Field(0, ge=0, description="prompts sampled in each round; 0 = the whole rounds split")

@@ -1,7 +1,7 @@
 """A campaign on disk: its recipe and its finished rounds. Anything that can be derived from them is not stored.
 
 `<home>/campaigns/<name>/recipe.json`, `rounds/000.json ...` (written last, never changed), `pending.json` (a question for a
-person), `final.json` (metrics of the test split, measured once), `used` (keys of every artifact that it used), `origin.json`
+person), `final.json` (metrics of the test split), `used` (keys of every artifact that it used), `origin.json`
 (of a fork or a member of a sweep). The Round records are the truth; MLflow is a projection of them.
 """
 
@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -157,7 +157,7 @@ class Campaign:
     # -- its origin, and the artifacts that it uses ---------------------------------------------------------------------
     @property
     def origin(self) -> dict[str, Any]:
-        """{"fork": name, "at": round} or {"sweep": name}; empty for a campaign that was simply run."""
+        """{"fork": name, "at": round}, or {"sweep": name} and "chosen" for its best; empty for a campaign simply run."""
         remedy = "restore it from a copy, or delete it: then the campaign counts as simply run"
         path = self.folder / "origin.json"
         return _read(path, _table, remedy) if path.exists() else {}
@@ -232,10 +232,26 @@ class Campaign:
         write_atomic(self.pending_path, json.dumps({**question, "decision": decision}))
 
     def final(self) -> dict[str, dict[str, Metric]] | None:
-        """Test and out-of-distribution metrics of base, head and last checkpoint; None until the last round is done."""
+        """Test and out-of-distribution metrics by role (`checkpoints_at_end`); None until they are measured."""
         if not self.final_path.exists():
             return None
         return _read(self.final_path, _metrics, REMADE)
+
+    @property
+    def reads_test(self) -> bool:
+        """Whether it reads the test split after its last round. Of a sweep's campaigns only the chosen one does."""
+        return "sweep" not in self.origin or bool(self.origin.get("chosen"))
+
+    @property
+    def rounds_over(self) -> bool:
+        """Whether no further round follows: all are finished, or the gate stopped."""
+        finished = self.rounds()
+        return bool(finished) and (finished[-1].round >= self.recipe.rounds or finished[-1].verdict.decision == "stop")
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to compute: no round, and no reading of the test split."""
+        return self.final() is not None or (self.rounds_over and not self.reads_test)
 
     def _contents(self) -> str:
         return f"{len(self.rounds())} rounds, final {'read' if self.final_path.exists() else 'unread'}"
@@ -256,9 +272,19 @@ class Campaign:
             return "waiting"
         if finished and finished[-1].verdict.decision == "stop":
             return "stopped"
-        if self.final() is not None:
+        if self.over:
             return "done"
         return "unfinished" if finished else "new"
+
+
+def checkpoints_at_end(rounds: Sequence[Round]) -> dict[str, Ref]:
+    """The checkpoints that are measured on the test split, by role. One checkpoint may have several roles.
+
+    `base` is checkpoint 0, `champion` the best one that the gate accepted, `head` the one that a next round would start from,
+    and `last` the last round's, whatever its verdict.
+    """
+    first, last = rounds[0], rounds[-1]
+    return {"base": first.checkpoint, "champion": last.champion, "head": last.head, "last": last.checkpoint}
 
 
 def read_rounds(folder: Path) -> list[Round]:

@@ -99,8 +99,13 @@ class Sweep:
     def member(self, home: Path, name: str, recipe: Recipe) -> Campaign:
         """Start (or open) one campaign of the sweep."""
         campaign = Campaign.start(home, name, recipe)
-        campaign.set_origin({"sweep": self.name})
+        if campaign.origin.get("sweep") != self.name:
+            campaign.set_origin({"sweep": self.name})
         return campaign
+
+    def mark_chosen(self, campaign: Campaign) -> None:
+        """Have this campaign of the sweep read the test split. It stays the chosen one, so that a sweep reads it once."""
+        campaign.set_origin({"sweep": self.name, "chosen": True})
 
 
 def _cell_name(name: str, cell: dict[str, Any]) -> str:

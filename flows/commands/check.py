@@ -231,7 +231,7 @@ def cost(recipe: Recipe, counts: dict[str, int], in_suites: int) -> dict[str, An
 
     longest = e.max_tokens or rounds[0].generate.max_tokens
     evaluations = (recipe.rounds + 1) * counts["held_out"] * (1 + e.samples) + counts["held_out"] * e.samples
-    evaluations += 3 * (counts["test"] + counts["ood"]) + (recipe.rounds + 1) * in_suites
+    evaluations += 4 * (counts["test"] + counts["ood"]) + (recipe.rounds + 1) * in_suites
     probe = recipe.probe
     copies = len(probe.counterfactuals) + ("challenge" in probe.counterfactuals)  # at most; a challenge has a neutral copy too
     sets_of_samples = (1 + copies) * (recipe.rounds + 1 + probe.baseline)

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from data.alarm import gravest
-from data.store.campaign import Campaign, Metric, Round
+from data.store import test_reads
+from data.store.campaign import Campaign, Metric, Round, checkpoints_at_end
 from flows.round.reporter import MARKS, percent
 from flows.terminal import line
 
@@ -91,11 +92,11 @@ def reward_shares(finished: Round) -> str:
 
 
 def final_table(campaigns: list[Campaign]) -> Table | None:
-    """Test and out-of-distribution accuracy, measured once after the last round; None if no campaign has it."""
+    """Test and out-of-distribution accuracy, measured after the last round; None if no campaign has it."""
     table = plain_table(
         "checkpoint", "test accuracy %", "points over base", "out of distribution",
-        caption="with 95% intervals, measured once, at the end. base: the model at the start; head: the checkpoint a next "
-        "round would start from; last: the last round's checkpoint",
+        caption="with 95% intervals. base: the model at the start; champion: the best that the gate accepted; head: the "
+        "checkpoint a next round would start from; last: the last round's checkpoint",
     )  # fmt: skip
     measured = False
     for campaign in campaigns:
@@ -103,8 +104,22 @@ def final_table(campaigns: list[Campaign]) -> Table | None:
         measured = measured or any(results.values())
         table.add_section()
         table.add_row(line((campaign.name, "bold")))
-        for which, metrics in results.items():
-            if which != "last" or metrics != results["head"]:
-                cells = [percent(metrics.get(key)) for key in ("accuracy", "accuracy_vs_base", "ood/accuracy")]
-                table.add_row(f"  {which}", *cells)
+        for roles in _roles_by_checkpoint(campaign, results):
+            metrics = results[roles[0]]
+            cells = [percent(metrics.get(key)) for key in ("accuracy", "accuracy_vs_base", "ood/accuracy")]
+            table.add_row(f"  {', '.join(roles)}", *cells)
     return table if measured else None
+
+
+def _roles_by_checkpoint(campaign: Campaign, results: dict[str, Any]) -> list[list[str]]:
+    """The measured roles, those of one checkpoint together."""
+    groups: dict[str, list[str]] = {}
+    for which, checkpoint in checkpoints_at_end(campaign.rounds()).items() if results else ():
+        if which in results:  # an older home has no champion's
+            groups.setdefault(checkpoint.digest, []).append(which)
+    return list(groups.values())
+
+
+def reads_in_words(campaigns: list[Campaign]) -> list[str]:
+    """How often the home has read each test split of the campaigns, and by which; a split of several is told once."""
+    return list(dict.fromkeys(told for campaign in campaigns for told in test_reads.in_words(campaign).values()))

@@ -116,7 +116,7 @@ def finish_and_show(campaign: Campaign, refresh: list[str]) -> None:
 
 def nothing_to_run(campaign: Campaign) -> bool:
     """Whether the gate waits for a decision, or all rounds are done and in MLflow. Checked before Prefect starts."""
-    return campaign.state == "waiting" or (campaign.final() is not None and campaign.delivered and has_mlflow(campaign.home))
+    return campaign.state == "waiting" or (campaign.over and campaign.delivered and has_mlflow(campaign.home))
 
 
 def run_to_end(campaign: Campaign, refresh: list[str]) -> str:
@@ -133,7 +133,7 @@ def run_to_end(campaign: Campaign, refresh: list[str]) -> str:
 
 def summary(campaigns: list[Campaign]) -> None:
     """Print the tables of rounds and of the test split, the folder of all outputs, and how to open the UIs."""
-    from flows.commands.report import final_table, gate_sees, gold_line, reward_shares, rounds_table
+    from flows.commands.report import final_table, gate_sees, gold_line, reads_in_words, reward_shares, rounds_table
     from flows.round.reporter import alarm_lines, left_out
 
     out.print(rounds_table(campaigns))
@@ -150,6 +150,8 @@ def summary(campaigns: list[Campaign]) -> None:
     final = final_table(campaigns)
     if final is not None:
         out.print(final)
+    for told in reads_in_words(campaigns):
+        out.print(told, soft_wrap=True)
     home = campaigns[0].home
     out.print(f"Files:   {home} (campaigns/, store/, mlflow.db, prefect/)", soft_wrap=True)
     out.print(f"UIs:     {shlex.join(['./ratchet', 'serve', '--home', str(home)])} (MLflow, Prefect)", soft_wrap=True)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from data.errors import CampaignError, DamagedCampaign
+from data.store import test_reads
 from data.store.campaign import Campaign, folders
 from flows.commands.options import Home, Json, Name
 from flows.commands.run import summary
@@ -112,7 +113,8 @@ def no_such_round(campaign: Campaign, number: int) -> str:
 def described(campaign: Campaign, finished: list[Any]) -> dict[str, Any]:
     rounds = [{**r.model_dump(mode="json"), "verdict": r.verdict.decision, "reason": r.verdict.reason} for r in finished]
     final = {k: {n: m.model_dump() for n, m in v.items()} for k, v in (campaign.final() or {}).items()}
-    return {"name": campaign.name, "state": campaign.state, "recipe": campaign.recipe.plain(), "rounds": rounds, "final": final}
+    about = {"name": campaign.name, "state": campaign.state, "recipe": campaign.recipe.plain()}
+    return about | {"rounds": rounds, "final": final, "test_reads": test_reads.in_words(campaign)}
 
 
 def paths(campaign: Campaign, artifacts: dict[str, Any]) -> dict[str, str]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from data.rows import sources, tables
-from data.store.campaign import Metric, Ref
+from data.store.campaign import Campaign, Metric, Ref
 from data.store.store import Artifact, External, Store, digest_of, sha256_file
 from tasks.models.models import inspect_checkpoint
+from tasks.run.stage import Notes, remake
 
 
 def external_file(path: Path) -> External:
@@ -32,6 +33,14 @@ def load(store: Store, ref: Ref) -> Artifact:
     """An artifact that a Round names. If its payload is gone, the stage that needs it computes it again."""
     artifact = store.find(ref.key)
     return artifact or Artifact(ref.key, ref.digest, "artifact", store.folder(ref.key) / "payload", absent="gone")
+
+
+def present(campaign: Campaign, artifact: Artifact) -> Artifact:
+    """The artifact with its payload, which is computed again if it was damaged."""
+    stored = campaign.store.find(artifact.key)
+    if stored is not None and not stored.absent:
+        return stored
+    return remake(campaign.store, artifact, campaign.recipe.hardware, Notes())
 
 
 def read_metrics(artifact: Artifact) -> dict[str, Metric]:

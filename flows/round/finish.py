@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from data import labels
 from data.errors import DamagedCampaign, StageFailed
-from data.store.campaign import Campaign, Ref, Round, Verdict, folders, read_rounds
+from data.store import test_reads
+from data.store.campaign import Campaign, Metric, Ref, Round, Verdict, checkpoints_at_end, folders, read_rounds
 from data.store.store import Artifact, write_atomic
-from flows.round.artifacts import read_metrics
+from flows.round.artifacts import present, read_metrics
 from flows.round.calls import stages_of
 from flows.round.deliver import deliver_rounds
 from flows.round.history import History
@@ -107,17 +107,30 @@ def replay(campaign: Campaign, report: Reporter, rounds: Sequence[Round]) -> Non
 
 
 def measure_final(campaign: Campaign, stages: Stages, history: History) -> None:
-    """Measure checkpoint 0, the head and the last round's checkpoint once on the test and out-of-distribution splits."""
-    prompts, first, last = history.of_first(labels.PREPARE), history.first, history.last
-    results: dict[str, dict[str, Any]] = {"base": {}, "head": {}, "last": {}}
-    checkpoints = {"base": first.checkpoint, "head": last.head, "last": last.checkpoint}
-    for split in ("test", "ood"):
+    """Measure base, champion, head and last checkpoint on the test and out-of-distribution splits, and write final.json.
+
+    Each read is noted before it begins (`data.store.test_reads`).
+    """
+    results: dict[str, dict[str, Metric]] = {which: {} for which in checkpoints_at_end(history.rounds)}
+    for split in test_reads.SPLITS:
         if getattr(campaign.recipe.prompts, split) == 0:
             continue
-        base: dict[str, Artifact] = {}
-        for which, checkpoint in checkpoints.items():
-            evaluated = stages.evaluate(prompts, history.load(checkpoint), base, split)
-            metrics, base = read_metrics(evaluated.metrics), base or {"base": evaluated.greedy_scores}
-            prefix = "" if split == "test" else "ood/"
-            results[which] |= {f"{prefix}{name}": metric.model_dump() for name, metric in metrics.items()}
-    write_atomic(campaign.final_path, json.dumps(results, indent=1))
+        prompts = present(campaign, history.of_first(labels.PREPARE))
+        test_reads.note(campaign, split)
+        prefix = "" if split == "test" else f"{split}/"
+        for which, metrics in measure_split(stages, history, prompts, split).items():
+            results[which] |= {f"{prefix}{name}": metric for name, metric in metrics.items()}
+    plain = {which: {name: m.model_dump() for name, m in metrics.items()} for which, metrics in results.items()}
+    write_atomic(campaign.final_path, json.dumps(plain, indent=1))
+
+
+def measure_split(stages: Stages, history: History, prompts: Artifact, split: str) -> dict[str, dict[str, Metric]]:
+    """Metrics by role. A checkpoint is measured once, whatever roles it has; the others are compared with checkpoint 0."""
+    roles, base = checkpoints_at_end(history.rounds), history.first.checkpoint
+    first = stages.evaluate(prompts, history.load(base), {}, split)
+    measured = {base.digest: read_metrics(first.metrics)}
+    for checkpoint in roles.values():
+        if checkpoint.digest not in measured:
+            evaluated = stages.evaluate(prompts, history.load(checkpoint), {"base": first.greedy_scores}, split)
+            measured[checkpoint.digest] = read_metrics(evaluated.metrics)
+    return {which: measured[checkpoint.digest] for which, checkpoint in roles.items()}

@@ -30,7 +30,7 @@ def improve(name: str, home: str, refresh: tuple[str, ...] = ()) -> str:
             replay(campaign, report, rounds)
 
         try:
-            while goes_on(campaign, rounds):
+            while not campaign.rounds_over:
                 number, history = rounds[-1].round + 1, History(campaign.store, tuple(rounds))
                 stages, resolver = stages_of(campaign, number, report), verdict_resolver(campaign, number)
                 rounds.append(finish(campaign, report, one_round(stages, history, resolver)))
@@ -38,11 +38,7 @@ def improve(name: str, home: str, refresh: tuple[str, ...] = ()) -> str:
             report.say(str(question))
             return campaign.state
 
-        if campaign.final() is None:
+        if campaign.final() is None and campaign.reads_test:
             measure_final(campaign, stages_of(campaign, rounds[-1].round, report), History(campaign.store, rounds))
         deliver_rounds(campaign, report.say)
         return campaign.state
-
-
-def goes_on(campaign: Campaign, rounds: list[Round]) -> bool:
-    return rounds[-1].round < campaign.recipe.rounds and rounds[-1].verdict.decision != "stop"
