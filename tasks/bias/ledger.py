@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from tasks.bias.effects import Array, Kind, changes, prompt_means, spread
+from tasks.bias.effects import SMALLEST, Array, Kind, changes, prompt_means, spread
 
 CONDITIONED = ("right", "wrong", "equal accuracy")
-SMALLEST = 30  # prompts of a stratum, or with right (wrong) answers in both samples, below which a group is left out
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def compare(
     Args:
         base: of round 0.
         previous: of the checkpoint that training started from; None compares with round 0 alone.
-        strata: per prompt, its stratum; groups smaller than SMALLEST prompts are left out.
+        strata: per prompt, its stratum; groups of fewer than SMALLEST prompts are left out.
     """
     entries: list[Entry] = []
     names = [name for name in kinds if name in now.values and name in base.values]
