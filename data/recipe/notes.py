@@ -193,8 +193,8 @@ def a_small_probe(recipe: Recipe) -> Messages:
     probe = recipe.prompts.probe
     if recipe.watched and probe < SMALLEST_PROBE:
         yield (
-            f"prompts.probe = {probe} is too small for alarms: the ledger tests nothing on fewer than {SMALLEST_PROBE} prompts; "
-            f"set {SURE_PROBE} or more, or 0 to leave it out"
+            f"prompts.probe = {probe} is too small for alarms: the ledger tests nothing on fewer than {SMALLEST_PROBE} "
+            f"prompts; set {SURE_PROBE} or more, or 0 to leave it out"
         )
     elif recipe.watched and probe < SURE_PROBE:
         yield (

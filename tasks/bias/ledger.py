@@ -89,9 +89,11 @@ def compare(
     entries: list[Entry] = []
     names = [name for name in kinds if name in now.values and name in base.values]
     yards = {name: spread(base.values[name], kinds[name]) for name in names}
-    for name in names:  # a feature that was constant at round 0: its standard deviation now is the unit
+    for name in names:  # a feature that was constant at round 0: its standard deviation now is the unit, else that of both
         if not yards[name] > 0:
             yards[name] = spread(now.values[name], kinds[name])
+        if not yards[name] > 0:
+            yards[name] = spread(np.concatenate([now.values[name], base.values[name]], axis=1), kinds[name])
     for group, (ours, first, last) in _groups(now, base, previous, strata):
         common = [n for n in names if n in ours and n in first]
         drift = _table(common, ours, first, kinds, yards)
