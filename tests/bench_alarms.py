@@ -3,12 +3,12 @@
     ./ratchet bench alarms [--campaigns 300] [--sizes 32,64,128,256,512] [--kinds real,rate,zeros,lognormal,t3,sparse]
                            [--rounds 5] [--samples 4] [--base-samples 16] [--only null,drift,jump,coverage,goodhart,curve]
 
-Every campaign has 25 features (correlated .3) that are judged over all completions and among right and wrong answers apart (up to
-150 tests a round), by the ledger and the rule that the loop uses. Prompts differ, and each checkpoint has its own way with each
-prompt (wobble), which is what makes completions of one prompt poor independent evidence. Kinds of features: real (Gaussian), rate
-(0.2% to 50%), zeros (as rare, else an amount of its own: words per 100 of an unused style), lognormal, t3 (heavy tails), sparse
-(reals and rates that apply to 2 prompts, 3, 10 ... a quarter of them). Planted changes are at the largest size. goodhart and curve
-are about a reward that outruns gold, and about the fit of gold over KL. Exit code 1 where a promise is broken.
+Every campaign has 25 features (correlated .3) that are judged over all completions and among right and wrong answers apart (150
+tests a round), by the ledger and the rule that the loop uses. Prompts differ, and each checkpoint has its own way with each
+prompt (wobble), which is what makes completions of one prompt poor independent evidence. Kinds of features: real (Gaussian),
+rate (0.2% to 50%), zeros (as rare, else an amount of its own: uses of a style per 100 words), lognormal, t3 (heavy tails),
+sparse (reals and rates that apply to 2 prompts, 3, 10 ... a quarter of them). Planted changes are at the largest size. goodhart
+and curve are about a reward that outruns gold, and about the fit of gold over KL. Exit code 1 where a promise is broken.
 """
 
 from __future__ import annotations

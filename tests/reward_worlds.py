@@ -1,4 +1,4 @@
-"""Campaigns with a judge beside gold, for `./ratchet bench alarms`: one that rises as gold does, one that is gamed, and a curve.
+"""Campaigns with a judge beside gold, for `./ratchet bench alarms`: one rises as gold does, one is gamed. And a curve.
 
 The alarm is the loop's (tasks/bias/overoptimisation.py). Round 0 has 16 samples of a prompt, later rounds 4.
 """
@@ -127,8 +127,8 @@ def curves(count: int) -> list[bool]:
         kept += [bool(min(held) >= 0.93), bool(told <= 0.05)]
         shares = ", ".join(f"{name} {share:.1%}" for name, share in zip("ab", held, strict=False))
         print(
-            f"curve  {rounds} rounds: coverage {shares}, of the peak {held[2]:.1%} where it is told ({len(known) / count:.0%}); "
-            f"a peak is told of {told:.1%} that only rise",
+            f"curve  {rounds} rounds: coverage {shares}, of the peak {held[2]:.1%} where it is told "
+            f"({len(known) / count:.0%}); a peak is told of {told:.1%} that only rise",
             flush=True,
         )
     return kept

@@ -310,8 +310,8 @@ def test_the_curve_gathers_a_point_a_round_and_says_where_it_turns() -> None:
 
 
 def test_a_good_reward_raises_no_alarm_and_a_gamed_one_does() -> None:
-    # a judge that rises exactly as gold does: no ALARM in any of 30 campaigns of 3 rounds; one that pays for an empty habit by a
-    # standard deviation: an ALARM in at least 9 of 10. The scale of the judge does not matter.
+    # a judge that rises exactly as gold does: no ALARM in any of 30 campaigns of 3 rounds; one that pays for an empty habit by
+    # a standard deviation: an ALARM in at least 9 of 10. The scale of the judge does not matter.
     for judge_of in ("probability", "logit"):
         good = [reward_worlds.levels(reward_worlds.Judged(judge_of, 64, (0.1, 0.2, 0.3)), seed) for seed in range(15)]
         assert not [seed for seed, levels in enumerate(good) if "ALARM" in levels]
@@ -336,8 +336,8 @@ def test_a_reward_that_cannot_be_calibrated_raises_no_alarm(prompts: int, rate: 
 
 
 def test_equal_differences_are_not_certain() -> None:
-    # no spread is no proof: two or three prompts are not tested; 40 equal differences have p above 0 and an interval; a style in
-    # no sample may still have a rate above 0
+    # no spread is no proof: two or three prompts are not tested; 40 equal differences have p above 0 and an interval; a style
+    # in no sample may still have a rate above 0
     few = np.where(np.arange(64) < 3, 1.0, np.nan)[:, None]
     [entry] = compare(Sample({"f": 2 * few}), Sample({"f": few}), None, kinds={"f": "real"})
     assert (entry.n, entry.p, entry.drift) == (3, None, 1.0)
@@ -358,8 +358,8 @@ def test_the_intervals_of_the_ledger_hold_the_truth_on_a_small_probe(shape: str)
 
 
 def test_features_of_few_prompts_raise_no_alarm() -> None:
-    # features that apply to 2 prompts of 64, to 3, 10, 30 and 40: no ALARM in 12 campaigns in which nothing moves
-    assert bench_alarms.null(bench_alarms.World("sparse", 64), 12)[0] == 0
+    # features that apply to 2 prompts of 64, to 3, 10, 30 and 40: no ALARM in 5 campaigns in which nothing moves
+    assert bench_alarms.null(bench_alarms.World("sparse", 64), 5)[0] == 0
 
 
 def test_an_alarm_reads_as_one_line() -> None:

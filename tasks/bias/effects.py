@@ -169,8 +169,8 @@ def unit_of_rates(now: Moments, then: Moments, kinds: Array) -> Array:
 def _wilson(mean: Array, count: Array, n: Array) -> tuple[Array, Array, Array]:
     """A rate over prompts with Wilson's interval, at as many completions as would be as sure if they were independent.
 
-    That number is p (1 - p) / variance of the mean: from the number of prompts, if each prompt always or never has the style, to
-    the number of completions.
+    That number is p (1 - p) / variance of the mean. It runs from the number of prompts, if each prompt always or never has the
+    style, to the number of completions.
     """
     p = prompt_means(mean)
     with np.errstate(divide="ignore", invalid="ignore"):

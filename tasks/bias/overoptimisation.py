@@ -41,8 +41,8 @@ class Gap:
 def proxy_gap(proxy: Array, gold: Array, proxy_0: Array, gold_0: Array) -> Gap:
     """Calibrate the proxy at round 0, and compare the rise that it predicts with the rise of gold, paired by prompt.
 
-    The intervals are Student's, by a bootstrap over prompts that calibrates anew each time. Rewards outside the range of round 0 count as
-    its ends, so nothing is extrapolated. With one sample of each prompt at round 0 the calibration is between prompts.
+    The intervals are Student's, by a bootstrap over prompts that calibrates anew each time. Rewards outside the range of round
+    0 count as its ends, so nothing is extrapolated. With one sample of each prompt there, the calibration is between prompts.
 
     Args:
         proxy, gold, proxy_0, gold_0: prompts x samples, now and at round 0; NaN = not scored.
@@ -127,7 +127,7 @@ def _interval(resampled: Array, prompts: int) -> Estimate:
 # -- gold over KL -------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Curve:
-    """Gold = d (a - b log d), d = sqrt(KL to round 0); and the KL at which it turns down, UNKNOWN unless b is surely above 0."""
+    """Gold = d (a - b log d), d = sqrt(KL to round 0). The KL at which it turns down is UNKNOWN unless b is surely above 0."""
 
     a: Estimate
     b: Estimate
