@@ -88,14 +88,9 @@ def answer_collapse(entries: Sequence[Entry], now: Sample, base: Sample) -> list
     A policy that narrows because it improves has fewer different wrong answers, but solves as many prompts or more.
     """
     entropy = next((e for e in entries if e.key == ("answer_entropy", None)), None)
-    if (
-        entropy is None
-        or entropy.n < SMALLEST
-        or now.right is None
-        or base.right is None
-        or not entropy.base
-        or entropy.drift_high is None
-    ):
+    if entropy is None or entropy.n < SMALLEST or not entropy.base or entropy.drift_high is None:
+        return []
+    if now.right is None or base.right is None:
         return []
     k = now.right.shape[1]
     ours, theirs = (prompt_means(_solved(sample.right, k)) for sample in (now, base))

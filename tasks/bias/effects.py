@@ -86,7 +86,8 @@ def spread(values: Array, kind: Kind) -> float:
 
 def cohens_h(now: Array, then: Array) -> Array:
     """2 asin sqrt(p) - 2 asin sqrt(q): the effect of a rate, defined also if the style was absent before."""
-    return _angle(now) - _angle(then)
+    h: Array = _angle(now) - _angle(then)
+    return h
 
 
 def _angle(rate: Array) -> Array:
@@ -186,7 +187,8 @@ def _recovered(now: Sequence[Array], then: Sequence[Array], correlation: Array) 
     """The interval of a difference, from (value, low, high) of both: Newcombe 1998, Statistics in Medicine 17, method 10."""
 
     def distance(one: Array, other: Array) -> Array:
-        return np.sqrt(np.maximum(one**2 + other**2 - 2 * correlation * one * other, 0.0))
+        length: Array = np.sqrt(np.maximum(one**2 + other**2 - 2 * correlation * one * other, 0.0))
+        return length
 
     (a, a_low, a_high), (b, b_low, b_high) = now, then
     return a - b - distance(a - a_low, b_high - b), a - b + distance(a_high - a, b - b_low)
@@ -204,9 +206,9 @@ def skewed_intervals(now: Moments, then: Moments, unit: Array, n: Array) -> tupl
         norm = np.sqrt(np.prod([(side**2).sum(-1) for side in deviations], axis=0))
         correlation = np.where(norm > 0, np.prod(deviations, axis=0).sum(-1) / norm, 0.0)
         rates = _wilson(ours, now.count, n), _wilson(theirs, then.count, n)
-    low, high = _recovered(*rates, correlation)
+    low, high = _recovered(rates[0], rates[1], correlation)
     angles = [tuple(_angle(end) for end in side) for side in rates]
-    return (low * unit, high * unit), _recovered(*angles, correlation)
+    return (low * unit, high * unit), _recovered(angles[0], angles[1], correlation)
 
 
 def changes(now: Sequence[Array], then: Sequence[Array], kinds: Sequence[Kind], yardsticks: Sequence[float]) -> Change:
