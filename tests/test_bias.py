@@ -204,7 +204,7 @@ def test_preferring_the_long_trips_the_length_alarm(run_micro: Callable[..., Any
 def test_the_same_checkpoint_is_no_second_evidence(run_micro: Callable[..., Any]) -> None:
     # Claim: where a round trained nothing the ledger stands as it was: no watch becomes an ALARM by being looked at twice.
     never = 'at=[{round=2, set={"train.minimum"=100000}}]'
-    sets = ("rounds=3", WATCHED, "train.learning_rate=3e-2", "gate.rule=always_promote", never)
+    sets = ("rounds=3", WATCHED, "prompts.probe=40", "train.learning_rate=3e-2", "gate.rule=always_promote", never)
     first, second, third = run_micro("tiny_raft", *sets).rounds()[1:]
     assert first.checkpoint.digest == second.checkpoint.digest == third.checkpoint.digest
     assert first.artifacts["bias"] == second.artifacts["bias"] == third.artifacts["bias"]
