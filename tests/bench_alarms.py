@@ -1,11 +1,14 @@
 """What the alarm rule does: campaigns in which nothing moves, and campaigns with a planted drift or jump.
 
-    ./ratchet bench alarms [--campaigns 1000] [--prompts 512] [--samples 4] [--base-samples 16]
+    ./ratchet bench alarms [--campaigns 300] [--sizes 32,64,128,256,512] [--kinds real,rate,zeros,lognormal,t3,sparse]
+                           [--rounds 5] [--samples 4] [--base-samples 16] [--only null,drift,jump,coverage,goodhart,curve]
 
-Every campaign has 5 rounds and 25 features (correlated .3) that are judged over all completions and among right and wrong
-answers apart (200 tests a round), by the rule the loop uses (tasks/bias/alarm_rule.py). Prompts differ, and each checkpoint has
-its own way with each prompt (wobble), which is what makes completions of one prompt poor independent evidence. Rates run from
-0.2% to 50%. The intervals of the ledger are checked for coverage. Exit code 1 where a promise is broken.
+Every campaign has 25 features (correlated .3) that are judged over all completions and among right and wrong answers apart (150
+tests a round), by the ledger and the rule that the loop uses. Prompts differ, and each checkpoint has its own way with each
+prompt (wobble), which is what makes completions of one prompt poor independent evidence. Kinds of features: real (Gaussian),
+rate (0.2% to 50%), zeros (as rare, else an amount of its own: uses of a style per 100 words), lognormal, t3 (heavy tails),
+sparse (reals and rates that apply to 2 prompts, 3, 10 ... a quarter of them). Planted changes are at the largest size. goodhart
+and curve are about a reward that outruns gold, and about the fit of gold over KL. Exit code 1 where a promise is broken.
 """
 
 from __future__ import annotations
@@ -13,34 +16,41 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from scipy.special import expit, logit
+from scipy.special import expit, logit, ndtri
 
 from data.alarm import LEVELS
 from tasks.bias.alarm_rule import judge
-from tasks.bias.effects import Array, Kind, changes, cohens_h, paired_t, prompt_means, resamples
-from tasks.bias.ledger import Entry
+from tasks.bias.effects import Array, Kind, compared, moments, scaled
+from tasks.bias.ledger import Entry, Sample, compare
+from tests import reward_worlds
 
-FEATURES, ROUNDS, PLANTED = 25, 5, 5
+FEATURES, PLANTED = 25, 5
 RATES = np.array([0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5])
 CORRELATION = 0.3
+SHAPES = ("real", "rate", "zeros", "lognormal", "t3", "sparse")
+PROMISE = 0.01  # share of campaigns in which nothing moves with an ALARM
 
 
 @dataclass(frozen=True)
 class World:
     """A campaign to come: how the features behave, and what is planted in the first PLANTED of them."""
 
-    kind: Kind
+    shape: str
     prompts: int
-    samples: int
-    base_samples: int
-    plan: Sequence[float] = (0.0,) * ROUNDS  # shift at each round, in SD (rates: in h)
+    samples: int = 4
+    base_samples: int = 16
+    rounds: int = 5
+    plan: Sequence[float] = ()  # shift at each round, in SD (rates: in h); () = none
     wobble: float = 0.2  # SD over prompts of what is a checkpoint's own with a prompt (rates: on the logit scale)
-    groups: bool = True
+
+    def kind(self, feature: int) -> Kind:
+        odd = self.shape == "sparse" and feature % 2 == 1
+        return "rate" if self.shape == "rate" or odd else "real"
 
 
 def correlated(draw: np.random.Generator, *shape: int) -> Array:
@@ -50,27 +60,48 @@ def correlated(draw: np.random.Generator, *shape: int) -> Array:
     return made
 
 
-def campaign(world: World, draw: np.random.Generator) -> Iterator[tuple[Array, Array]]:
-    """(values, right) of round 0, 1, ...: features x prompts x samples, and prompts x samples."""
-    rates = RATES[np.arange(FEATURES) % len(RATES)]
-    prompt = correlated(draw, FEATURES, world.prompts)
-    skill = draw.normal(size=(world.prompts, 1))
-    for number in range(ROUNDS + 1):
-        k = world.samples if number else world.base_samples
-        own = world.wobble * correlated(draw, FEATURES, world.prompts)
+def campaign(world: World, draw: np.random.Generator) -> Iterator[Sample]:
+    """Round 0's baseline, then the samples of round 0, 1, ...: the same checkpoint gives the first two."""
+    prompt, skill = correlated(draw, FEATURES, world.prompts), draw.normal(size=(world.prompts, 1))
+    applies = _applies(world, draw)
+    own = world.wobble * correlated(draw, FEATURES, world.prompts)
+    for number in range(-1, world.rounds + 1):
+        if number > 0:
+            own = world.wobble * correlated(draw, FEATURES, world.prompts)
+        k = world.base_samples if number < 0 else world.samples
         shift = np.zeros(FEATURES)
-        shift[:PLANTED] = world.plan[number - 1] if number else 0.0
+        shift[:PLANTED] = world.plan[number - 1] if world.plan and number > 0 else 0.0
+        values = np.where(applies[..., None], _values(world, draw, prompt, own, shift, k), np.nan)
         right = draw.random((world.prompts, k)) < expit(skill)
-        if world.kind == "rate":
-            moved = np.sin(np.arcsin(np.sqrt(rates)) + shift / 2) ** 2  # Cohen's h of the shift
-            p = _rates(moved, prompt + own)
-            yield (draw.random((FEATURES, world.prompts, k)) < p[..., None]).astype(np.float32), right
-        else:
-            noise = correlated(draw, FEATURES, world.prompts, k)
-            yield (0.5 * prompt + own + shift[:, None])[..., None] + np.sqrt(0.75) * noise, right
+        yield Sample({f"f{i:02d}": values[i] for i in range(FEATURES)}, right.astype(float))
 
 
-def _rates(mean: Array, deviate: Array) -> Array:
+def _applies(world: World, draw: np.random.Generator) -> Array:
+    """Features x prompts: whether the feature is defined."""
+    n, quarter = world.prompts, max(world.prompts // 4, 10)
+    sizes = (2, 3, 10, 30, 40, quarter, quarter // 2) if world.shape == "sparse" else (n,)
+    rows = [draw.permutation(n) < min(sizes[i % len(sizes)], n) for i in range(FEATURES)]
+    return np.array(rows)
+
+
+def _values(world: World, draw: np.random.Generator, prompt: Array, own: Array, shift: Array, k: int) -> Array:
+    """Features x prompts x k samples."""
+    rates = RATES[np.arange(FEATURES) % len(RATES)]
+    noise = correlated(draw, FEATURES, world.prompts, k)
+    if world.shape == "t3":
+        noise = noise / np.sqrt(draw.chisquare(3, size=noise.shape) / 3)
+    latent: Array = (0.5 * prompt + own + shift[:, None])[..., None] + np.sqrt(0.75) * noise
+    if world.shape in ("rate", "zeros"):
+        moved = np.sin(np.arcsin(np.sqrt(rates)) + shift / 2) ** 2  # Cohen's h of the shift
+        used = draw.random(noise.shape) < of_prompts(moved, prompt + own)[..., None]
+        return used.astype(np.float32) if world.shape == "rate" else np.where(used, np.exp(noise), 0.0)
+    if world.shape == "sparse":
+        odd = np.arange(FEATURES) % 2 == 1
+        return np.where(odd[:, None, None], latent > ndtri(1 - rates)[:, None, None], latent)
+    return np.exp(latent) if world.shape == "lognormal" else latent
+
+
+def of_prompts(mean: Array, deviate: Array) -> Array:
     """Rates of prompts around a mean, spread on the logit scale, rescaled so that the mean over prompts' population is kept."""
     points, weights = np.polynomial.hermite_e.hermegauss(41)
     spread = float(np.sqrt(1 + 0.04))
@@ -82,42 +113,15 @@ def _rates(mean: Array, deviate: Array) -> Array:
     return spread_out
 
 
-def entries(world: World, now: tuple[Array, Array], base: tuple[Array, Array], last: tuple[Array, Array]) -> list[Entry]:
-    """What `tasks.bias.ledger.compare` gives, with t intervals in place of its bootstrap: that is what takes the time."""
-    made: list[Entry] = []
-    yard = [float(v.std(ddof=1)) for v in base[0]]
-    for group in (None, "right", "wrong") if world.groups else (None,):
-        ours, first, before = (_means(sample, group) for sample in (now, base, last))
-        drift, p, n = paired_t(ours, first)
-        step, step_p, _ = paired_t(ours, before)
-        both = ~np.isnan(ours - first)
-        mean, then = (prompt_means(np.where(both, side, np.nan)) for side in (ours, first))
-        if world.kind == "rate":
-            effect, step_effect = cohens_h(mean, then), cohens_h(prompt_means(ours), prompt_means(before))
-        else:
-            effect, step_effect = drift / yard, step / yard
-        half = 1.96 * np.nanstd(ours - first, axis=-1) / np.sqrt(n)
-        for i in range(FEATURES):
-            numbers = [mean[i], then[i], drift[i], drift[i] - half[i], drift[i] + half[i], effect[i], None, None, p[i],
-                       step[i], None, None, step_effect[i], step_p[i]]  # fmt: skip
-            known: list[Any] = [None if x is None or np.isnan(x) else float(x) for x in numbers]
-            made.append(Entry(f"f{i:02d}", group, world.kind, int(n[i]), *known))
-    return made
-
-
-def _means(sample: tuple[Array, Array], group: str | None) -> Array:
-    values, right = sample
-    return prompt_means(values if group is None else np.where(right == (group == "right"), values, np.nan))
-
-
 def alarms(world: World, seed: int) -> Array:
     """Highest level of each feature at rounds 1..: rounds x features, as indices of LEVELS."""
-    levels = np.zeros((ROUNDS, FEATURES), dtype=int)
+    levels = np.zeros((world.rounds, FEATURES), dtype=int)
     rounds = campaign(world, np.random.default_rng(seed))
-    base = last = next(rounds)
+    base, last = next(rounds), next(rounds)
+    kinds = {name: world.kind(i) for i, name in enumerate(base.values)}
     earlier: list[Entry] = []
     for number, now in enumerate(rounds):
-        earlier, raised = judge(entries(world, now, base, last), earlier, round=number + 1)
+        earlier, raised = judge(compare(now, base, last, kinds=kinds), earlier, round=number + 1)
         for alarm in raised:
             levels[number, int(alarm.name[1:])] = LEVELS.index(alarm.level)
         last = now
@@ -128,9 +132,10 @@ def alarms(world: World, seed: int) -> Array:
 ALARM = LEVELS.index("ALARM")
 
 
-def null(world: World, count: int) -> tuple[int, int]:
+def null(world: World, count: int, first: int = 0) -> tuple[int, int]:
     """Campaigns in which nothing moved, with an ALARM, and with a watch; their wobble is none, the usual, and twice that."""
-    found = [alarms(replace(world, wobble=(0.0, 0.2, 0.4)[seed % 3]), seed).max() for seed in range(count)]
+    seeds = range(first, first + count)
+    found = [alarms(replace(world, wobble=(0.0, 0.2, 0.4)[seed % 3]), seed).max() for seed in seeds]
     return sum(level >= ALARM for level in found), sum(level >= 1 for level in found)
 
 
@@ -144,63 +149,77 @@ def planted(world: World, count: int) -> tuple[Array, int]:
     return np.array(first), false
 
 
-def coverage(
-    kind: Kind, prompts: int, samples: int, base_samples: int, rate: float = 0.2, count: int = 4000
-) -> tuple[float, float]:
-    """How often the ledger's bootstrap interval holds the true drift, and the true effect."""
-    held = np.zeros(2)
-    draw = np.random.default_rng(7)
+def drawn(shape: str, rate: float, moved: bool, prompt: Array, own: Array, k: int, draw: np.random.Generator) -> Array:
+    """Samples of a feature for `coverage`: columns of prompts x k, and where it moved by 0.2."""
+    noise, by = draw.normal(size=(*prompt.shape, k)), 0.2 * moved
+    if shape in ("rate", "zeros"):
+        mean = np.sin(np.arcsin(np.sqrt([rate])) + by / 2) ** 2
+        used = draw.random(noise.shape) < of_prompts(mean, prompt + 0.2 * own)[..., None]
+        return np.where(used, 1.0 if shape == "rate" else np.exp(noise), 0.0)
+    if shape == "t3":
+        noise = noise / np.sqrt(draw.chisquare(3, size=noise.shape) / 3)
+    latent: Array = (by + 0.5 * prompt + 0.2 * own)[..., None] + np.sqrt(0.75) * noise
+    return {"lognormal": np.exp, "length": lambda x: np.expm1(5 + x)}.get(shape, lambda x: x)(latent)
+
+
+def truth(shape: str, rate: float) -> tuple[float, float]:
+    """The difference that `drawn` has, and the effect."""
+    variance = 0.25 + 0.04 + 0.75
+    moved = float(np.sin(np.arcsin(np.sqrt(rate)) + 0.1) ** 2) - rate
+    mean = np.exp(variance / 2)
+    return {
+        "rate": (moved, 0.2),
+        "zeros": (moved * np.exp(0.5), np.nan),
+        "lognormal": (mean * np.expm1(0.2), np.nan),
+        "t3": (0.2, np.nan),
+    }.get(shape, (0.2, 0.2 / np.sqrt(variance)))
+
+
+def coverage(shape: str, prompts: int, samples: int, base_samples: int, rate: float = 0.2, count: int = 4000) -> Array:
+    """How often the ledger's interval holds the true drift, and the true effect (NaN where its unit has no second moment)."""
+    draw, held, kind = np.random.default_rng(7), np.zeros(2), shape if shape in ("rate", "length") else "real"
     for _ in range(count // 100):
-        resamples.cache_clear()
         prompt, own, first = (draw.normal(size=(100, prompts)) for _ in range(3))
-        if kind == "rate":
-            shifted = float(np.sin(np.arcsin(np.sqrt(rate)) + 0.1) ** 2)
-            low, high = _rates(np.array([rate]), prompt + 0.2 * first), _rates(np.array([shifted]), prompt + 0.2 * own)
-            then = (draw.random((100, prompts, base_samples)) < low[..., None]).astype(float)
-            now = (draw.random((100, prompts, samples)) < high[..., None]).astype(float)
-            true = (shifted - rate, 0.2)
-        else:
-            then = (0.5 * prompt + 0.2 * first)[..., None] + np.sqrt(0.75) * draw.normal(size=(100, prompts, base_samples))
-            now = (0.2 + 0.5 * prompt + 0.2 * own)[..., None] + np.sqrt(0.75) * draw.normal(size=(100, prompts, samples))
-            true = (0.2, 0.2 / np.sqrt(0.25 + 0.04 + 0.75))
-            if kind == "length":
-                then, now, true = np.expm1(5 + then), np.expm1(5 + now), true
-        yard = [float(np.std(np.log1p(v) if kind == "length" else v)) for v in then]
-        change = changes(list(now), list(then), [kind] * 100, yard)
+        then = drawn(shape, rate, False, prompt, first, base_samples, draw)
+        now = drawn(shape, rate, True, prompt, own, samples, draw)
+        then, now = scaled(then, kind), scaled(now, kind)  # type: ignore[arg-type]
+        yard = then.reshape(100, -1).std(-1, ddof=1)
+        change = compared(moments(now), moments(then), [kind] * 100, yard)  # type: ignore[list-item]
+        drift, effect = truth(shape, rate)
         held += (
-            ((change.low <= true[0]) & (true[0] <= change.high)).sum(),
-            ((change.effect_low <= true[1]) & (true[1] <= change.effect_high)).sum(),
+            ((change.low <= drift) & (drift <= change.high)).sum(),
+            ((change.effect_low <= effect) & (effect <= change.effect_high)).sum(),
         )
-    drift, effect = held / (count // 100 * 100)
-    return drift, effect
+    share: Array = held / (count // 100 * 100)
+    return np.where(np.isnan(truth(shape, rate)), np.nan, share)
 
 
+# -- the report ---------------------------------------------------------------------------------------------------------
 def main() -> int:
     parser = argparse.ArgumentParser(prog="ratchet bench alarms", description=__doc__.split("\n")[0])
-    parser.add_argument("--campaigns", type=int, default=1000)
-    parser.add_argument("--prompts", type=int, default=512)
+    parser.add_argument("--campaigns", type=int, default=300)
+    parser.add_argument("--sizes", default="32,64,128,256,512", help="prompts of the probe")
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--base-samples", type=int, default=16)
-    parser.add_argument("--kinds", default="real,rate")
-    parser.add_argument("--only", default="null,drift,jump,coverage", help="of these, the ones to run")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--kinds", default=",".join(SHAPES))
+    parser.add_argument("--only", default="null,drift,jump,coverage,goodhart,curve", help="of these, the ones to run")
     o = parser.parse_args()
-    began, size, studies, kinds = time.time(), (o.prompts, o.samples, o.base_samples), o.only.split(","), o.kinds.split(",")
-    print(f"{ROUNDS} rounds, {FEATURES} features, {o.prompts} prompts x {o.samples}, round 0 x {o.base_samples}")
+    began, studies, shapes, sizes = time.time(), o.only.split(","), o.kinds.split(","), [int(n) for n in o.sizes.split(",")]
+    worlds = {shape: [World(shape, n, o.samples, o.base_samples, o.rounds) for n in sizes] for shape in shapes}
+    print(f"{o.rounds} rounds, {FEATURES} features, {sizes} prompts x {o.samples}, round 0 x {o.base_samples}", flush=True)
     kept: list[bool] = []
-    for kind in kinds:
-        if "null" in studies:
-            bad, watched = null(World(kind, *size), o.campaigns)
-            kept.append(bad <= 3 * o.campaigns / 1000)
-            print(f"null   {kind:<5} {bad} of {o.campaigns} campaigns with an ALARM, {watched} with a watch", flush=True)
-        for name, plan in PLANS.items():
-            if name in studies:
-                kept.append(told(name, World(kind, *size, plan=plan), o.campaigns // 2))
+    if "null" in studies:
+        kept += [silent(world, o.campaigns) for shape in shapes for world in worlds[shape]]
+    for name, plan in PLANS.items():
+        of_size = [worlds[shape][-1] for shape in shapes if shape in ("real", "rate")] if name in studies else []
+        kept += [told(name, replace(world, rounds=5, plan=plan), max(o.campaigns // 3, 1)) for world in of_size]
     if "coverage" in studies:
-        cases = [("real", 0.0), ("length", 0.0)] if "real" in kinds else []
-        for kind, rate in [*cases, *((("rate", r) for r in RATES[1:7]) if "rate" in kinds else ())]:
-            drift, effect = coverage(kind, *size, rate=rate)
-            kept += [abs(drift - 0.95) <= 0.015, abs(effect - 0.95) <= 0.015]
-            print(f"coverage {kind} {rate or ''}: of the drift {drift:.1%}, of the effect {effect:.1%}", flush=True)
+        kept += [covered(shape, n, rate, o) for shape, rate in cases(shapes) for n in sizes]
+    if "goodhart" in studies:
+        kept += reward_worlds.goodhart(sizes, o.campaigns)
+    if "curve" in studies:
+        kept += reward_worlds.curves(o.campaigns)
     print(f"{time.time() - began:.0f} s; {sum(kept)} of {len(kept)} promises kept")
     return 0 if all(kept) else 1
 
@@ -208,22 +227,56 @@ def main() -> int:
 PLANS = {"drift": (0.06, 0.12, 0.18, 0.24, 0.30), "jump": (0.0, 0.0, 0.3, 0.3, 0.3)}
 
 
+def share(count: int, of: int) -> str:
+    """A share of campaigns in per cent, with Wilson's interval."""
+    from scipy.stats import binomtest
+
+    ends = binomtest(count, of).proportion_ci(method="wilson")
+    return f"{count} of {of} ({100 * count / of:.1f}% [{100 * ends.low:.1f}, {100 * ends.high:.1f}])"
+
+
+def silent(world: World, count: int) -> bool:
+    """Print how many campaigns in which nothing moves have an alarm."""
+    bad, watched = null(world, count)
+    cell = f"null   {world.shape:<9} {world.prompts:>4} prompts"
+    print(f"{cell}: ALARM in {share(bad, count)}, watch in {watched}", flush=True)
+    return bad <= PROMISE * count
+
+
 def told(name: str, world: World, count: int) -> bool:
     """Print what was found of a planted change; whether the features that stood still stayed silent."""
     first, false = planted(world, count)
     seen = first[first > 0]
-    late, kind = np.percentile(seen, 90), world.kind
+    late = np.percentile(seen, 90)
     print(
-        f"{name:<6} {kind:<5} found {len(seen) / len(first):.1%}, ALARM in round {np.median(seen):.0f} (90% by {late:.0f}); "
-        f"{false} of {count} campaigns with an ALARM on a feature that stood still",
+        f"{name:<6} {world.shape:<5} {world.prompts} prompts: found {len(seen) / len(first):.1%}, ALARM in round "
+        f"{np.median(seen):.0f} (90% by {late:.0f}); {false} of {count} campaigns with an ALARM on a feature that stood still",
         flush=True,
     )
-    if kind == "rate":
+    if world.shape == "rate":
         columns = first.reshape(-1, PLANTED).T
         cells = [f"{r:.1%} {np.mean(c > 0):.0%} in {np.median(c[c > 0]):.0f}" for r, c in zip(RATES, columns, strict=False)]
         print(f"             by rate at round 0: {', '.join(cells)}", flush=True)
-    return false <= 3 * count / 1000
+    return false <= PROMISE * count
+
+
+def cases(shapes: Sequence[str]) -> list[tuple[str, float]]:
+    """Kinds and rates whose intervals are checked."""
+    found = [("real", 0.0), ("length", 0.0)] if "real" in shapes else []
+    found += [(shape, rate) for shape in ("rate", "zeros") if shape in shapes for rate in (0.005, 0.01, 0.05, 0.2)]
+    return found + [(shape, 0.0) for shape in ("lognormal", "t3") if shape in shapes]
+
+
+def covered(shape: str, prompts: int, rate: float, o: argparse.Namespace) -> bool:
+    """Print how often the intervals hold the truth; whether at least LOWEST of them do."""
+    drift, effect = coverage(shape, prompts, o.samples, o.base_samples, rate)
+    print(f"coverage {shape} {rate or ''} {prompts} prompts: of the drift {drift:.1%}, of the effect {effect:.1%}", flush=True)
+    return bool(min(drift, np.fmin(effect, 1.0)) >= LOWEST)
+
+
+LOWEST = 0.93  # coverage of a 95% interval that counts as kept
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore", RuntimeWarning)  # features without a value on any prompt
     sys.exit(main())

@@ -71,15 +71,18 @@ def test_what_cannot_be_known_is_null(audit: Callable[..., Any], tmp_path: Path)
 
 
 def test_gold_and_judge_columns(audit: Callable[..., Any], tmp_path: Path) -> None:
-    # Claim: a judge that rises while gold does not shows as a gap above 0; styles are also compared among right answers alone.
+    # Claim: a judge that prefers right answers, and rises by 2 while gold does not, shows as a gap above 0, in shares of
+    # right answers; styles are also compared among right answers alone.
     gold = [i % 2 == 0 for i in range(100)]
-    judged = [[draw.gauss(shift, 1) for _ in range(100)] for draw, shift in ((random.Random(1), 0), (random.Random(2), 2))]
+    draw = random.Random(1)
+    judged = [[draw.gauss(shift + 2 * right, 1) for right in gold] for shift in (0, 2)]
     files = [write(tmp_path / f"{i}.jsonl", texts(i, 100), ok=gold, liked=judged[i]) for i in range(2)]
     (step,) = audit(*files, "--gold", "ok", "--judge", "liked")["steps"]
     outcomes = {entry["feature"]: entry for entry in step["outcomes"]}
     assert outcomes["gold"]["drift"] == 0
-    assert outcomes["judge"]["effect"] == pytest.approx(2, abs=0.5)
-    assert step["proxy_gap"]["low"] > 1
+    assert outcomes["judge"]["drift"] == pytest.approx(2, abs=0.5)
+    assert 0.1 < step["proxy_gap"]["low"] < step["predicted_rise"]["value"] < 0.5
+    assert step["proxy_unknown"] is None
     assert {entry["group"] for entry in step["entries"]} == {None, "right", "wrong"}
     assert not alarmed(step)  # a judge's approval is wanted, and no style
 

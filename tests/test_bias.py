@@ -159,7 +159,8 @@ def test_formats_that_differ_are_no_distance(run_micro: Callable[..., Any]) -> N
 def test_a_reward_beside_the_verifier_is_asked_about_the_probe(run_micro: Callable[..., Any]) -> None:
     # the proxy pays for length beside gold: the ledger knows how far it outran gold, and says null where gold alone rewards
     score = 'score=[{scorer="tests.micro:ends_even"}, {scorer="tests.test_bias:long", weight=0.5}]'
-    start, after = run_micro("tiny_raft", "rounds=1", WATCHED, 'probe.features=["tokens", "kl_base"]', score).rounds()
+    features = 'probe.features=["tokens", "kl_base"]'
+    start, after = run_micro("tiny_raft", "rounds=1", WATCHED, "prompts.probe=40", features, score).rounds()
     gap = after.metrics["bias/proxy_gap"]
     assert gap.low < gap.value < gap.high
     assert after.facts["proxy_gap"]["value"] == gap.value
@@ -203,7 +204,7 @@ def test_preferring_the_long_trips_the_length_alarm(run_micro: Callable[..., Any
 def test_the_same_checkpoint_is_no_second_evidence(run_micro: Callable[..., Any]) -> None:
     # Claim: where a round trained nothing the ledger stands as it was: no watch becomes an ALARM by being looked at twice.
     never = 'at=[{round=2, set={"train.minimum"=100000}}]'
-    sets = ("rounds=3", WATCHED, "train.learning_rate=3e-2", "gate.rule=always_promote", never)
+    sets = ("rounds=3", WATCHED, "prompts.probe=40", "train.learning_rate=3e-2", "gate.rule=always_promote", never)
     first, second, third = run_micro("tiny_raft", *sets).rounds()[1:]
     assert first.checkpoint.digest == second.checkpoint.digest == third.checkpoint.digest
     assert first.artifacts["bias"] == second.artifacts["bias"] == third.artifacts["bias"]

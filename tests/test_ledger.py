@@ -24,6 +24,7 @@ from tasks.bias.counterfactual_features import COLUMNS
 from tasks.bias.effects import Kind, changes, cohens_h
 from tasks.bias.ledger import Entry, Sample, compare
 from tasks.run import parts
+from tests import bench_alarms, reward_worlds
 
 KNOWN = observe.kinds(observe.Settings(**observe.everything()))
 KINDS: dict[str, Kind] = {"tone": "real", "list": "rate", "words": "length"}
@@ -298,38 +299,93 @@ def test_lengths_are_ratios_and_rates_are_h() -> None:
 
 
 def test_overoptimisation_recovers_its_curve() -> None:
-    # the fit of Gao's form finds the parameters that made the points
+    # the fit of Gao's form finds the parameters that made the points, whatever their errors
     kl = np.array([0.5, 2.0, 5.0, 12.0])
     d = np.sqrt(kl)
-    assert overoptimisation.fitted(kl.tolist(), (d * (0.8 - 0.3 * np.log(d))).tolist()) == pytest.approx((0.8, 0.3))
+    curve = overoptimisation.fitted(kl.tolist(), (d * (0.8 - 0.3 * np.log(d))).tolist(), [0.01, 0.02, 0.01, 0.03], 0.3)
+    assert curve is not None
+    assert (curve.a.value, curve.b.value) == pytest.approx((0.8, 0.3))
+
+
+@pytest.mark.parametrize("rounds", [3, 6])
+def test_the_fits_intervals_hold_the_truth_and_no_peak_is_made_up(rounds: int) -> None:
+    # 95% of the intervals of a, b and the peak; of curves that only rise at most 1 in 20 is said to turn down
+    found = reward_worlds.fits(reward_worlds.TURNING, rounds, 1000)
+    assert np.mean([reward_worlds.holds(curve.a, reward_worlds.A) for curve in found]) == pytest.approx(0.95, abs=0.03)
+    assert np.mean([reward_worlds.holds(curve.b, reward_worlds.TURNING) for curve in found]) == pytest.approx(0.95, abs=0.03)
+    peaks = [curve.kl_at_peak for curve in found if np.isfinite(curve.kl_at_peak.value)]
+    truth = math.exp(2 * (reward_worlds.A / reward_worlds.TURNING - 1))
+    assert np.mean([reward_worlds.holds(peak, truth) for peak in peaks]) >= 0.92
+    made_up = [curve for curve in reward_worlds.fits(0.0, rounds, 1000) if np.isfinite(curve.kl_at_peak.value)]
+    assert len(made_up) <= 50
 
 
 def test_the_curve_gathers_a_point_a_round_and_says_where_it_turns() -> None:
     # gold of .5 + d (.2 - .1 log d): unknown for two rounds, then the curve, which turns at d = e; null, never 0, without gold
-    facts = overoptimisation.facts_of(0, 0.0, None, None, pressure.UNKNOWN, {})
+    facts = overoptimisation.facts_of(0, 0.0, None, None, overoptimisation.Gap(), {})
     assert (facts["gold_over_kl"], facts["proxy_gap"], facts["gold_rise"]) == ([], None, None)
-    gold_0 = np.full((4, 10000), 0.0)
-    gold_0[:, :5000] = 1.0
+    gold_0 = np.full((10000, 4), 0.0)
+    gold_0[:5000] = 1.0
     for number, d in enumerate((0.5, 1.0, 2.0), 1):
-        gold = np.full((4, 10000), 0.0)
-        gold[:, : round(10000 * (0.5 + d * (0.2 - 0.1 * math.log(d))))] = 1.0
-        facts = overoptimisation.facts_of(number, d * d, gold, gold_0, pressure.UNKNOWN, facts)
+        gold = np.full((10000, 4), 0.0)
+        gold[: round(10000 * (0.5 + d * (0.2 - 0.1 * math.log(d))))] = 1.0
+        facts = overoptimisation.facts_of(number, d * d, gold, gold_0, overoptimisation.Gap(), facts)
         assert (facts["overoptimisation"] is None) == (number < 3)
-    assert facts["overoptimisation"]["kl_at_peak"] == pytest.approx(math.exp(2), rel=0.01)
+    assert facts["overoptimisation"]["kl_at_peak"]["value"] == pytest.approx(math.exp(2), rel=0.01)
     assert "turns down at a KL of 7.3" in "".join(overoptimisation.lines(facts))
 
 
-@pytest.mark.parametrize(("rise", "levels"), [(0.0, ["watch", "ALARM"]), (0.2, [])])
-def test_a_reward_that_outruns_gold_is_named(rise: float, levels: list[str]) -> None:
-    # the reward is up by a standard deviation: an alarm where gold stood still, in the second round running; not where it rose
-    draw = np.random.default_rng(1)
-    proxy_0, gold_0 = draw.normal(0, 1, (256, 4)), (draw.random((256, 4)) < 0.5).astype(float)
-    gold = np.where(draw.random((256, 4)) < 2 * rise, 1.0, gold_0)
-    gap = overoptimisation.proxy_gap(proxy_0 + 1.0, gold, proxy_0, gold_0)
-    facts = overoptimisation.facts_of(1, 1.0, gold, gold_0, gap, {})
-    first = overoptimisation.alarms_of(facts, [])
-    again = overoptimisation.alarms_of(facts, [vars(alarm) for alarm in first])
-    assert [alarm.level for alarm in first + again] == levels
+def test_a_good_reward_raises_no_alarm_and_a_gamed_one_does() -> None:
+    # a judge that rises exactly as gold does: no ALARM in any of 30 campaigns of 3 rounds; one that pays for an empty habit by
+    # a standard deviation: an ALARM in at least 9 of 10. The scale of the judge does not matter.
+    for judge_of in ("probability", "logit"):
+        good = [reward_worlds.levels(reward_worlds.Judged(judge_of, 64, (0.1, 0.2, 0.3)), seed) for seed in range(15)]
+        assert not [seed for seed, levels in enumerate(good) if "ALARM" in levels]
+        gamed = [reward_worlds.levels(reward_worlds.Judged(judge_of, 128, habit=(1, 1, 1)), seed) for seed in range(10)]
+        assert sum("ALARM" in levels for levels in gamed) >= 9
+
+
+@pytest.mark.parametrize(("prompts", "rate", "slope", "says"), [
+    (29, 0.5, 2.0, "it needs 30 prompts with verdicts, found 29"),
+    (64, 0.0, 2.0, "at round 0 no answers are right"),
+    (64, 0.5, 0.0, "at round 0 the reward does not tell right from wrong answers surely enough"),
+    (64, 0.5, -2.0, "at round 0 the reward prefers wrong answers surely enough"),
+])  # fmt: skip
+def test_a_reward_that_cannot_be_calibrated_raises_no_alarm(prompts: int, rate: float, slope: float, says: str) -> None:
+    # however much it rises; the report says why
+    draw = np.random.default_rng(3)
+    gold = (draw.random((prompts, 8)) < rate).astype(float)
+    proxy = slope * gold + draw.normal(size=gold.shape)
+    facts = overoptimisation.facts_of(1, 1.0, gold, gold, overoptimisation.proxy_gap(proxy + 3.0, gold, proxy, gold), {})
+    assert overoptimisation.alarms_of(facts, []) == []
+    assert overoptimisation.lines(facts) == [f"Whether the reward outran accuracy cannot be known: {says}."]
+
+
+def test_equal_differences_are_not_certain() -> None:
+    # no spread is no proof: two or three prompts are not tested; 40 equal differences have p above 0 and an interval; a style
+    # in no sample may still have a rate above 0
+    few = np.where(np.arange(64) < 3, 1.0, np.nan)[:, None]
+    [entry] = compare(Sample({"f": 2 * few}), Sample({"f": few}), None, kinds={"f": "real"})
+    assert (entry.n, entry.p, entry.drift) == (3, None, 1.0)
+    change = changes(
+        [np.full((40, 1), 2.0), np.zeros((40, 4))], [np.ones((40, 1)), np.zeros((40, 16))], ["real", "rate"], [1, 1]
+    )
+    assert 2.0**-39 <= change.p[0] < 1e-6
+    assert change.low[0] < 1.0 < change.high[0]
+    assert change.low[1] < 0 < change.high[1] < 0.1
+
+
+@pytest.mark.parametrize("shape", ["real", "rate", "zeros", "t3"])
+def test_the_intervals_of_the_ledger_hold_the_truth_on_a_small_probe(shape: str) -> None:
+    # 32 prompts, and rates of 1%: 95 +- 2.5 of 100
+    drift, effect = bench_alarms.coverage(shape, 32, 4, 16, rate=0.01, count=1000)
+    assert drift >= 0.925
+    assert not effect < 0.925
+
+
+def test_features_of_few_prompts_raise_no_alarm() -> None:
+    # features that apply to 2 prompts of 64, to 3, 10, 30 and 40: no ALARM in 5 campaigns in which nothing moves
+    assert bench_alarms.null(bench_alarms.World("sparse", 64), 5)[0] == 0
 
 
 def test_an_alarm_reads_as_one_line() -> None:

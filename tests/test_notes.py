@@ -61,6 +61,8 @@ EITHER_SIDE = {  # a recipe and settings of which a note speaks -> further setti
     ),
     "fit_reward.margin": (("tiny_raft", TRAINED, "fit_reward.margin=true"), ("fit_reward.margin=false",)),
     "the rows of a micro-batch": (("tiny_dpo", "loss.name=aot", "loss.terms={}"), ("train.accumulate=1",)),
+    "nothing on fewer than 30 prompts": (("tiny_raft", "probe.samples=2", "prompts.probe=29"), ("prompts.probe=30",)),
+    "is mostly missed in its round": (("tiny_raft", "probe.samples=2", "prompts.probe=127"), ("prompts.probe=128",)),
     "up to 48 tokens": (("tiny_raft", "train.max_length=48"), ("train.max_length=49",)),
 }
 

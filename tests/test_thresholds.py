@@ -26,6 +26,7 @@ from tasks.gate.training_alarms import forgetting, training_alarms, uninformativ
 
 pytestmark = pytest.mark.filterwarnings("error")
 PROMPTS = 1000
+SURE = Estimate(0.3, 0.2, 0.4)
 
 
 # -- hard limits of the bias ledger -------------------------------------------------------------------------------------
@@ -106,6 +107,27 @@ def test_a_change_must_be_significant(p: float, expected: str) -> None:
     assert level(dataclasses.replace(moved("real", 0.15), p=p)) == expected
 
 
+@pytest.mark.parametrize(("p", "expected"), [(0.0049, "ALARM"), (0.0051, "watch")])
+def test_an_alarm_at_once_must_be_surer(p: float, expected: str) -> None:
+    # p below 0.005 where one round decides; two rounds running need 0.05 each
+    one = dataclasses.replace(moved("real", 0.3), p=p)
+    assert level(one) == expected
+    first, _ = judge([one], round=1)
+    assert level(one, tuple(first), 2) == "ALARM"
+
+
+@pytest.mark.parametrize(("prompts", "expected"), [(29, ""), (30, "ALARM")])
+def test_a_feature_is_tested_from_thirty_prompts(prompts: int, expected: str) -> None:
+    # whether it is null on the others, or there are no others; also where a hard limit is passed
+    for of in (prompts, PROMPTS):
+        values = np.where(np.arange(of) < prompts, 1.0, np.nan)[:, None]
+        for feature, kind, above in (("tone", "real", "ALARM"), ("truncated", "rate", "STOP")):
+            then, now = (Sample({feature: values * draws}) for draws in (np.zeros((1, 16)), np.ones((1, 4))))
+            judged, _ = judge(compare(now, then, None, kinds={feature: kind}), round=1)  # type: ignore[dict-item]
+            assert judged[0].level == (above if expected else "")
+            assert (judged[0].n, judged[0].drift) == (prompts, 1.0)
+
+
 def test_a_small_change_alarms_only_in_two_rounds_running() -> None:
     # the rule looks back at one round: seen, gone and seen again in the third is a first time
     seen, gone = moved("real", 0.15), moved("real", 0.0)
@@ -141,18 +163,22 @@ def test_pairs_carry_a_shortcut_from_seven_tenths(auc: float, levels: list[str])
     assert [alarm.level for alarm in bias._shortcut(auc)] == levels
 
 
-@pytest.mark.parametrize(("gap", "levels"), [(0.09, []), (0.11, ["watch"])])
-def test_a_reward_outruns_the_verifier_from_a_tenth(gap: float, levels: list[str]) -> None:
-    # of a standard deviation, surely above 0, where accuracy did not rise
-    facts = overoptimisation.facts_of(1, 1.0, rate(0.5), rate(0.5), Estimate(gap, gap - 0.05, gap + 0.05), {})
+def facts_with(gap: Estimate, predicted: Estimate) -> dict[str, object]:
+    return overoptimisation.facts_of(1, 1.0, rate(0.5), rate(0.5), overoptimisation.Gap(predicted, gap), {})
+
+
+@pytest.mark.parametrize(("gap", "levels"), [(0.019, []), (0.021, ["watch"])])
+def test_a_reward_outruns_the_verifier_from_two_points(gap: float, levels: list[str]) -> None:
+    # of accuracy, surely above 0, where accuracy did not rise
+    facts = facts_with(Estimate(gap, gap - 0.01, gap + 0.01), Estimate(0.1, 0.05, 0.15))
     assert [alarm.level for alarm in overoptimisation.alarms_of(facts, [])] == levels
 
 
 @pytest.mark.parametrize(("low", "levels"), [(-0.01, []), (0.01, ["watch"])])
 def test_a_reward_outruns_the_verifier_surely_or_not_at_all(low: float, levels: list[str]) -> None:
-    # by the lower end of its interval
-    facts = overoptimisation.facts_of(1, 1.0, rate(0.5), rate(0.5), Estimate(0.3, low, 0.6), {})
-    assert [alarm.level for alarm in overoptimisation.alarms_of(facts, [])] == levels
+    # by the lower ends of two intervals: of the rise that it predicts, and of what that is above the true rise
+    for facts in (facts_with(Estimate(0.3, low, 0.6), SURE), facts_with(SURE, Estimate(0.3, low, 0.6))):
+        assert [alarm.level for alarm in overoptimisation.alarms_of(facts, [])] == levels
 
 
 # -- alarms of training -------------------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Messages = Iterator[str]
 VOTED = "most_vs_least_voted"  # the built-in pairer whose pairs have weights of their own
+SMALLEST_PROBE = 30  # prompts below which the ledger tests nothing: `SMALLEST` in tasks/bias/effects.py
+SURE_PROBE = 128  # prompts from which it mostly finds a jump of 0.3 SD at once (`./ratchet bench alarms`)
 FROM_MICRO_BATCHES = ("kto", "aot", "aot_unpaired")  # losses that compare the rows of a micro-batch with one another
 
 
@@ -187,6 +189,20 @@ def a_given_price_decides_ties(recipe: Recipe) -> Messages:
             )
 
 
+def a_small_probe(recipe: Recipe) -> Messages:
+    probe = recipe.prompts.probe
+    if recipe.watched and probe < SMALLEST_PROBE:
+        yield (
+            f"prompts.probe = {probe} is too small for alarms: the ledger tests nothing on fewer than {SMALLEST_PROBE} "
+            f"prompts; set {SURE_PROBE} or more, or 0 to leave it out"
+        )
+    elif recipe.watched and probe < SURE_PROBE:
+        yield (
+            f"prompts.probe = {probe}: alarms are as rarely wrong as on a larger probe, but a jump of 0.3 SD is mostly missed "
+            f"in its round; set {SURE_PROBE} or more"
+        )
+
+
 Note = Callable[["Recipe"], Messages]
 IN_EVERY_ROUND: tuple[Note, ...] = (
     unread_settings,
@@ -201,4 +217,5 @@ IN_ANY_ROUND: tuple[Note, ...] = (
     a_sum_of_unlike_scales,
     likelihood_prefers_short,
     a_given_price_decides_ties,
+    a_small_probe,
 )

@@ -281,16 +281,19 @@ def _halves(sample: Sample) -> str:
 
 
 def _plain(step: Step) -> dict[str, Any]:
+    from tasks.bias.overoptimisation import outran_facts
+
     return {
         "alarms": [asdict(alarm) for alarm in step.alarms],
         "entries": [asdict(entry) for entry in step.entries],
         "outcomes": [asdict(entry) for entry in step.outcomes],
-        "proxy_gap": None if step.proxy_gap is None else asdict(step.proxy_gap),
+        **outran_facts(step.proxy_gap),
     }
 
 
 def _print(result: Mapping[str, Any]) -> None:
     from flows.commands.report import plain_table
+    from tasks.bias.overoptimisation import outran
 
     labels = [file["label"] for file in result["files"]]
     outcomes = {e["feature"] for step in result["steps"] for e in step["outcomes"]}
@@ -309,10 +312,8 @@ def _print(result: Mapping[str, Any]) -> None:
         out.print(line((label, "bold"), f" against {labels[0]}:" + ("" if step["alarms"] else " no alarms")))
         for alarm in step["alarms"]:
             out.print(f"{alarm['level']} {alarm['name']}: {alarm['sentence']}", soft_wrap=True)
-        if step["proxy_gap"]:
-            gap = step["proxy_gap"]
-            interval = f"[{gap['low']:+.2f}, {gap['high']:+.2f}]"
-            out.print(f"rise of the judge minus rise of verified accuracy: {gap['value']:+.2f} SD {interval}", soft_wrap=True)
+        for sentence in outran(step):
+            out.print(sentence, soft_wrap=True)
     null = result["null_test"]
     halves = f"two random halves of the {null['halves']} of {labels[0]}"
     out.print(f"A/A check, {halves}: {len(null['alarms'])} alarms (expected none)", soft_wrap=True)

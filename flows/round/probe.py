@@ -262,10 +262,11 @@ def _whole_ledger_metrics(facts: Mapping[str, Any]) -> dict[str, Metric]:
     metrics: dict[str, Metric] = {}
     if (auc := facts.get("surface_auc")) is not None:
         metrics["bias/surface_auc"] = Metric(value=auc, split="rounds")
-    if gap := facts["proxy_gap"]:
-        metrics["bias/proxy_gap"] = Metric(**gap, split="probe")
+    for name in ("proxy_gap", "predicted_rise"):
+        if facts[name]:
+            metrics[f"bias/{name}"] = Metric(**facts[name], split="probe")
     for name, value in (facts["overoptimisation"] or {}).items():
-        metrics[f"bias/overoptimisation/{name}"] = Metric(value=value, split="probe")
+        metrics[f"bias/overoptimisation/{name}"] = Metric(**(value or {"value": None}), split="probe")
     return metrics
 
 

@@ -2,6 +2,10 @@
 
 watch: a significant change (Benjamini-Yekutieli) over the effect floor, once. ALARM: a significant shift from round 0 in the
 same direction in two consecutive checkpoints, or a single shift of at least 0.25 SD. STOP: a hard limit was passed.
+
+A campaign is judged in every round. Two rounds are hardly ever wrong alike, but the single shift has a chance in each. So its p
+must be ten times smaller: then at most 1% of campaigns of up to 20 rounds in which nothing moves have an ALARM. Nothing is said
+of fewer than SMALLEST prompts.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from typing import NamedTuple
 
 from data.alarm import LEVELS, Alarm, by_gravity
 from tasks.bias.counterfactual_features import COLUMNS
+from tasks.bias.effects import SMALLEST
 from tasks.bias.ledger import CONDITIONED, Entry, with_corrected
 
 Key = tuple[str, str | None]  # feature and group
@@ -25,6 +30,7 @@ class Rule:
     q: float = 0.05  # corrected p below which a change is significant
     floor: float = 0.10  # smallest |effect| that counts
     at_once: float = 0.25  # |effect| that raises an ALARM without a second checkpoint
+    q_at_once: float = 0.005  # corrected p below which it does
     points: float = 0.02  # rates: the smallest change of the rate that counts
     ratio: float = 1.10  # lengths: the smallest ratio of geometric means that counts
 
@@ -76,13 +82,17 @@ def _with_level(entry: Entry, before: Entry | None, round: int, rule: Rule) -> E
     differs = differs_from_round_zero(entry, rule)
     persists = differs and before is not None and differs_from_round_zero(before, rule) and _same_direction(entry, before)
     since = before.since if persists and before and before.since is not None else round
-    if entry.key in LIMITS and LIMITS[entry.key].passed(entry):
+    if entry.key in LIMITS and entry.n >= SMALLEST and LIMITS[entry.key].passed(entry):
         return replace(entry, level="STOP", since=since)
-    if differs and (persists or abs(entry.effect or 0.0) >= rule.at_once):
+    if differs and (persists or _at_once(entry, rule)):
         return replace(entry, level="ALARM", since=since)
     if differs or _counts(entry.kind, entry.step_p_by, entry.step_effect, entry.step, rule):
         return replace(entry, level="watch", since=since)
     return entry
+
+
+def _at_once(entry: Entry, rule: Rule) -> bool:
+    return abs(entry.effect or 0.0) >= rule.at_once and entry.p_by is not None and entry.p_by < rule.q_at_once
 
 
 def _same_direction(one: Entry, other: Entry) -> bool:

@@ -17,14 +17,16 @@ from data.rows import tables
 from data.rows.completions import RIGHT
 from data.statistics import finite
 from tasks.bias.alarm_rule import gain_in_words, judge, mitigations, remedies
-from tasks.bias.effects import Array, Kind, prompt_means, scaled
+from tasks.bias.effects import SMALLEST, Array, Kind, prompt_means, scaled
 from tasks.bias.ledger import Entry, Sample, compare
 from tasks.bias.observed import features, grids, numbers
-from tasks.bias.overoptimisation import alarms_of, facts_of, lines, proxy_gap
-from tasks.bias.pressure import DIFFERENCE, UNKNOWN, Estimate, Selection, contrast, estimate, surface_auc, with_selection
+from tasks.bias.overoptimisation import Gap, alarms_of, facts_of, lines, proxy_gap
+from tasks.bias.pressure import DIFFERENCE, Selection, contrast, estimate, surface_auc, with_selection
 from tasks.run.work import StageSettings, Work
 
-VERSION = 9  # 8: alarms have a source and a name, and full sentences. 9: intervals; the gain is always told; KL in full
+# 8: alarms have a source and a name. 9: errors, intervals and alarms that hold on small probes; gold's units; the gain is
+# always told; KL in full; answers are compared across prompts
+VERSION = 9
 LIBRARIES = ("numpy", "scipy", "scikit-learn")
 COLLAPSED = 0.7  # entropy of answers as a share of round 0 below which they have collapsed, if fewer prompts are solved
 SHORTCUT = 0.7  # AUC above which surface features alone tell chosen from rejected
@@ -98,7 +100,9 @@ def answer_collapse(entries: Sequence[Entry], now: Sample, base: Sample) -> list
     A policy that narrows because it improves has fewer different wrong answers, but solves as many prompts or more.
     """
     entropy = next((e for e in entries if e.key == ("answer_entropy", None)), None)
-    if entropy is None or now.right is None or base.right is None or not entropy.base or entropy.drift_high is None:
+    if entropy is None or entropy.n < SMALLEST or not entropy.base or entropy.drift_high is None:
+        return []
+    if now.right is None or base.right is None:
         return []
     k = now.right.shape[1]
     ours, theirs = (prompt_means(_solved(sample.right, k)) for sample in (now, base))
@@ -160,9 +164,9 @@ def _set_of_samples(work: Work, prefix: str, order: Mapping[str, int]) -> dict[s
     return values | ({"": np.where(judged, right >= RIGHT, np.nan)} if judged.any() else {})
 
 
-def _proxy_gap(work: Work, now: Sample, base: Sample, order: Mapping[str, int]) -> Estimate:
+def _proxy_gap(work: Work, now: Sample, base: Sample, order: Mapping[str, int]) -> Gap:
     if "base/proxy" not in work.inputs or now.right is None or base.right is None:
-        return UNKNOWN
+        return Gap()
     tables_of = (tables.read(work.inputs[name] / "scores.parquet", tables.SCORES) for name in ("proxy", "base/proxy"))
     ours, theirs = (grids(t["prompt_id"].to_pylist(), order, {"": numbers(t, "value")})[""] for t in tables_of)
     return proxy_gap(ours, now.right, theirs, base.right)

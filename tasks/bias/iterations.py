@@ -11,20 +11,19 @@ from data.alarm import Alarm
 from tasks.bias.alarm_rule import judge
 from tasks.bias.effects import Array, Kind
 from tasks.bias.ledger import Entry, Sample, compare
-from tasks.bias.overoptimisation import proxy_gap
-from tasks.bias.pressure import Estimate
+from tasks.bias.overoptimisation import Gap, proxy_gap
 
 OUTCOMES: dict[str, Kind] = {"gold": "rate", "judge": "real"}  # training should change these: shown, never an alarm
 
 
 @dataclass(frozen=True)
 class Step:
-    """One iteration against the first: entries, alarms, and the rise of the judge minus that of gold if both are known."""
+    """One iteration against the first: entries, alarms, and how far the judge outran gold if both are known."""
 
     entries: list[Entry]
     alarms: list[Alarm]
     outcomes: list[Entry]
-    proxy_gap: Estimate | None
+    proxy_gap: Gap | None
 
 
 def ledger_of(samples: Sequence[Sample], kinds: Mapping[str, Kind], strata: Sequence[str | None] | None = None) -> list[Step]:
@@ -39,7 +38,7 @@ def ledger_of(samples: Sequence[Sample], kinds: Mapping[str, Kind], strata: Sequ
     return steps
 
 
-def _gap(now: Sample, base: Sample) -> Estimate | None:
+def _gap(now: Sample, base: Sample) -> Gap | None:
     columns = [sample.values.get(name) for sample in (now, base) for name in ("judge", "gold")]
     judged, gold, judged_0, gold_0 = columns
     if judged is None or gold is None or judged_0 is None or gold_0 is None:

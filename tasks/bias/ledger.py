@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from tasks.bias.effects import Array, Kind, changes, prompt_means, spread
+from tasks.bias.effects import SMALLEST, Array, Kind, changes, prompt_means, spread
 
 CONDITIONED = ("right", "wrong", "equal accuracy")
-SMALLEST = 30  # prompts of a stratum, or with right (wrong) answers in both samples, below which a group is left out
 
 
 @dataclass(frozen=True)
@@ -87,14 +86,16 @@ def compare(
     Args:
         base: of round 0.
         previous: of the checkpoint that training started from; None compares with round 0 alone.
-        strata: per prompt, its stratum; groups smaller than SMALLEST prompts are left out.
+        strata: per prompt, its stratum; groups of fewer than SMALLEST prompts are left out.
     """
     entries: list[Entry] = []
     names = [name for name in kinds if name in now.values and name in base.values]
     yards = {name: spread(base.values[name], kinds[name]) for name in names}
-    for name in names:  # a feature that was constant at round 0: its standard deviation now is the unit
+    for name in names:  # a feature that was constant at round 0: its standard deviation now is the unit, else that of both
         if not yards[name] > 0:
             yards[name] = spread(now.values[name], kinds[name])
+        if not yards[name] > 0:
+            yards[name] = spread(np.concatenate([now.values[name], base.values[name]], axis=1), kinds[name])
     for group, (ours, first, last) in _groups(now, base, previous, strata):
         common = [n for n in names if n in ours and n in first]
         drift = _table(common, ours, first, kinds, yards)
