@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.alarm import Alarm
+from data.alarm import Alarm, by_gravity
 from tasks.bias.alarm_rule import judge
 from tasks.bias.effects import Array, Kind
 from tasks.bias.ledger import Entry, Sample, compare
+from tasks.bias.one_answer import accuracy_rise, one_answer
 from tasks.bias.overoptimisation import proxy_gap
 from tasks.bias.pressure import Estimate
 
@@ -27,15 +28,25 @@ class Step:
     proxy_gap: Estimate | None
 
 
-def ledger_of(samples: Sequence[Sample], kinds: Mapping[str, Kind], strata: Sequence[str | None] | None = None) -> list[Step]:
-    """A Step for every sample after the first. All samples are of the same prompts, in one order."""
+def ledger_of(
+    samples: Sequence[Sample],
+    kinds: Mapping[str, Kind],
+    strata: Sequence[str | None] | None = None,
+    first: str = "the first",
+) -> list[Step]:
+    """A Step for every sample after the first. All samples are of the same prompts, in one order.
+
+    Args:
+        first: what alarms call the first sample.
+    """
     steps: list[Step] = []
     base, earlier = samples[0], list[Entry]()
     for number, now in enumerate(samples[1:], 1):
         previous = samples[number - 1] if number > 1 else None
         earlier, alarms = judge(compare(now, base, previous, kinds=kinds, strata=strata), earlier, round=number)
         outcomes = [e for e in compare(now, base, previous, kinds=OUTCOMES) if e.group is None]
-        steps.append(Step(earlier, alarms, outcomes, _gap(now, base)))
+        same = one_answer(now.marks, base.marks, accuracy_rise(now, base), first)
+        steps.append(Step(earlier, by_gravity(same + alarms), outcomes, _gap(now, base)))
     return steps
 
 

@@ -39,7 +39,7 @@ FAMILIES = {  # family -> the package that holds its parts
 SUPPLIED = (  # parameters that the stage passes; never settings
     *("workers", "device", "dtype", "trust_remote_code", "warm", "checkpoint"),
     *("verdicts", "origins", "against", "prompts", "answers", "own_logprobs", "base_logprobs", "previous_logprobs"),
-    *("requests", "scratch", "record", "rollouts"),
+    *("requests", "scratch", "record", "rollouts", "marks"),
 )
 TEXTS = {"judges": templates.digest}  # dependencies that are text files, not code: family -> hash of the file
 
