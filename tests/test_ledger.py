@@ -21,6 +21,7 @@ from tasks.bias.alarm_rule import FOLLOWS_ACCURACY, LESS_OF_A_FAULT, judge, miti
 from tasks.bias.bias import answer_collapse
 from tasks.bias.counterfactual_features import COLUMNS
 from tasks.bias.effects import Kind, changes, cohens_h
+from tasks.bias.families import FAULTS
 from tasks.bias.ledger import Entry, Sample, compare
 from tasks.run import parts
 

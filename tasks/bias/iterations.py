@@ -77,7 +77,8 @@ def _cut(sample: Sample, values: Mapping[str, Array], part: tuple[slice | Array,
     return Sample({name: v[part] for name, v in values.items()}, None if sample.right is None else sample.right[part])
 
 
-def null_test(sample: Sample, kinds: Mapping[str, Kind]) -> list[Alarm]:
-    """The alarms between two halves of one sample. There should be none, else the alarm rule does not fit these data."""
+def null_test(sample: Sample, kinds: Mapping[str, Kind]) -> Step:
+    """Two halves of one sample compared. There should be no alarms, else the alarm rule does not fit these data."""
     one, other = halves(sample)
-    return judge(compare(one, other, None, kinds=kinds), round=1)[1]
+    entries, alarms = judge(compare(one, other, None, kinds=kinds), round=1)
+    return Step(entries, alarms, [], None)

@@ -47,8 +47,8 @@ def one_answer(
 
 def _sentence(now: Marks, base: Marks, first: str) -> str:
     ours, n = commonest(now), len(now.prompts)
-    quoted = now.openings[int(ours.argmax())]
-    answer = f'the same answer, "{quoted}"' if quoted else "an answer without a word"
+    quoted = now.openings[int(ours.argmax())].removesuffix(".")
+    answer = f'the same answer: "{quoted}"' if quoted else "an answer without a word"
     return (
         f"{ours.sum()} of {n} prompts get {answer}. With {first} the commonest answer went to {commonest(base).sum()} of them. "
         f"Distinct answers: {len(np.unique(now.answers))}, with {first} {len(np.unique(base.answers))}."

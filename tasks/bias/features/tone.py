@@ -1,4 +1,4 @@
-"""The tone of a completion: refusing, regretting, hedging, boosting, praising. English lexicons; other languages are neutral."""
+"""The tone of a completion: refusing, regretting, hedging, praising. Lexicons are English; other languages count as neutral."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ _REFUSED = (
     r"(?:help|assist|aid|provide|fulfil+|comply|answer|respond|reply|create|write|generate|produce|give you|discuss|engage"
     r"|participate|support (?:this|that|such|you|any|the)|promote|condone|encourage|offer|share|complete|continue|proceed"
     r"|draw|implement|fill (?:in|out)|do (?:that|this|so)|perform|carry out|access|browse|open|view|predict|verify|process"
-    r"|advise|facilitate|be able to|in good conscience|recommend (?:that|any|using|illegal)|tell you (?:what|where|which|who|whether|exactly|how to)|satisfy)"
+    r"|advise|facilitate|be able to|in good conscience|recommend (?:that|any|using|illegal)"
+    r"|tell you (?:what|where|which|who|whether|exactly|how to)|satisfy)"
 )
 _UNABLE = (
     r"(?:(?:i|we) (?:can(?:not|['’]t| not)|could(?:n['’]t| not)|won['’]t|will not)"
