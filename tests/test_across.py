@@ -16,7 +16,7 @@ from tasks.bias.alarm_rule import judge
 from tasks.bias.audit_words import Compared, gold_verdict
 from tasks.bias.counterfactual_features import COLUMNS
 from tasks.bias.effects import Array, paired_t
-from tasks.bias.families import FAULTS, by_family, family_of, subject
+from tasks.bias.families import FAULTS, WORDS, by_family, family_of, subject
 from tasks.bias.iterations import ledger_of
 from tasks.bias.ledger import Sample, compare
 from tasks.bias.marks import PLACES, Collector, Marks, opening, sketch
@@ -73,7 +73,7 @@ def test_few_right_answers_are_no_collapse() -> None:
 
 @pytest.mark.parametrize("n", [32, 128])
 def test_exchangeable_answers_hardly_ever_alarm(n: int) -> None:
-    # Claim: with four, two or many possible answers and nothing moved, at most 1 of 1,000 comparisons alarms a commonest answer.
+    # Claim: with four, two or many possible answers and nothing moved, at most 1 of 1,000 comparisons alarms.
     draw = np.random.default_rng(n)
     kinds: tuple[Callable[[], Array], ...] = (
         lambda: draw.choice(4, n, p=[0.4, 0.3, 0.2, 0.1]),
@@ -100,13 +100,13 @@ def pairs_of_prompts(draw: np.random.Generator, n: int) -> tuple[Array, Array]:
 
 
 def test_pairs_of_prompts_are_no_independent_evidence() -> None:
-    # Claim: nothing moved: p < .05 in about 5% of 300 comparisons with jackknife values, in 20% or more with plain means.
+    # Claim: nothing moved: p < .05 in about 5% of 100 comparisons with jackknife values, in 15% or more with plain means.
     draw = np.random.default_rng(3)
-    found = [[paired_t(*both)[1] < 0.05 for both in zip(*(pairs_of_prompts(draw, 64) for _ in range(2)), strict=True)]
-             for _ in range(300)]  # fmt: skip
+    found = [[paired_t(*both)[1] < 0.05 for both in zip(*(pairs_of_prompts(draw, 32) for _ in range(2)), strict=True)]
+             for _ in range(100)]  # fmt: skip
     plain, jackknife = np.mean(found, axis=0)
-    assert jackknife <= 0.085  # 5%, and 2.8 standard errors
-    assert plain >= 0.20
+    assert jackknife <= 0.11  # 5%, and 2.8 standard errors
+    assert plain >= 0.15
 
 
 def test_coincidences_are_no_independent_evidence() -> None:
@@ -169,7 +169,7 @@ def test_the_same_prompts_have_sketches_in_every_source(tmp_path: Path) -> None:
 def test_every_feature_has_a_family_and_words() -> None:
     # Claim: a stranger reads no name of the shelf; a user's own feature keeps its name.
     names = {*observe.kinds(observe.Settings(**observe.everything())), *itertools.chain(*COLUMNS.values())}
-    assert not [name for name in names if family_of(name) == name]
+    assert not [name for name in names if family_of(name) not in WORDS]
     shown = names - set(itertools.chain(*COLUMNS.values())) - {"words", "tokens", "characters", "sentences"}
     assert not [name for name in shown if subject(name) == name]
     assert (family_of("mine"), subject("mine")) == ("mine", "mine")
@@ -198,7 +198,8 @@ def test_alarms_come_by_family_and_size() -> None:
     alarms = judge(compare(now, Sample(base), None, kinds=dict.fromkeys(base, "real")), round=1)[1]
     groups = by_family([*alarms, Alarm("STOP", "training", "bold", "x"), Alarm("watch", "judge", "valence", "x")])
     assert [(g.family, g.first.name, g.others) for g in groups] == [
-        ("bold", "bold", ()), ("format", "lists_density", ("bold_density",)), ("tone", "valence", ()), ("valence", "valence", ()),
+        ("bold", "bold", ()), ("format", "lists_density", ("bold_density",)), ("tone", "valence", ()),
+        ("valence", "valence", ()),
     ]  # fmt: skip
 
 
