@@ -128,13 +128,18 @@ def test_jackknife_values_are_what_leaving_a_prompt_out_changes() -> None:
     # Claim: n T - (n - 1) T without prompt i, up to a constant for shared answers; their mean is the statistic.
     draw = np.random.default_rng(5)
     answers, n = np.array([1, 1, 2, 2, 2, 3, 4]), 7
-    share = lambda a: float(np.mean([np.sum(a == x) > 1 for x in a]))  # noqa: E731
+
+    def share(a: Array) -> float:
+        return float(np.mean([np.sum(a == x) > 1 for x in a]))
+
+    def mean(s: Array) -> float:
+        return float(across._similarities(s).mean())
+
     values = np.array(across.shared_answer([], marks=numbered(answers)), dtype=float)
     left_out = np.array([n * share(answers) - (n - 1) * share(np.delete(answers, i)) for i in range(n)])
     assert values.mean() == pytest.approx(share(answers))
     assert values - values.mean() == pytest.approx(left_out - left_out.mean())
     sketches = draw.integers(0, 4, (n, PLACES)).astype(np.uint32)
-    mean = lambda s: across._similarities(s).mean()  # noqa: E731
     expected = [n * mean(sketches) - (n - 1) * mean(np.delete(sketches, i, axis=0)) for i in range(n)]
     assert across.pseudo_values(across._similarities(sketches)) == pytest.approx(np.array(expected))
 

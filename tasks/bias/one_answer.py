@@ -40,9 +40,8 @@ def one_answer(
         return []
     better = accuracy is not None and accuracy.low > 0
     level: Level = "watch" if better else "STOP" if share >= MOST else "ALARM"
-    return [
-        Alarm(level, "ledger", ONE_ANSWER, " ".join(filter(None, (_sentence(now, base, first), better and BETTER, advice))))
-    ]
+    sentences = [_sentence(now, base, first), BETTER if better else "", advice]
+    return [Alarm(level, "ledger", ONE_ANSWER, " ".join(filter(None, sentences)))]
 
 
 def _sentence(now: Marks, base: Marks, first: str) -> str:
