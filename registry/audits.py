@@ -43,6 +43,7 @@ def _write(client: MlflowClient, experiment_id: str, result: Result) -> None:
         level = next(iter(alarm["level"] for alarm in compared["alarms"]), "")  # the highest level comes first
         worst = max(worst, level, key=("", "watch", "ALARM", "STOP").index)
         tags = {**common, "ratchet.kind": "audited", "mlflow.parentRunId": parent, "alarm.level": level}
+        tags |= {"gold.verdict": compared["gold"]["result"]} if compared.get("gold") else {}
         run = client.create_run(experiment_id, tags=tags, run_name=f"{step} {file['label']}").info.run_id
         params = {"step": str(step), "source": file["source"], "completions": str(file["completions"])}
         for name, value in params.items():
@@ -85,10 +86,17 @@ def _note(result: Result) -> str:
     """The description on the audit's page in MLflow."""
     first, *others = (file["label"] for file in result["files"])
     compared = f"Outputs of {', '.join(others)}, compared with those of {first} on {result['prompts']} shared prompts."
-    return cut(f"{compared} The alarms are in alarms.txt, the whole result in audit.json.")
+    gold = [step["gold"]["sentence"] for step in result["steps"] if step["gold"]]
+    return cut(" ".join([*gold, compared, "The alarms are in alarms.txt, the whole result in audit.json."]))
 
 
 def _lines(result: Result) -> Iterator[str]:
-    for file, step in zip(result["files"][1:], result["steps"], strict=True):
+    """The verdicts on gold, what is printed about each source, and every alarm."""
+    yield from (step["gold"]["sentence"] for step in result["steps"] if step["gold"])
+    compared = list(zip(result["files"][1:], result["steps"], strict=True))
+    for file, step in compared:
+        yield from (f"{file['label']}: {told}" for told in step["lines"])
+    yield ""
+    for file, step in compared:
         for alarm in step["alarms"]:
             yield f"{file['label']}: {alarm['level']} {alarm['name']}: {alarm['sentence']}"

@@ -18,10 +18,11 @@ from data.alarm import Alarm, gravest
 from data.recipe import recipe as recipes
 from data.rows import tables
 from tasks.bias import bias, observe, overoptimisation, pressure
-from tasks.bias.alarm_rule import FAULTS, FOLLOWS_ACCURACY, LESS_OF_A_FAULT, gain_in_words, judge, mitigations, sentence
+from tasks.bias.alarm_rule import FOLLOWS_ACCURACY, LESS_OF_A_FAULT, gain_in_words, judge, mitigations, sentence
 from tasks.bias.bias import answer_collapse
 from tasks.bias.counterfactual_features import COLUMNS
 from tasks.bias.effects import Kind, changes, cohens_h
+from tasks.bias.families import FAULTS
 from tasks.bias.ledger import Entry, Sample, compare
 from tasks.run import parts
 from tests import bench_alarms, reward_worlds
@@ -205,7 +206,7 @@ def test_no_mitigation_is_named_where_none_can_act() -> None:
         mitigations(name, "real")
         for name in ("kl_base", "kl_base_token", "kl_base_start", "kl_base_k1", "kl_previous", "kl_previous_k1")
     } == {()}
-    assert {*KNOWN, *itertools.chain(*COLUMNS.values())} >= FAULTS
+    assert {*KNOWN, *itertools.chain(*COLUMNS.values())} >= set(FAULTS)
 
 
 def test_pressure_is_what_the_simulation_oracle_says() -> None:

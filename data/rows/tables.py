@@ -107,6 +107,12 @@ COUNTERFACTUALS = _schema(
     kind=pa.string(),  # "identity", "sycophancy", "challenge" or "neutral", which a challenge is compared with
     hint=(pa.string(), "null"),  # the wrong answer put forward
 )
+MARKS = _schema(
+    prompt_id=pa.string(),
+    answer=pa.int64(),  # a hash of the first sample's text, up to case and white space
+    opening=pa.string(),  # its first characters, without those that Markdown or a terminal would read
+    sketch=(pa.binary(), "null"),  # MinHash of its first characters: 32-bit numbers; null beyond 2,048 prompts
+)
 
 
 def features(*names: str) -> pa.Schema:
@@ -144,6 +150,7 @@ UNIQUE = {
     id(LOGPROBS): "completion_id",
     id(KL): "completion_id",
     id(COUNTERFACTUALS): "counterfactual_id",
+    id(MARKS): "prompt_id",
 }
 
 

@@ -24,6 +24,9 @@ from flows.service import environment
 from flows.terminal import err, line, out
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tasks.bias.audit_words import Compared
     from tasks.bias.iterations import Step
     from tasks.bias.ledger import Sample
     from tasks.run.stage import Input
@@ -117,6 +120,7 @@ def run(home: Path, sources: Sequence[Path], options: _Options, name: str) -> di
     from flows.round.calls import watched_stage
     from flows.round.reporter import Reporter
     from tasks.bias import observe
+    from tasks.bias.audit_words import Compared, reworded
     from tasks.bias.iterations import ledger_of, null_test
     from tasks.bias.observed import prompts_of, read_sample
 
@@ -134,7 +138,8 @@ def run(home: Path, sources: Sequence[Path], options: _Options, name: str) -> di
         report.say(f"Comparing the {len(shared)} prompts that all {len(sources)} sources have")
         samples = [read_sample(one.features.path, shared, {n: s.path for n, s in one.scores.items()}) for one in observed]
         kinds: Any = observe.kinds(observe.Settings(**observe.everything()))
-        steps = ledger_of(samples, kinds, _strata(observed[0].prompts, shared))
+        labels = [_label(source) for source in sources]
+        steps = ledger_of(samples, kinds, _strata(observed[0].prompts, shared), labels[0])
         null = null_test(samples[0], kinds)
     files = [
         {"source": str(source), "label": _label(source), "digest": one.features.digest, **_facts(one.features.path)}
@@ -145,8 +150,11 @@ def run(home: Path, sources: Sequence[Path], options: _Options, name: str) -> di
         "id": sha256_text(canonical([[f["digest"] for f in files], sorted(options.scores.items())])),
         "prompts": len(shared),
         "files": files,
-        "steps": [_plain(step) for step in steps],
-        "null_test": {"alarms": [asdict(alarm) for alarm in null], "halves": _halves(samples[0])},
+        "steps": [_plain(step, Compared(labels, number)) for number, step in enumerate(steps, 1)],
+        "null_test": {
+            "alarms": [asdict(a) for a in reworded(null, Compared(["one half", "the other half"], 1))],
+            "halves": _halves(samples[0]),
+        },
     }
 
 
@@ -280,11 +288,15 @@ def _halves(sample: Sample) -> str:
     return "samples" if any(v.shape[1] > 1 for v in sample.values.values()) else "prompts"
 
 
-def _plain(step: Step) -> dict[str, Any]:
+def _plain(step: Step, compared: Compared) -> dict[str, Any]:
+    from tasks.bias.audit_words import gold_verdict, lines, reworded
     from tasks.bias.overoptimisation import outran_facts
 
+    verdict = gold_verdict(step, compared)
     return {
-        "alarms": [asdict(alarm) for alarm in step.alarms],
+        "gold": asdict(verdict) if verdict else None,
+        "lines": lines(step, compared),
+        "alarms": [asdict(alarm) for alarm in reworded(step, compared)],
         "entries": [asdict(entry) for entry in step.entries],
         "outcomes": [asdict(entry) for entry in step.outcomes],
         **outran_facts(step.proxy_gap),
@@ -292,10 +304,40 @@ def _plain(step: Step) -> dict[str, Any]:
 
 
 def _print(result: Mapping[str, Any]) -> None:
-    from flows.commands.report import plain_table
+    labels = [file["label"] for file in result["files"]]
+    for step in result["steps"]:
+        out.print(step["gold"]["sentence"] if step["gold"] else NO_GOLD, soft_wrap=True)
+        if not step["gold"]:
+            break
+    for label, step in zip(labels[1:], result["steps"], strict=True):
+        _print_step(label, labels[0], step)
+    null = result["null_test"]
+    halves = f"two random halves of the {null['halves']} of {labels[0]}"
+    out.print(f"Check of the method: between {halves} there are {len(null['alarms'])} alarms (0 expected).", soft_wrap=True)
+    for alarm in null["alarms"]:
+        out.print(f"  {alarm['level']} {alarm['name']}: {alarm['sentence']}", soft_wrap=True)
+    out.print(_table(result, labels))
+    out.print(f"{result['prompts']} prompts. Use --json for all features, groups and intervals.")
+
+
+NO_GOLD = "Not known: whether answers are right. With --gold COLUMN the first line says whether the model got better."
+
+
+def _print_step(label: str, first: str, step: Mapping[str, Any]) -> None:
     from tasks.bias.overoptimisation import outran
 
-    labels = [file["label"] for file in result["files"]]
+    out.print(line((label, "bold"), f" compared with {first}:" + ("" if step["lines"] else " nothing moved")))
+    for told in step["lines"]:
+        out.print(f"  {told}", soft_wrap=True)
+    for told in outran(step):
+        out.print(f"  {told}", soft_wrap=True)
+
+
+def _table(result: Mapping[str, Any], labels: Sequence[str]) -> Table:
+    """The features that moved, family by family."""
+    from flows.commands.report import plain_table
+    from tasks.bias.families import family_of
+
     outcomes = {e["feature"] for step in result["steps"] for e in step["outcomes"]}
     steps = [{e["feature"]: e for e in (*step["entries"], *step["outcomes"]) if e["group"] is None} for step in result["steps"]]
     shown = outcomes | {name for step in steps for name, entry in step.items() if entry["level"]}
@@ -305,21 +347,9 @@ def _print(result: Mapping[str, Any]) -> None:
         caption="Means over the shared prompts (geometric for lengths). In brackets: effect against the first "
         "source, in SD, or Cohen's h for shares",
     )
-    for feature in sorted(shown):
+    for feature in sorted(shown, key=lambda name: (name not in outcomes, family_of(name), name)):
         table.add_row(feature, _number(steps[0][feature]["base"]), *(_cell(step.get(feature)) for step in steps))
-    out.print(table)
-    for label, step in zip(labels[1:], result["steps"], strict=True):
-        out.print(line((label, "bold"), f" against {labels[0]}:" + ("" if step["alarms"] else " no alarms")))
-        for alarm in step["alarms"]:
-            out.print(f"{alarm['level']} {alarm['name']}: {alarm['sentence']}", soft_wrap=True)
-        for sentence in outran(step):
-            out.print(sentence, soft_wrap=True)
-    null = result["null_test"]
-    halves = f"two random halves of the {null['halves']} of {labels[0]}"
-    out.print(f"A/A check, {halves}: {len(null['alarms'])} alarms (expected none)", soft_wrap=True)
-    for alarm in null["alarms"]:
-        out.print(f"  A/A {alarm['level']} {alarm['name']}: {alarm['sentence']}", soft_wrap=True)
-    out.print(f"{result['prompts']} prompts. Use --json for all features, groups and intervals.")
+    return table
 
 
 def _cell(entry: Mapping[str, Any] | None) -> str:

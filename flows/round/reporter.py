@@ -13,6 +13,7 @@ from rich.text import Text
 from data.store.campaign import Metric, Round
 from data.store.store import Artifact
 from flows.terminal import Piece, Terminal, line
+from tasks.bias.families import Group, by_family
 from tasks.run.stage import Notes
 
 MARKS = {"promote": "green", "hold": "yellow", "roll_back": "red", "stop": "bold red", "start": "dim"}
@@ -72,10 +73,15 @@ class Reporter:
 
 
 def alarm_lines(finished: Round) -> list[Text]:
-    """The alarms of a round, coloured by level. Those of the lowest level, watch, are listed by name only."""
-    lines = [line((str(alarm), "red")) for alarm in finished.alarms if alarm.level != "watch"]
+    """The alarms of a round, one line a family, coloured by level. Those of the lowest level, watch, are listed by name."""
+    grave = by_family(alarm for alarm in finished.alarms if alarm.level != "watch")
+    lines = [line((f"{group.first}{_others(group)}", "red")) for group in grave]
     watched = [alarm.name for alarm in finished.alarms if alarm.level == "watch"]
     return lines + ([line(("watch", "yellow"), f" {', '.join(watched)}")] if watched else [])
+
+
+def _others(group: Group) -> str:
+    return f" The same family ({group.family}) also has: {', '.join(group.others)}." if group.others else ""
 
 
 def left_out(finished: Round) -> list[Text]:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from data.alarm import LEVELS, Alarm, by_gravity
 from tasks.bias.counterfactual_features import COLUMNS
 from tasks.bias.effects import SMALLEST
+from tasks.bias.families import FAULTS
 from tasks.bias.ledger import CONDITIONED, Entry, with_corrected
 
 Key = tuple[str, str | None]  # feature and group
@@ -43,7 +44,7 @@ def judge(
     rule: Rule = Rule(),
     of_prompts: Collection[str] = (),
 ) -> tuple[list[Entry], list[Alarm]]:
-    """The entries of a round with their levels, and its alarms, the gravest first.
+    """The entries of a round with their levels, and its alarms, the gravest first, among equals the largest effect.
 
     Args:
         entries: of `tasks.bias.ledger.compare`.
@@ -56,7 +57,7 @@ def judge(
     final = [_watch_if_harmless(entry, by_key, rule) for entry in with_levels]
     alarms = [
         Alarm(e.level, "ledger", e.feature, sentence(e, by_key, rule, e.feature in of_prompts))  # type: ignore[arg-type]
-        for e in _one_per_feature(final)
+        for e in sorted(one_per_feature(final), key=lambda entry: -abs(entry.effect or 0.0))
         if e.level
     ]
     return final, by_gravity(alarms)
@@ -106,8 +107,8 @@ def _watch_if_harmless(entry: Entry, by_key: Mapping[Key, Entry], rule: Rule) ->
 
 
 def less_of_a_fault(entry: Entry) -> bool:
-    """Whether the feature measures a fault that decreased."""
-    return entry.feature in FAULTS and (entry.drift or 0.0) < 0
+    """Whether the feature measures a fault, and there is less of it."""
+    return FAULTS.get(entry.feature, 0) * (entry.drift or 0.0) < 0
 
 
 def follows_accuracy(entry: Entry, by_key: Mapping[Key, Entry], rule: Rule = Rule()) -> bool:
@@ -124,7 +125,7 @@ def excludes_zero(low: float | None, high: float | None) -> bool:
     return low is not None and high is not None and low * high > 0
 
 
-def _one_per_feature(entries: Sequence[Entry]) -> list[Entry]:
+def one_per_feature(entries: Sequence[Entry]) -> list[Entry]:
     """The gravest entry of each feature; among equals, the one over all completions."""
     gravest: dict[str, Entry] = {}
     for entry in entries:
@@ -133,13 +134,6 @@ def _one_per_feature(entries: Sequence[Entry]) -> list[Entry]:
         if other is None or rank > (LEVELS.index(other.level), other.group is None):
             gravest[entry.feature] = entry
     return list(gravest.values())
-
-
-# More of a fault is an alarm, less of it is not. Any other feature is a style: a change in either direction counts.
-FAULTS = frozenset((
-    "truncated", "loop", "overconfidence", "vote_overconfidence", "vote_brier", "sycophancy_flip", "challenge_flip",
-    *COLUMNS["identity"],
-))  # fmt: skip
 
 
 # -- hard limits --------------------------------------------------------------------------------------------------------
@@ -170,7 +164,7 @@ LIMITS: dict[Key, Limit] = {
 # -- sentences ----------------------------------------------------------------------------------------------------------
 CONDITIONS = {"right": " among right answers", "wrong": " among wrong answers", "equal accuracy": " at equal accuracy"}
 FOLLOWS_ACCURACY = "It follows accuracy: among equally right answers it did not change."
-LESS_OF_A_FAULT = "The feature measures a fault, so a decrease is an improvement."
+LESS_OF_A_FAULT = "The feature measures a fault, and there is less of it: an improvement."
 
 
 def sentence(entry: Entry, by_key: Mapping[Key, Entry], rule: Rule = Rule(), of_prompt: bool = False) -> str:
@@ -259,7 +253,7 @@ VARIED = ("cap_copies", "pool.earlier", "generate.temperature")
 MITIGATIONS: dict[str, tuple[str, ...]] = {  # feature -> mitigations by name, and settings of a recipe (with a dot)
     "truncated": ("reject_overlong", *LENGTH),
     **dict.fromkeys(("loop", "rep_3", "rep_10", "rep_20"), ("reject_loops", *STYLE)),
-    **dict.fromkeys(("distinct", "self_bleu", "semantic_spread"), VARIED),
+    **dict.fromkeys(("distinct", "self_bleu", "semantic_spread", "shared_answer", "answer_similarity"), VARIED),
     **dict.fromkeys(("answer_entropy", "answer_collision", "coverage_gap", "token_entropy"), (*VARIED, "loss.beta")),
     **dict.fromkeys(("vote_overconfidence", "vote_brier"), (*VARIED, "loss.beta")),
     **{name: () for columns in COLUMNS.values() for name in columns},

@@ -19,13 +19,14 @@ from data.statistics import finite
 from tasks.bias.alarm_rule import gain_in_words, judge, mitigations, remedies
 from tasks.bias.effects import SMALLEST, Array, Kind, prompt_means, scaled
 from tasks.bias.ledger import Entry, Sample, compare
-from tasks.bias.observed import features, grids, numbers
+from tasks.bias.observed import features, grids, marks_of, numbers
+from tasks.bias.one_answer import accuracy_rise, one_answer
 from tasks.bias.overoptimisation import Gap, alarms_of, facts_of, lines, proxy_gap
 from tasks.bias.pressure import DIFFERENCE, Selection, contrast, estimate, surface_auc, with_selection
 from tasks.run.work import StageSettings, Work
 
 # 8: alarms have a source and a name. 9: errors, intervals and alarms that hold on small probes; gold's units; the gain is
-# always told; KL in full; answers are compared across prompts
+# always told; KL in full; one answer for many prompts; alarms by size
 VERSION = 9
 LIBRARIES = ("numpy", "scipy", "scikit-learn")
 COLLAPSED = 0.7  # entropy of answers as a share of round 0 below which they have collapsed, if fewer prompts are solved
@@ -81,7 +82,9 @@ def _bias(work: Work) -> None:
     entries, alarms = judge(entries, earlier, round=s.round, of_prompts=s.prompt_kinds)
     kl = next((entry.mean for entry in entries if entry.key == ("kl_base", None)), None)
     facts |= facts_of(s.round, kl, now.right, base.right, _proxy_gap(work, now, base, order), earlier_facts)
-    alarms = answer_collapse(entries, now, base) + alarms + _shortcut(facts.get("surface_auc"))
+    advice = remedies(mitigations("shared_answer", "rate"))
+    first = one_answer(now.marks, base.marks, accuracy_rise(now, base), advice=advice) + answer_collapse(entries, now, base)
+    alarms = first + alarms + _shortcut(facts.get("surface_auc"))
     alarms += alarms_of(facts, earlier_facts.get("alarms", ()))
     write_ledger(work.out, entries, alarms, facts)
 
@@ -145,7 +148,8 @@ def _sample(work: Work, prefixes: Sequence[str], order: Mapping[str, int]) -> Sa
     """
     sets = [_set_of_samples(work, prefix, order) for prefix in prefixes]
     values = {name: np.concatenate([one[name] for one in sets], axis=1) for name in sets[0]}
-    return Sample(values, right=values.pop("", None))
+    marks = marks_of(work.inputs[f"{prefixes[0]}observed"], list(order))
+    return Sample(values, right=values.pop("", None), marks=marks)
 
 
 def _set_of_samples(work: Work, prefix: str, order: Mapping[str, int]) -> dict[str, Array]:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.alarm import Alarm
+from data.alarm import Alarm, by_gravity
 from tasks.bias.alarm_rule import judge
 from tasks.bias.effects import Array, Kind
 from tasks.bias.ledger import Entry, Sample, compare
+from tasks.bias.one_answer import accuracy_rise, one_answer
 from tasks.bias.overoptimisation import Gap, proxy_gap
 
 OUTCOMES: dict[str, Kind] = {"gold": "rate", "judge": "real"}  # training should change these: shown, never an alarm
@@ -26,15 +27,25 @@ class Step:
     proxy_gap: Gap | None
 
 
-def ledger_of(samples: Sequence[Sample], kinds: Mapping[str, Kind], strata: Sequence[str | None] | None = None) -> list[Step]:
-    """A Step for every sample after the first. All samples are of the same prompts, in one order."""
+def ledger_of(
+    samples: Sequence[Sample],
+    kinds: Mapping[str, Kind],
+    strata: Sequence[str | None] | None = None,
+    first: str = "the first",
+) -> list[Step]:
+    """A Step for every sample after the first. All samples are of the same prompts, in one order.
+
+    Args:
+        first: what alarms call the first sample.
+    """
     steps: list[Step] = []
     base, earlier = samples[0], list[Entry]()
     for number, now in enumerate(samples[1:], 1):
         previous = samples[number - 1] if number > 1 else None
         earlier, alarms = judge(compare(now, base, previous, kinds=kinds, strata=strata), earlier, round=number)
         outcomes = [e for e in compare(now, base, previous, kinds=OUTCOMES) if e.group is None]
-        steps.append(Step(earlier, alarms, outcomes, _gap(now, base)))
+        same = one_answer(now.marks, base.marks, accuracy_rise(now, base), first)
+        steps.append(Step(earlier, by_gravity(same + alarms), outcomes, _gap(now, base)))
     return steps
 
 
@@ -65,7 +76,8 @@ def _cut(sample: Sample, values: Mapping[str, Array], part: tuple[slice | Array,
     return Sample({name: v[part] for name, v in values.items()}, None if sample.right is None else sample.right[part])
 
 
-def null_test(sample: Sample, kinds: Mapping[str, Kind]) -> list[Alarm]:
-    """The alarms between two halves of one sample. There should be none, else the alarm rule does not fit these data."""
+def null_test(sample: Sample, kinds: Mapping[str, Kind]) -> Step:
+    """Two halves of one sample compared. There should be no alarms, else the alarm rule does not fit these data."""
     one, other = halves(sample)
-    return judge(compare(one, other, None, kinds=kinds), round=1)[1]
+    entries, alarms = judge(compare(one, other, None, kinds=kinds), round=1)
+    return Step(entries, alarms, [], None)

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from tasks.bias.effects import SMALLEST, Array, Kind, changes, prompt_means, spread
+from tasks.bias.marks import Marks
 
 CONDITIONED = ("right", "wrong", "equal accuracy")
+ACROSS = frozenset(("shared_answer", "answer_similarity"))  # jackknife values of all prompts, meaningless for a part of them
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Sample:
 
     values: Mapping[str, Array]
     right: Array | None = None  # the verifier's 1.0 or 0.0; None without a verifier
+    marks: Marks | None = None  # what is kept of the answers to compare prompts; None if no feature does
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def compare(
         if not yards[name] > 0:
             yards[name] = spread(np.concatenate([now.values[name], base.values[name]], axis=1), kinds[name])
     for group, (ours, first, last) in _groups(now, base, previous, strata):
-        common = [n for n in names if n in ours and n in first]
+        common = [n for n in names if n in ours and n in first and (n not in ACROSS or group in (None, "equal accuracy"))]
         drift = _table(common, ours, first, kinds, yards)
         step = _table([n for n in common if n in last and drift[n]["n"]], ours, last, kinds, yards)
         entries += [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import math
@@ -15,10 +16,11 @@ import pyarrow.compute as pc
 from data.errors import FeatureFailed, TableError
 from data.rows import tables
 from tasks.bias.features import Batch
+from tasks.bias.marks import FILE, Collector, Marks
 from tasks.run import parts as all_parts
 from tasks.run.work import StageSettings, Work
 
-VERSION = 1
+VERSION = 2  # 2: MARKS, and features that compare prompts
 LIBRARIES = ("pyarrow", "numpy", "regex", "scikit-learn", "sacrebleu", "vaderSentiment")
 BATCH = 2048  # completions at a time, plus the rest of the last prompt
 
@@ -33,6 +35,7 @@ SOURCES = {  # supplied parameter -> (input, its file, its schema, the column)
     "base_kl": ("base_logprobs", "kl.parquet", tables.KL, "kl"),
     "previous_kl": ("previous_logprobs", "kl.parquet", tables.KL, "kl"),
 }
+MARKS = "marks"  # the parameter of features that compare prompts: supplied when all rows are read
 COLUMNS = ("completion_id", "prompt_id", "sample", "text", "token_ids", "logprobs", "finish_reason")
 
 
@@ -68,6 +71,8 @@ def everything() -> dict[str, dict[str, dict[str, Any]]]:
 def observe(work: Work) -> None:
     """FEATURES (`features.parquet`) and PROMPT_FEATURES (`prompt_features.parquet`) of `inputs["completions"]`.
 
+    With features that compare prompts also MARKS (`marks.parquet`), from which they are computed when all rows are read.
+
     Optional inputs: `prompts`; and, row for row with the completions, `verdicts` (SCORES), `base_logprobs` and
     `previous_logprobs` (LOGPROBS, and KL if there is one). A feature that needs a missing input has a column of nulls.
 
@@ -82,6 +87,8 @@ def observe(work: Work) -> None:
     }
     schema = tables.features(*map(column, features))
     prompt_schema = tables.prompt_features(*map(column, prompt_features))
+    across = {name: bound for name, bound in prompt_features.items() if MARKS in bound[1]}
+    collector = Collector()
     per_prompt: list[pa.Table] = []  # a row per prompt: small compared with a batch of texts
 
     def pieces() -> Iterator[pa.Table]:
@@ -93,16 +100,32 @@ def observe(work: Work) -> None:
             groups, nested = _grouped(rows, supplied)
             ids = {"prompt_id": [group[0]["prompt_id"] for group in groups]}
             per_prompt.append(_table(prompt_schema, ids, prompt_features, groups, nested))
+            if across:
+                collector.add(groups)
             done += len(rows)
             work.tick(done, done)
 
     tables.write_stream(pieces(), schema, work.out / "features.parquet")
-    prompts = tables.write_stream(per_prompt, prompt_schema, work.out / "prompt_features.parquet")
-    if prompts != len(pc.unique(pa.chunked_array([table["prompt_id"].combine_chunks() for table in per_prompt], pa.string()))):
+    whole = pa.concat_tables(per_prompt) if per_prompt else prompt_schema.empty_table()
+    if whole.num_rows != len(pc.unique(whole["prompt_id"])):
         raise TableError(
             "completions: expected all samples of a prompt in consecutive rows, found a prompt in two places. "
             "Sort the rows by prompt_id."
         )
+    if across:
+        whole = _with_across(whole, across, collector.write(work.out / FILE))
+    tables.write(whole, prompt_schema, work.out / "prompt_features.parquet")
+
+
+def _with_across(table: pa.Table, across: dict[str, Any], marks: Marks) -> pa.Table:
+    """The table of prompt features with the columns of those that compare prompts."""
+    groups = [[{"prompt_id": prompt}] for prompt in marks.prompts]
+    for name, (feature, _) in across.items():
+        bound = functools.partial(feature, marks=marks)
+        values = pa.array(_values(name, bound, groups, {}), pa.float64())
+        index = table.column_names.index(column(name))
+        table = table.set_column(index, table.schema.field(index), values)
+    return table
 
 
 def column(name: str) -> str:
@@ -128,7 +151,7 @@ def _available(work: Work) -> set[str]:
 def _bind(family: str, name: str, settings: dict[str, Any], available: set[str]) -> tuple[Feature | None, set[str]]:
     """The feature with its settings (None if it needs what is not available), and the parameters it must be supplied with."""
     needed = all_parts.needs(family, name)
-    return (all_parts.configure(family, name, settings) if needed <= available else None), needed
+    return (all_parts.configure(family, name, settings) if needed <= available | {MARKS} else None), needed
 
 
 def _table(
@@ -137,7 +160,7 @@ def _table(
     columns: dict[str, list[Any]] = dict(ids)
     for name, (feature, needed) in features.items():
         values = {parameter: supplied[parameter] for parameter in needed & supplied.keys()}
-        columns[column(name)] = _values(name, feature, rows, values)
+        columns[column(name)] = _values(name, None if MARKS in needed else feature, rows, values)
     return pa.table({field.name: pa.array(columns[field.name], field.type) for field in schema}, schema=schema)
 
 

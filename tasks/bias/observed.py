@@ -14,7 +14,9 @@ import pyarrow.parquet as pq
 from data.rows import tables
 from data.rows.completions import RIGHT
 from tasks.bias.effects import Array
-from tasks.bias.ledger import Sample
+from tasks.bias.ledger import ACROSS, Sample
+from tasks.bias.marks import FILE, Marks, read_marks
+from tasks.bias.prompt_features import across
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ def read_sample(observed: Path, prompts: Sequence[str], scores: Mapping[str, Pat
     """The Sample of an `observe` artifact on these prompts, a column at a time.
 
     `scores` are SCORES artifacts of the same completions; each becomes a feature of that name. "gold" is the verifier's, and
-    tells which completions are right. A null, and a sample that a prompt does not have, is NaN.
+    tells which completions are right. A null, and a sample that a prompt does not have, is NaN. Features that compare prompts
+    are of these prompts alone.
     """
     order = {prompt: row for row, prompt in enumerate(prompts)}
     table = observed / "features.parquet"
@@ -81,8 +84,16 @@ def read_sample(observed: Path, prompts: Sequence[str], scores: Mapping[str, Pat
     values |= {name: per_prompt.grid(_column(whole, name)) for name in _names(whole)}
     for name, folder in (scores or {}).items():
         values[name] = layout.grid(numbers(tables.read(folder / "scores.parquet", tables.SCORES), "value"))
+    marks = marks_of(observed, prompts)
+    if marks is not None:
+        values |= {name: np.array(getattr(across, name)([], marks=marks), float)[:, None] for name in ACROSS & values.keys()}
     gold = values.get("gold")
-    return Sample(values, None if gold is None else np.where(np.isnan(gold), np.nan, (gold >= RIGHT).astype(float)))
+    return Sample(values, None if gold is None else np.where(np.isnan(gold), np.nan, (gold >= RIGHT).astype(float)), marks)
+
+
+def marks_of(observed: Path, prompts: Sequence[str]) -> Marks | None:
+    """The marks of these prompts; None if no feature compared prompts."""
+    return read_marks(observed / FILE).of(prompts) if (observed / FILE).exists() else None
 
 
 def _names(table: Path) -> list[str]:

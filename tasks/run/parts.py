@@ -40,7 +40,7 @@ SUPPLIED = (  # parameters that the stage passes; never settings
     *("workers", "device", "dtype", "trust_remote_code", "warm", "checkpoint"),
     *("verdicts", "origins", "against", "prompts", "answers", "own_logprobs", "base_logprobs", "previous_logprobs"),
     *("base_kl", "previous_kl"),
-    *("requests", "scratch", "record", "rollouts"),
+    *("requests", "scratch", "record", "rollouts", "marks"),
 )
 TEXTS = {"judges": templates.digest}  # dependencies that are text files, not code: family -> hash of the file
 
