@@ -21,7 +21,7 @@ from tests.test_endpoint import QUICK, Unreliable, ask, asks
 
 ROOT = Path(__file__).parent.parent
 KEY, TOKEN, CLOUD = "sk-planted-Endpoint-7731", "hf_plantedTokenOfTheHub", "planted-weights-and-biases-key"
-JUDGE = 'score=[{scorer="tests.micro:ends_even"}, {scorer="judge", weight=0.5, settings={template="additive5", samples=1, '
+JUDGE = 'score=[{scorer="tests.micro:ends_even"}, {scorer="judge", checkpoint="", weight=0.5, settings={template="additive5", samples=1, '
 
 
 @pytest.mark.parametrize(
