@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Sequence
+
+from data.redact import redacted
 
 
 class RatchetError(Exception):
     """An error that Ratchet raises on purpose. `exit_code` is the exit code of the command line.
 
-    Passwords in addresses are left out of the message, since messages reach the terminal, manifests, Prefect and MLflow.
+    Secrets are left out of the message, since messages reach the terminal, manifests, Prefect and MLflow.
     """
 
     exit_code = 1
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(without_passwords(message))
-
-
-def without_passwords(text: str) -> str:
-    """The text with `user:password@` in every address replaced by `***@`."""
-    return re.sub(r"(?<=://)[^/@\s'\"]+@", "***@", text)
+        super().__init__(redacted(message))
 
 
 class WrongUse(RatchetError):

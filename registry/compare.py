@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from data.redact import IN_ADDRESS
 from data.store.campaign import Campaign
 from registry.checkpoints import model_name
 from registry.client import VIEW, experiment, known_id, mlflow_client, remote, runs_of, tracking_uri
@@ -26,7 +27,7 @@ def links(home: Path, names: Sequence[str], port: int = PORT) -> dict[str, str]:
         CampaignError: a campaign does not exist, or no round of it was delivered yet.
         MLflowUnreachable: MLflow does not answer.
     """
-    uri = tracking_uri(home)
+    uri = IN_ADDRESS.sub("", tracking_uri(home))  # without the password: links are printed
     start = f"{uri.rstrip('/') if remote(uri) else f'http://127.0.0.1:{port}'}/#/"
     addresses = {}
     with mlflow_client(home) as client:

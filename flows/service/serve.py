@@ -16,7 +16,8 @@ from typing import Annotated
 
 import typer
 
-from data.errors import CampaignError, ServiceFailed, without_passwords
+from data.errors import CampaignError, ServiceFailed
+from data.redact import redacted
 from data.store.campaign import names
 from data.store.locks import LockHeld, locked
 from flows.commands.options import Home
@@ -200,9 +201,7 @@ def _print_addresses(home: Path, port: int, mlflow_port: int | None) -> None:
     run = f"{shlex.join(PREFECT)} deployment run {DEPLOYMENT} --param order='{form}'"
     lines = {
         "Prefect": f"http://{HOST}:{port}{ENTER}#{secret}",
-        "MLflow": f"http://{USER}:{secret}@{HOST}:{mlflow_port}{ENTER}"
-        if mlflow_port
-        else without_passwords(tracking_uri(home)),
+        "MLflow": f"http://{USER}:{secret}@{HOST}:{mlflow_port}{ENTER}" if mlflow_port else redacted(tracking_uri(home)),
         "password": f"{secret} (user {USER}). The links hold it: pass them to nobody. It is in {home}/prefect/password",
         "home": f"{home} ({len(names(home))} campaigns). Logs: campaigns/NAME/log, prefect/*.log, mlflow.log",
         "run": f"Prefect's UI: Deployments > campaign > Run. Or: {prefect} \\\n            {run}",

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from data.addresses import http_address
 from data.errors import EndpointError
 from data.recipe.settings import Requests
+from data.redact import HIDDEN
 
 if TYPE_CHECKING:
     import httpx
@@ -269,6 +270,7 @@ async def _post(client: httpx.AsyncClient, server: Server, body: dict[str, Any],
         raise _Failed(f"{type(error).__name__}: {error}") from error
     except httpx.InvalidURL as error:
         raise EndpointError(f"expected the address of a server, found '{server.url}': {error}") from error
+    content = _without_key(client, content)
     code, start = response.status_code, content[:200].decode(errors="replace")
     if code in HOPELESS:
         raise EndpointError(
@@ -280,6 +282,12 @@ async def _post(client: httpx.AsyncClient, server: Server, body: dict[str, Any],
     if code != 200:
         raise _Refused(f"{code}: {start}")
     return content
+
+
+def _without_key(client: httpx.AsyncClient, content: bytes) -> bytes:
+    """A reply without the API key, which some servers repeat in an error. Replies are shown and stored."""
+    key = client.headers.get("Authorization", "").removeprefix("Bearer ")
+    return content.replace(key.encode(), HIDDEN.encode()) if key else content
 
 
 def _seconds(header: str | None) -> float:

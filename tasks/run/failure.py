@@ -19,6 +19,7 @@ from typing import Any
 
 from data import errors
 from data.errors import RatchetError, StageFailed
+from data.redact import redacted
 from data.store.store import write_atomic
 
 EARLIER = "failures.jsonl"  # in scratch: the errors of earlier attempts, for the log.json of the artifact
@@ -36,8 +37,8 @@ def write(folder: Path, error: Exception) -> None:
         "time": time.time(),
         "module": type(error).__module__,
         "type": type(error).__name__,
-        "message": str(error),
-        "traceback": "".join(traceback.format_exception(error)),
+        "message": redacted(str(error)),
+        "traceback": redacted("".join(traceback.format_exception(error))),
     }
     with contextlib.suppress(OSError):  # such as a full disk: the traceback on stderr must do then
         write_atomic(folder / f"error-{rank or 0}.json", json.dumps(fields))
