@@ -309,7 +309,10 @@ def small_disk(megabytes: int) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="ratchet-disk-"))
     try:
         done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+            ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             raise OSError(done.stderr.strip())
@@ -326,15 +329,15 @@ def remount(folder: Path, how: str) -> bool:
 
 def imported() -> None:
     """Import what campaigns need, once: every attempt shares it."""
+    import mlflow  # noqa: F401
     import torch
     import transformers
     import trl  # noqa: F401
+
     from flows import cli  # noqa: F401
     from flows.round import improve  # noqa: F401
     from flows.service import environment
     from registry import sync  # noqa: F401
-
-    import mlflow  # noqa: F401
 
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
