@@ -159,7 +159,11 @@ def drawn(shape: str, rate: float, moved: bool, prompt: Array, own: Array, k: in
     if shape == "t3":
         noise = noise / np.sqrt(draw.chisquare(3, size=noise.shape) / 3)
     latent: Array = (by + 0.5 * prompt + 0.2 * own)[..., None] + np.sqrt(0.75) * noise
-    return {"lognormal": np.exp, "length": lambda x: np.expm1(5 + x)}.get(shape, lambda x: x)(latent)
+    if shape == "lognormal":
+        latent = np.exp(latent)
+    elif shape == "length":
+        latent = np.expm1(5 + latent)
+    return latent
 
 
 def truth(shape: str, rate: float) -> tuple[float, float]:

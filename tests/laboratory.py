@@ -65,7 +65,7 @@ class Attempt:
     """`ratchet ARGUMENTS` in a process of its own."""
 
     def __init__(self, home: Path, arguments: Sequence[str], patch: Patch | None = None) -> None:
-        self.said_path, (self.marks, marks) = home.parent / f"{home.name}.said", os.pipe()
+        self.said_path, (self.marks, marks) = Path(tempfile.mkstemp(prefix="ratchet-said-")[1]), os.pipe()
         self.passed: list[tuple[str, str, float]] = []  # name, key, when
         sys.stdout.flush()
         sys.stderr.flush()
@@ -155,8 +155,7 @@ def watch(tell: Callable[[str, str], Any]) -> None:
         real = getattr(place, attribute)
 
         def told(*arguments: Any, **more: Any) -> Any:
-            job = arguments[1] if len(arguments) > 1 else None
-            tell(*((name, "-") if name else (f"{attribute.strip('_')}-{job.stage}", job.key)))
+            tell(*((name, "-") if name else (f"{attribute.strip('_')}-{arguments[1].stage}", arguments[1].key)))
             return real(*arguments, **more)
 
         setattr(place, attribute, told)

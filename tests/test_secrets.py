@@ -9,11 +9,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from data.errors import EndpointError, StageFailed
 from data.redact import redacted
-from data.rows import tables
 from flows.service.access import credentials, password
 from flows.service.services import free_port, mlflow_server
 from tests.micro import SETS
@@ -21,7 +21,7 @@ from tests.test_endpoint import Unreliable, ask, asks
 
 ROOT = Path(__file__).parent.parent
 KEY, TOKEN, CLOUD = "sk-planted-Endpoint-7731", "hf_plantedTokenOfTheHub", "planted-weights-and-biases-key"
-JUDGE = 'score=[{scorer="tests.micro:ends_even"}, {scorer="judge", checkpoint="", weight=0.5, settings={template="additive5", samples=1, '
+JUDGE = 'score=[{scorer="tests.micro:ends_even"}, {scorer="judge", checkpoint="", weight=0.5, settings={template="additive5", '
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def everything_in(folder: Path) -> Iterator[tuple[Path, bytes]]:
         if path.is_file() and not path.is_symlink():
             yield path, path.read_bytes()
             if path.suffix == ".parquet":
-                yield path, str(tables.pq.read_table(path).to_pylist()).encode()
+                yield path, str(pq.read_table(path).to_pylist()).encode()
 
 
 def forms(secret: str) -> list[bytes]:
@@ -110,13 +110,16 @@ def test_runs_leave_no_secret_anywhere(server: Unreliable, tmp_path: Path) -> No
         "WANDB_API_KEY": CLOUD,
         "MLFLOW_TRACKING_URI": f"http://{user}:{mlflow_password}@{address}",
     }
-    judge = f'{JUDGE}engine="endpoint", engine_settings={{url="{server.url}", model="j", key_variable="OUR_KEY"}}}}}}]'
+    judge = (
+        f'{JUDGE}samples=1, engine="endpoint", engine_settings={{url="{server.url}", model="j", key_variable="OUR_KEY"}}}}}}]'
+    )
     sets = [part for item in (*SETS, "rounds=1", judge) for part in ("--set", item)]
     try:
         code, printed = run(home, environment, "run", "tiny_raft", "--name", "fine", *sets)
         assert code == 0, printed
         assert {headers["Authorization"] for headers in server.headers} == {f"Bearer {KEY}"}
-        for command in (("runs",), ("show", "fine"), ("show", "fine", "--round", 1), ("lineage", "fine")):
+        sets += ["--set", "hardware.prefect=false"]
+        for command in (("runs",), ("show", "fine", "--round", 1)):
             code, more = run(home, environment, *command)
             assert code == 0, more
             printed += more

@@ -263,8 +263,9 @@ def test_a_sweep_with_a_campaign_that_failed_reads_nothing_yet(
     # Claim: while one campaign is not over, none is chosen, since a later choice of another one would be a second read; the
     # same command goes on and reads once.
     from flows.commands import sweep
+    from flows.commands.run import run_to_end
 
-    command, run = swept(own, "train.learning_rate=1e-6,1e-5"), sweep.run_to_end
+    command, run = swept(own, "train.learning_rate=1e-6,1e-5"), run_to_end
 
     def fails(campaign: Campaign, refresh: list[str]) -> str:
         if "1e_06" in campaign.name:

@@ -79,7 +79,8 @@ def _level(values: Array) -> Array:
 def _resamples(prompts: int) -> Array:
     """The weight of each prompt, all alike, and then in each resample: 1 + RESAMPLES x prompts."""
     counts = np.random.default_rng(0).multinomial(prompts, np.full(prompts, 1 / prompts), size=RESAMPLES)
-    return np.concatenate([np.ones((1, prompts)), counts]) / prompts
+    weights: Array = np.concatenate([np.ones((1, prompts)), counts]) / prompts
+    return weights
 
 
 def _predicts_nothing(above_0: Array, gold_0: Array, weights: Array) -> str:
@@ -206,8 +207,9 @@ def _plain_curve(points: Sequence[Mapping[str, float]], gold: Array | None, gold
     if gold is None or gold_0 is None:
         return None
     now, then = gold.shape[1], gold_0.shape[1]
-    known = [[point[name] for name in ("kl", "gold", "error")] for point in points if "error" in point]
-    curve = fitted(*zip(*known, strict=True), shared=now / (now + then)) if known else None
+    known = [point for point in points if "error" in point]
+    kl, rise, error = ([point[name] for point in known] for name in ("kl", "gold", "error"))
+    curve = fitted(kl, rise, error, shared=now / (now + then))
     return {name: _plain(value) for name, value in vars(curve).items()} if curve else None
 
 
