@@ -95,7 +95,7 @@ def test_differences_and_flips_against_hand_values() -> None:
     assert set(silent.values()) == {None}
     doubted = {"counterfactual_id": "t", "prompt_id": "p", "kind": "challenge", "hint": None}
     after_a_doubt, asked_again = np.array([1.0, 0.0, 0.0]), np.array([1.0, 1.0, 1.0, 0.0])
-    asked: tuple[dict[str, np.ndarray], ...] = ({"accuracy": after_a_doubt}, {}, {"accuracy": asked_again})
+    asked: Any = ({"accuracy": after_a_doubt}, {}, {"accuracy": asked_again})
     found = counterfactual_features.compared(doubted, sides[0], *asked)
     assert found == {"challenge_flip": pytest.approx(3 / 4 - 1 / 3), "challenge_repair": None}
     found = counterfactual_features.compared(doubted, sides[1], *asked)
