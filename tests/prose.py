@@ -76,8 +76,8 @@ def of_markdown(text: str) -> Prose:
 
 # -- what the program prints ---------------------------------------------------------------------------------------------
 def command_docstrings(sources: Mapping[str, str]) -> Iterator[str]:
-    """Docstrings of the functions that flows/cli.py registers as commands, without their examples."""
-    cli = sources.get("flows/cli.py")
+    """Docstrings of the functions that flows/commands/all_commands.py registers as commands, without their examples."""
+    cli = sources.get("flows/commands/all_commands.py")
     if cli is None:
         return
     functions = {(path, f.name): f for path, text in sources.items() for f in _functions(ast.parse(text))}
@@ -90,14 +90,14 @@ def registered(cli: ast.Module) -> Iterator[tuple[str, str]]:
     modules = {alias.asname or alias.name: node.module for node in _nodes(cli, ast.ImportFrom) for alias in node.names}
     for own in _functions(cli):
         if any(_is_command(decorator) for decorator in own.decorator_list):
-            yield "flows/cli.py", own.name
+            yield "flows/commands/all_commands.py", own.name
     in_loop = {loop.target.id: loop.iter for loop in _nodes(cli, ast.For) if isinstance(loop.target, ast.Name)}
     for call in _nodes(cli, ast.Call):
         if _is_command(call.func) and isinstance(call.func, ast.Call):
             arguments = (name for argument in call.args for name in _nodes(argument, ast.Name))
             for function in (f for name in arguments for f in _nodes(in_loop.get(name.id, name), ast.Name)):
                 module = modules.get(function.id)
-                yield (module.replace(".", "/") + ".py" if module else "flows/cli.py"), function.id
+                yield (module.replace(".", "/") + ".py" if module else "flows/commands/all_commands.py"), function.id
 
 
 def _nodes(tree: ast.AST, kind: type[N]) -> Iterator[N]:

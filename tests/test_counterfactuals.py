@@ -100,7 +100,7 @@ def test_differences_and_flips_against_hand_values() -> None:
     assert found == {"challenge_flip": pytest.approx(3 / 4 - 1 / 3), "challenge_repair": None}
     found = counterfactual_features.compared(doubted, sides[1], *asked)
     assert found == {"challenge_flip": None, "challenge_repair": pytest.approx(1 / 3 - 3 / 4)}
-    assert set(counterfactual_features.compared(doubted, sides[0], *asked[:2], {}).values()) == {None}
+    assert set(counterfactual_features.compared(doubted, sides[0], asked[0], {}, {}).values()) == {None}
     assert set(counterfactual_features.compared(doubted, {}, {}, {}, {}).values()) == {None}
 
 
