@@ -13,7 +13,7 @@ Ends = tuple[float, float]
 UNKNOWN = (math.nan, math.nan)  # too few values, or equal ones: the data say nothing about how far the mean may be off
 
 
-def t_interval(values: np.ndarray) -> Ends:
+def t_interval(values: np.ndarray, level: float = LEVEL) -> Ends:
     """Student's t interval of a mean. For few values that are about normal, such as one number per seed.
 
     UNKNOWN with one value or equal values: three equal seeds are chance, not certainty.
@@ -23,7 +23,7 @@ def t_interval(values: np.ndarray) -> Ends:
     if _equal(values):
         return UNKNOWN
     mean, n = float(values.mean()), len(values)
-    half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * float(values.std(ddof=1)) / math.sqrt(n)
+    half = float(t.ppf((1 + level) / 2, n - 1)) * float(values.std(ddof=1)) / math.sqrt(n)
     return mean - half, mean + half
 
 
@@ -119,41 +119,6 @@ def t_test(differences: np.ndarray) -> float:
     from scipy.stats import ttest_1samp
 
     return float(ttest_1samp(differences, 0.0).pvalue) if len(differences) > 1 and np.ptp(differences) > 0 else 1.0
-
-
-def paired_shares_interval(
-    wins: np.ndarray, losses: np.ndarray, n: np.ndarray, level: float = LEVEL
-) -> tuple[np.ndarray, np.ndarray]:
-    """Tango's score interval of a difference of two shares on the same n prompts: (wins - losses) / n.
-
-    wins: prompts that only the first got right; losses: only the second. It has a width also where no prompt differs. The
-    share of losses is the most likely one for the difference in question (Tango, Statistics in Medicine 17, 1998, 891-908).
-    Element by element.
-    """
-    from scipy.stats import norm
-
-    wins, losses, n = (np.asarray(x, dtype=float) for x in (wins, losses, n))
-    critical, difference = float(norm.ppf((1 + level) / 2)), (wins - losses) / n
-
-    def statistic(delta: np.ndarray) -> np.ndarray:
-        b, c = (2 * n - wins + losses) * delta - wins - losses, -losses * delta * (1 - delta)
-        only_second = (np.sqrt(np.maximum(b**2 - 8 * n * c, 0)) - b) / (4 * n)
-        variance = n * np.maximum(2 * only_second + delta * (1 - delta), 1e-300)
-        return np.asarray((wins - losses - n * delta) / np.sqrt(variance))
-
-    inside, outside = np.stack([difference, difference]), np.stack([np.full_like(difference, end) for end in (-1.0, 1.0)])
-    for _ in range(40):  # bisection of both limits, to 1e-12
-        middle = (inside + outside) / 2
-        near = np.abs(statistic(middle)) <= critical
-        inside, outside = np.where(near, middle, inside), np.where(near, outside, middle)
-    return inside[0], inside[1]
-
-
-def sign_test(wins: np.ndarray, losses: np.ndarray) -> np.ndarray:
-    """The two-sided exact p value that wins and losses are equally likely (McNemar's exact test). Element by element."""
-    from scipy.stats import binom
-
-    return np.asarray(np.minimum(1.0, 2 * binom.cdf(np.minimum(wins, losses), wins + losses, 0.5)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

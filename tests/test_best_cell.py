@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
-from data.statistics import paired_shares_interval, sign_test, t_interval
+from data.statistics import t_interval
 from tasks.evaluate.best_cell import Cell, choose_cell
 
 REPETITIONS = 200  # decided beforehand: the standard error of a coverage of 95% is 1.5 points
@@ -96,33 +95,3 @@ def test_without_verdicts_nothing_is_chosen() -> None:
     # Claim: where no prompt has an answer to verify, no cell is the best.
     assert choose_cell([Cell("a", {}, {}), Cell("b", {}, {})], 2) is None
     assert choose_cell([], 0) is None
-
-
-@pytest.mark.parametrize(
-    ("both", "one", "other", "neither"), [(0.97, 0.01, 0.01, 0.01), (0.3, 0.2, 0.1, 0.4), (0.9, 0.08, 0.0, 0.02)]
-)
-def test_the_interval_of_paired_shares_covers(both: float, one: float, other: float, neither: float) -> None:
-    # Claim: 95% also where few prompts differ or none is lost, at n = 40.
-    rng = np.random.default_rng(5)
-    drawn = rng.multinomial(40, [both, one, other, neither], size=4000)
-    low, high = paired_shares_interval(drawn[:, 1], drawn[:, 2], np.full(4000, 40))
-    assert np.mean((low <= one - other) & (one - other <= high)) >= 0.94
-    assert np.all(high > low)
-
-
-@pytest.mark.parametrize(("wins", "losses", "n"), [(12, 2, 50), (4, 0, 40), (0, 0, 25), (30, 31, 100)])
-def test_its_limits_are_those_of_the_score_test(wins: int, losses: int, n: int) -> None:
-    # Claim: at each limit the score statistic is 1.96, with the share of losses that is most likely given the difference, here
-    # found by trying 200,000 of them.
-    limits = paired_shares_interval(np.array([wins]), np.array([losses]), np.array([n]))
-    for limit in (float(end[0]) for end in limits):
-        lost = np.linspace(max(0.0, -limit), min(1.0, (1 - limit) / 2), 200_001)[1:-1]
-        likelihood = wins * np.log(lost + limit) + losses * np.log(lost) + (n - wins - losses) * np.log1p(-2 * lost - limit)
-        best = 0.0 if not losses and limit > 0 and likelihood.argmax() == 0 else lost[likelihood.argmax()]
-        score = (wins - losses - n * limit) / np.sqrt(n * (2 * best + limit - limit**2))
-        assert abs(abs(score) - 1.96) < 0.01
-
-
-def test_four_wins_and_no_loss_are_not_sure() -> None:
-    # Claim: the exact test of four prompts that all differ the same way has p = 1/8.
-    assert float(sign_test(np.array([4]), np.array([0]))[0]) == 0.125

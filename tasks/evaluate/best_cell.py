@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.statistics import LEVEL, holm, paired_shares_interval, sign_test
+from data.statistics import LEVEL, holm
+from tasks.evaluate.paired_shares import shares_interval
 
 HALVES = 200  # random splits; the estimate's own noise is then far below that of the prompts
 
@@ -65,11 +66,10 @@ def choose_cell(cells: Sequence[Cell], candidates: int) -> Choice | None:
     right, base, asked = _table(cells)
     n = asked.sum(1)
     accuracy, best = right.sum(1) / n, int((right.sum(1) / n).argmax())
-    wins, losses = (right > base).sum(1), (right < base).sum(1)
-    low, high = paired_shares_interval(wins, losses, n, 1 - (1 - LEVEL) / max(candidates, len(cells)))
-    like = _like_best(right, asked, best)
+    gains = [(right[i] - base[i])[asked[i] > 0] for i in range(len(cells))]
+    level, like = 1 - (1 - LEVEL) / max(candidates, len(cells)), _like_best(right, asked, best)
     standings = tuple(
-        Standing(c.name, float(accuracy[i]), float((wins[i] - losses[i]) / n[i]), float(low[i]), float(high[i]), like[i])
+        Standing(c.name, float(accuracy[i]), float(gains[i].mean()), *shares_interval(gains[i], level), like[i])
         for i, c in enumerate(cells)
     )
     return Choice(cells[best].name, _gain_on_other_half(right, base, asked), candidates, standings)
@@ -106,9 +106,11 @@ def _gain_on_other_half(right: np.ndarray, base: np.ndarray, asked: np.ndarray) 
 
 def _like_best(right: np.ndarray, asked: np.ndarray, best: int) -> list[bool]:
     """Which cells are the best, or cannot be told from it."""
+    from scipy.stats import binom
+
     first, second = np.triu_indices(len(right), 1)
     wins, losses = (right @ (asked - right).T)[first, second], ((asked - right) @ right.T)[first, second]
-    p_values = sign_test(wins, losses)
+    p_values = np.minimum(1.0, 2 * binom.cdf(np.minimum(wins, losses), wins + losses, 0.5))  # McNemar's exact test
     for place in np.flatnonzero((asked @ asked.T)[first, second] == 0):
         p_values[place] = _unpaired(right, asked, int(first[place]), int(second[place]))
     sure = np.array(holm(p_values.tolist())) < 1 - LEVEL

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from data.statistics import t_interval
+from data.statistics import LEVEL, t_interval
 
 Right = dict[str, list[float]]  # per prompt_id, 1.0 or 0.0 for each answer
 
@@ -24,13 +24,13 @@ def differences(ours: Right, theirs: Right) -> np.ndarray:
     )
 
 
-def shares_interval(values: np.ndarray) -> tuple[float, float]:
-    """The 95% interval of a mean of differences between shares: Student's t, with one prompt won and one lost added.
+def shares_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """The interval of a mean of differences between shares: Student's t, with one prompt won and one lost added.
 
     Where few prompts differ, a plain t interval is far too narrow, and of equal values it has no width. The two added prompts
     are Bonett and Price's (2012) adjustment for pairs of right and wrong, https://doi.org/10.3102/1076998611411915.
     """
-    low, high = t_interval(np.concatenate([values, [1.0, -1.0]]))
+    low, high = t_interval(np.concatenate([values, [1.0, -1.0]]), level)
     return max(-1.0, min(low, float(values.mean()))), min(1.0, max(high, float(values.mean())))
 
 
