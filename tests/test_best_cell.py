@@ -28,7 +28,7 @@ def draw(rng: np.random.Generator, n: int, cells: int, lift: np.ndarray | float 
 def test_the_interval_of_the_best_cell_covers_and_its_estimate_is_not_flattered() -> None:
     # Claim: for equally good cells the corrected interval covers the true gain (0) in 95% of sweeps or more, where the plain
     # interval of the best does not, and the estimate is 0 on average where the best shows points that it does not have.
-    rng, cells, n = np.random.default_rng(1), 20, 100
+    rng, cells, n = np.random.default_rng(1), 9, 100
     covers, plain, shown, estimated = [], [], [], []
     for _ in range(REPETITIONS):
         drawn = draw(rng, n, cells)

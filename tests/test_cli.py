@@ -62,7 +62,7 @@ def test_bad_part_setting(ratchet: Call, capsys: pytest.CaptureFixture[str], hom
 def test_missing_model(ratchet: Call, capsys: pytest.CaptureFixture[str], home: Path, tmp_path: Path) -> None:
     # Claim: a model directory that does not exist, or holds pickled weights only, is refused before anything runs.
     prompts = tmp_path / "p.jsonl"
-    prompts.write_text("\n".join(json.dumps({"question": f"{i}+1?", "answer": str(i + 1)}) for i in range(600)))
+    prompts.write_text("\n".join(json.dumps({"question": f"{i}+1?", "answer": str(i + 1)}) for i in range(800)))
     arguments = ("run", "raft", "--prompts", prompts, "--model")
     assert "expected a model directory" in refused(ratchet, capsys, home, *arguments, tmp_path / "nothing")
     pickled = tmp_path / "pickled"

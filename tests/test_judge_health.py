@@ -241,7 +241,7 @@ def test_a_rounds_judge_health(run_micro: Callable[..., Campaign]) -> None:
     assert not [name for name in zero.metrics if name.startswith("judge/")]
     assert first.artifacts["anchors"] == second.artifacts["anchors"]
     assert "judge/judge/shift_from_first" not in first.metrics
-    assert second.metrics["judge/judge/shift_from_previous"].n == 2 * 2 * 8  # edits and samples of each probe prompt
+    assert second.metrics["judge/judge/shift_from_previous"].n == 8  # probe prompts, each with its edits and samples
     assert not [name for name in run_micro("tiny_dpo", name="plain").rounds()[1].metrics if name.startswith("judge/")]
 
     # Any other scorer beside the verifier is compared with it too; without a model there are no anchors to judge again.

@@ -23,6 +23,7 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {
     pa.float32(): st.floats(width=32, allow_nan=False),
     pa.float64(): st.floats(allow_nan=False),
     pa.bool_(): st.booleans(),
+    pa.binary(): st.binary(max_size=6),
     pa.list_(pa.int32()): st.lists(st.integers(0, 99), max_size=3),
     pa.list_(pa.float32()): st.lists(st.floats(width=32, allow_nan=False), max_size=3),
     tables.MESSAGES: st.lists(st.fixed_dictionaries({"role": TEXT, "content": TEXT}), max_size=2),
@@ -105,7 +106,7 @@ REQUIRED = [(name, field.name) for name, schema in SCHEMAS.items() for field in 
 def test_required_columns_refuse_nulls(tmp_path: Path, name: str, column: str) -> None:
     # the row and the column are named, whether the null comes from our rows or from a file somebody else wrote
     schema = SCHEMAS[name]
-    plain = {pa.bool_(): True, tables.MESSAGES: [], pa.list_(pa.int32()): [], pa.list_(pa.float32()): []}
+    plain = {pa.bool_(): True, pa.binary(): b"x", tables.MESSAGES: [], pa.list_(pa.int32()): [], pa.list_(pa.float32()): []}
     rows = [{f.name: f"x{i}" if f.type == pa.string() else plain.get(f.type, 1) for f in schema} for i in range(3)]
     del rows[1][column]
     says = rf"row 1: column '{column}' must have a value, found none"

@@ -319,7 +319,13 @@ def campaign(tmp_path_factory: pytest.TempPathFactory, known_store: Path) -> Cam
             "prompts.per_round=16",
             "train.learning_rate=3e-2",
         ),
-        *("probe.samples=2", "probe.baseline=1", 'probe.counterfactuals=["sycophancy"]', 'probe.features=["tokens", "rep_3"]'),
+        *(
+            "prompts.probe=40",
+            "probe.samples=2",
+            "probe.baseline=1",
+            'probe.counterfactuals=["sycophancy"]',
+            'probe.features=["tokens", "rep_3"]',
+        ),
     )
     started = Campaign.start(home, "thresholds", recipe)
     improve.fn("thresholds", str(home))

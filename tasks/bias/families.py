@@ -87,9 +87,11 @@ WORDS: dict[str, dict[str, str]] = {  # family -> feature -> what it counts, as 
     },
     "KL": {
         "kl_base": "KL from the first model (nats)",
+        "kl_base_k1": "KL from the first model, by its samples",
         "kl_base_token": "KL from the first model per token",
         "kl_base_start": "KL from the first model in the first tokens",
         "kl_previous": "KL from the model before",
+        "kl_previous_k1": "KL from the model before, by its samples",
     },
     "who asks and how": {  # counterfactual prompts: by the beginning of the name
         "identity": "difference when names are swapped",
