@@ -69,6 +69,7 @@ def compare_with_round_zero(
             inputs[f"base/{number}/{name}"] = history.of_first(probe_label(name, number))
     if reward := reward_on_probe(stages, prompts, samples, history.judge_models):
         inputs |= {"proxy": reward, "base/proxy": history.of_first(labels.PROBE_REWARD)}
+        inputs["base/verdicts"] = history.of_first(probe_label("verdicts"))  # of the samples that base/proxy scores
     if before.round > 0:
         inputs["earlier"] = history.artifact(before, labels.BIAS)
     if data:  # a control and an online loss have none

@@ -51,7 +51,7 @@ def bias(work: Work) -> None:
     Inputs:
         prompts: the probe (a fixed set of prompts that is sampled every round and never trained on).
         observed, previous/observed, base/1/observed ...: of `observe`, each with its verdicts (SCORES) and counterfactuals.
-        proxy, base/proxy: SCORES of the training reward on the probe, now and at round 0.
+        proxy, base/proxy: SCORES of the training reward on the probe, now and at round 0; base/verdicts: its verdicts there.
         earlier: this stage's output for the round before.
         pool_prompts, pool (of `observe`), reward, and the input that `chosen` names: what the round trained on.
 
@@ -156,24 +156,33 @@ def _set_of_samples(work: Work, prefix: str, order: Mapping[str, int]) -> dict[s
     """The features of one set of samples, and under "" whether each completion is right (1.0 or 0.0)."""
     s: Settings = work.settings
     folder, verdicts = work.inputs[f"{prefix}observed"], work.inputs[f"{prefix}verdicts"]
-    scores = tables.read(verdicts / "scores.parquet", tables.SCORES)
-    right = grids(scores["prompt_id"].to_pylist(), order, {"": numbers(scores, "value")})[""]
+    right = _values(verdicts, order)
     values = features(folder / "features.parquet", tables.features(*s.kinds), order, list(s.kinds))
     schema = tables.prompt_features(*s.prompt_kinds)
     values |= features(folder / "prompt_features.parquet", schema, order, list(s.prompt_kinds))
     if s.counterfactuals:
         path = work.inputs[f"{prefix}counterfactuals"] / "prompt_features.parquet"
         values |= features(path, tables.prompt_features(*s.counterfactuals), order, s.counterfactuals)
-    judged = np.isfinite(right)
-    return values | ({"": np.where(judged, right >= RIGHT, np.nan)} if judged.any() else {})
+    return values | ({"": _right(right)} if np.isfinite(right).any() else {})
+
+
+def _values(scores: Path, order: Mapping[str, int]) -> Array:
+    """The values of SCORES, prompts x samples."""
+    table = tables.read(scores / "scores.parquet", tables.SCORES)
+    return grids(table["prompt_id"].to_pylist(), order, {"": numbers(table, "value")})[""]
+
+
+def _right(verdicts: Array) -> Array:
+    """1.0 where a verdict says right, 0.0 where wrong, NaN where there is none."""
+    right: Array = np.where(np.isfinite(verdicts), verdicts >= RIGHT, np.nan)
+    return right
 
 
 def _proxy_gap(work: Work, now: Sample, base: Sample, order: Mapping[str, int]) -> Gap:
     if "base/proxy" not in work.inputs or now.right is None or base.right is None:
         return Gap()
-    tables_of = (tables.read(work.inputs[name] / "scores.parquet", tables.SCORES) for name in ("proxy", "base/proxy"))
-    ours, theirs = (grids(t["prompt_id"].to_pylist(), order, {"": numbers(t, "value")})[""] for t in tables_of)
-    return proxy_gap(ours, now.right, theirs, base.right)
+    ours, theirs, verdicts = (_values(work.inputs[name], order) for name in ("proxy", "base/proxy", "base/verdicts"))
+    return proxy_gap(ours, now.right, theirs, _right(verdicts))
 
 
 def _earlier(work: Work) -> tuple[list[Entry], dict[str, Any]]:
