@@ -28,6 +28,14 @@ Decision = Literal["start", "promote", "hold", "roll_back", "stop", "ask"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RECORD = re.compile(r"\d{3,}\.json")
 REMADE = "delete it and run the campaign again: it is made anew from finished artifacts"
+UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    RecipeError,
+)  # ValueError: no JSON, UTF-8 or Round
 T = TypeVar("T")
 
 
@@ -323,7 +331,7 @@ def _read(path: Path, parse: Callable[[str], T], remedy: str) -> T:
     """What a file of a campaign says. Any content may be there: a crash, a full disk or an editor may have left it."""
     try:
         return parse(path.read_text())
-    except (OSError, ValueError, TypeError, AttributeError, RecipeError) as error:  # ValueError: no JSON, UTF-8 or Round
+    except UNREADABLE as error:
         reason = " ".join(str(error).split())[:200]
         raise DamagedCampaign(f"expected {path} as Ratchet wrote it, found it damaged ({reason}); {remedy}") from error
 
