@@ -24,6 +24,7 @@ are killed by `ratchet bench kills_prefect`. Exit code 1 where anything was lost
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
 import random
@@ -38,6 +39,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 from tasks.score.scorers import Score
 from tests import micro
@@ -115,6 +118,15 @@ def killed(*numbers: int) -> Callable[[Trial], None]:
 
 
 # -- disks ---------------------------------------------------------------------------------------------------------------
+def fill_up(file: int, left: int) -> None:
+    """Let a file take the rest of its disk, but so many bytes. The campaign writes meanwhile, so it may take some tries."""
+    for _ in range(100):
+        free = os.fstatvfs(file).f_bavail * os.fstatvfs(file).f_frsize
+        with contextlib.suppress(OSError):
+            os.posix_fallocate(file, 0, max(1, free - left))
+            return
+
+
 def full_disk(trial: Trial) -> None:
     """The disk has a few kilobytes left from a random moment on."""
     moment, after = trial.moment()
@@ -124,8 +136,7 @@ def full_disk(trial: Trial) -> None:
         def fill(attempt: Attempt) -> None:
             left = trial.draw.choice((0, 0, 4096, 65536))
             with (disk / "filler").open("wb") as file:
-                free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
-                os.posix_fallocate(file.fileno(), 0, max(1, free - left))
+                fill_up(file.fileno(), left)
 
         ended = home.disturb(moment, after, fill)
         trial.what, trial.landed = f"{moment.name} of round {moment.round}: code {ended.code}", ended.code != 0
@@ -306,6 +317,32 @@ def loss_is_nan() -> None:
     Trainer.training_step = step
 
 
+def small_files() -> None:
+    """`ulimit -f`: no file may grow beyond a few kilobytes."""
+    size = random.Random(os.getpid()).choice((1, 16, 64, 256)) * 1024
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def stage_killed(trial: Trial) -> None:
+    """A stage runs in a process of its own, and that process is killed."""
+    moment, _ = trial.moment("make")
+    home = trial.home(moment)
+    apart = [*trial.calm.arguments, "--set", "hardware.isolation='process'"]
+    attempt = home.attempt(*apart)
+    attempt.wait_for(moment.name)
+    time.sleep(trial.draw.uniform(0, 4))
+    children = psutil.Process(attempt.pid).children(recursive=True)
+    trial.landed = bool(children)
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    ended = attempt.end()
+    home.note(ended)
+    trial.what = f"{moment.name}: code {ended.code}"
+    trial.explained(ended, 0, 1)
+    trial.finish(home)
+
+
 def mlflow_is_gone() -> None:
     os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
 
@@ -360,6 +397,8 @@ OTHERS: dict[str, Callable[[Trial], None]] = {
     "clock backwards": planted(clock_backwards, 0),
     "little memory": planted(little_memory, 0, 1, 2, *DIED, only="make"),
     "few open files": planted(few_files, 0, 1, 2),
+    "small files": planted(small_files, 0, 1, 2),
+    "stage killed": stage_killed,
     "scorer raises": planted(scorer_raises, 0, 1, only="make-score"),
     "loss is NaN": planted(loss_is_nan, 0, 1, only="make-train"),
     "MLflow is gone": planted(mlflow_is_gone, 0),

@@ -335,6 +335,7 @@ def imported() -> None:
     import mlflow  # noqa: F401
     import torch
     import transformers
+    import transformers.generation.utils
     import trl  # noqa: F401
 
     from flows import cli  # noqa: F401
