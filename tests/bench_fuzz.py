@@ -77,7 +77,7 @@ def tried(name: str, seed: int, first: int, inputs: int, place: Path) -> int:
             bad += 1
             print(f"BAD --only {name} --seed {seed} --first {number} --inputs 1: {trouble}", flush=True)
         said.flush()
-        refused += bool(said.buffer.getbuffer().nbytes)  # type: ignore[attr-defined]
+        refused += bool(said.buffer.getbuffer().nbytes)
     print(f"{name:<12}{count:>9,}{refused:>9,}{bad:>6}{time.monotonic() - began:>8.0f}", flush=True)
     return bad
 

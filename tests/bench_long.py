@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from data.store.campaign import Campaign
 
@@ -65,7 +66,8 @@ class Figures:
     def _ask(self, home: Path) -> None:
         from flows.commands import show
 
-        for name, question in zip(ANSWERS, (lambda: show.show("long", home=home), lambda: show.runs(home)), strict=True):
+        questions: list[Callable[[], None]] = [lambda: show.show("long", home=home), lambda: show.runs(home)]
+        for name, question in zip(ANSWERS, questions, strict=True):
             began = time.process_time()
             question()
             self.answers[name].append(time.process_time() - began)
@@ -101,8 +103,9 @@ class Figures:
 
 def after_each_round(measure: Callable[[int], None]) -> None:
     """Have `measure` called whenever a round was recorded and delivered."""
-    from flows.round import finish
+    import flows.round.finish
 
+    finish: Any = flows.round.finish
     real = finish.deliver_rounds  # the last step of a round
 
     def delivered(campaign: Campaign, tell: Callable[[str], None]) -> None:

@@ -45,7 +45,7 @@ def test_any_campaign_file_is_read_or_named(known_store: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        (lambda draw, place: {}["x"], "KeyError"),
+        (lambda draw, place: dict[str, int]()["x"], "KeyError"),
         (lambda draw, place: (place.parent / "outside").write_text("x"), "Escape: open"),
         (lambda draw, place: (place.parent / "outside").mkdir(), "Escape: os.mkdir"),
         (lambda draw, place: os.system("true"), "Escape: os.system"),
