@@ -47,7 +47,8 @@ from tests import micro
 from tests.laboratory import Attempt, Calm, Ended, Home, Moment, imported, remount, small_disk
 
 RECIPES = ("tiny_raft", "tiny_dpo")
-DIED = (-signal.SIGABRT, -signal.SIGSEGV)  # what libraries in C++ do without memory
+DIED = (-signal.SIGABRT, -signal.SIGSEGV, 127)  # what libraries in C++ do without memory, and what the C library does
+FULL = re.compile("no space left|disk is full", re.IGNORECASE)
 
 
 @dataclass
@@ -139,7 +140,10 @@ def full_disk(trial: Trial) -> None:
                 fill_up(file.fileno(), left)
 
         ended = home.disturb(moment, after, fill)
-        trial.what, trial.landed = f"{moment.name} of round {moment.round}: code {ended.code}", ended.code != 0
+        trial.what, trial.landed = (
+            f"{moment.name} of round {moment.round}: code {ended.code}",
+            FULL.search(ended.said) is not None,
+        )
         trial.explained(ended, 0, 1, 2)
         (disk / "filler").unlink()
         trial.finish(home)
@@ -327,18 +331,15 @@ def stage_killed(trial: Trial) -> None:
     """A stage runs in a process of its own, and that process is killed."""
     moment, _ = trial.moment("make")
     home = trial.home(moment)
-    apart = [*trial.calm.arguments, "--set", "hardware.isolation='process'"]
-    attempt = home.attempt(*apart)
+    attempt = home.attempt(*trial.calm.arguments, "--set", "hardware.isolation='process'")
     attempt.wait_for(moment.name)
-    time.sleep(trial.draw.uniform(0, 4))
-    children = psutil.Process(attempt.pid).children(recursive=True)
-    trial.landed = bool(children)
-    for child in children:
-        with contextlib.suppress(psutil.NoSuchProcess):
+    time.sleep(trial.draw.uniform(0.1, 4))
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(attempt.pid).children(recursive=True):
             child.kill()
     ended = attempt.end()
     home.note(ended)
-    trial.what = f"{moment.name}: code {ended.code}"
+    trial.what, trial.landed = f"{moment.name}: code {ended.code}", ended.code != 0
     trial.explained(ended, 0, 1)
     trial.finish(home)
 

@@ -111,17 +111,22 @@ class Campaign:
                     f"campaign '{name}' exists with another recipe; pass another --name, or undo the change to resume it:\n  "
                     + "\n  ".join(changed)
                 )
-            existing.recipe = recipe  # hardware may differ
+            if existing.recipe.hardware != recipe.hardware:  # it may differ; flows and `resume` read it from the file
+                existing.recipe = recipe
+                existing._write_recipe()
             return existing
         campaign = cls(home, name, recipe)
+        campaign._write_recipe()
+        return campaign
+
+    def _write_recipe(self) -> None:
         try:
-            (folder / "rounds").mkdir(parents=True, exist_ok=True)
-            write_atomic(folder / "recipe.json", json.dumps(recipe.plain(), indent=1))
+            (self.folder / "rounds").mkdir(parents=True, exist_ok=True)
+            write_atomic(self.folder / "recipe.json", json.dumps(self.recipe.plain(), indent=1))
         except OSError as error:
             raise HomeError(
-                f"expected a writable home, cannot write {folder}: {error.strerror}; pass another --home"
+                f"expected a writable home, cannot write {self.folder}: {error.strerror}; pass another --home"
             ) from error
-        return campaign
 
     @classmethod
     def open(cls, home: Path, name: str) -> Campaign:
