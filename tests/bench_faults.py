@@ -226,10 +226,18 @@ def kinds(home: Path) -> dict[str, list[Path]]:
 
 def no_optimizer(trial: Trial) -> None:
     """The optimizer's state of the newest save is gone."""
-    moment, after = trial.moment("make-train")
+    moment, _ = trial.moment("make-train")
     home = trial.home(moment)
-    home.disturb(moment, max(after, moment.seconds / 2), lambda attempt: attempt.send(signal.SIGKILL))
-    states = sorted((home.path / "store" / "partial").rglob("optimizer.pt"))
+    partial = home.path / "store" / "partial"
+
+    def kill_after_a_save(attempt: Attempt) -> None:
+        deadline = time.monotonic() + 10  # a training without saves is killed at its end
+        while not any(partial.rglob("ratchet-manifest.json")) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        attempt.send(signal.SIGKILL)
+
+    home.disturb(moment, 0.0, kill_after_a_save)
+    states = sorted(partial.rglob("optimizer.pt"))
     trial.landed = bool(states)
     for state in states:
         state.unlink()
