@@ -14,8 +14,9 @@ from rich.text import Text
 
 Piece = str | Text | tuple[str, str]  # plain text, finished text, or text with a style
 
-# C0 and C1 control characters but newline and tab, and marks that change the direction of what follows
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# C0 and C1 control characters but newline and tab, marks that change the direction of what follows, and surrogates: half a
+# character is no text, and Python reads a byte of a file's name that is no UTF-8 as one
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def plain(text: str) -> str:

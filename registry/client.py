@@ -29,6 +29,7 @@ ID = "mlflow.id"  # in a campaign's folder
 BACKENDS = ("sqlite:///", "postgresql", "mysql", "mssql", "databricks", "uc:")  # of MLflow, beside servers
 VIEW = "mlflow.sharedViewState.ratchet"  # the tag with the columns of a shared view; by default MLflow's UI shows no numbers
 COLUMNS = ["metrics.`accuracy`", "metrics.`accuracy_low`", "metrics.`accuracy_high`", "tags.`verdict`", "tags.`reason`"]
+LONGEST_LOCK = 15.0  # seconds; a delivery holds the database for a fraction of one
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -89,6 +90,7 @@ def mlflow_client(home: Path) -> Iterator[MlflowClient]:
     try:
         if not os.environ.get("MLFLOW_TRACKING_URI"):
             _make_database(home)
+            _wait_for_lock(home / "mlflow.db")
             moved.correct(home)
         yield mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
     except failures as error:  # ImportError: a database needs a package of its own
@@ -115,6 +117,21 @@ def _make_database(home: Path) -> None:
             stale.unlink()
         mlflow.MlflowClient(tracking_uri=f"sqlite:///{aside}").search_experiments(max_results=1)
         aside.rename(database)
+
+
+def _wait_for_lock(database: Path) -> None:
+    """Wait until the database can be written. MLflow itself would try ten times with growing pauses, for minutes in silence.
+
+    Raises:
+        sqlite3.OperationalError: another program has held it for LONGEST_LOCK seconds.
+    """
+    with contextlib.closing(sqlite3.connect(database, timeout=LONGEST_LOCK, isolation_level=None)) as connection:
+        try:
+            connection.execute("begin immediate")
+            connection.execute("rollback")
+        except sqlite3.OperationalError as error:  # a database that may only be read can be read all the same
+            if "locked" in str(error):
+                raise
 
 
 def experiment(client: MlflowClient, home: Path) -> str:

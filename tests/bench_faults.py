@@ -14,6 +14,7 @@ among the faults that kill (SIGKILL, SIGTERM, Ctrl-C once and twice), --others a
     doubled    metrics that MLflow holds twice
     different  campaigns with other digests than the calm one
     traceback  ends that were explained by a traceback, or not at all
+    longest s  seconds of the longest trial
 
 Disk faults are real file systems in memory, so they need a user who may mount (else they are left out, and it says so). Clock,
 out of memory on a GPU, NaN and a scorer that raises are planted inside the process. Prefect's server, worker and flow processes
@@ -23,8 +24,11 @@ are killed by `ratchet bench kills_prefect`. Exit code 1 where anything was lost
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -32,14 +36,19 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
+from tasks.score.scorers import Score
+from tests import micro
 from tests.laboratory import Attempt, Calm, Ended, Home, Moment, imported, remount, small_disk
 
 RECIPES = ("tiny_raft", "tiny_dpo")
-EXPLAINED = (0, 1, 2, 3, 130, 143, -signal.SIGKILL, -signal.SIGTERM)  # ends that may happen
+DIED = (-signal.SIGABRT, -signal.SIGSEGV, 127)  # what libraries in C++ do without memory, and what the C library does
+FULL = re.compile("no space left|disk is full", re.IGNORECASE)
 
 
 @dataclass
@@ -52,6 +61,7 @@ class Trial:
     what: str = ""  # what happened, in words
     landed: bool = True
     troubles: list[str] = field(default_factory=list)
+    messages: set[str] = field(default_factory=set)  # what a person was told, without numbers and names
     seconds: float = 0.0
 
     def moment(self, only: str = "") -> tuple[Moment, float]:
@@ -63,6 +73,7 @@ class Trial:
 
     def explained(self, ended: Ended, *codes: int) -> None:
         """Note an end that is none of the codes, or that nobody could understand."""
+        self.messages |= told(ended.said)
         if ended.code not in codes:
             self.troubles.append(f"unexpected exit code {ended.code}: {ended.said[-400:]}")
         if "Traceback" in ended.said:
@@ -74,6 +85,16 @@ class Trial:
         self.explained(ended, 0)
         if ended.code == 0:
             self.troubles += home.troubles()
+
+
+def told(said: str) -> set[str]:
+    """Errors, warnings and interruptions among what was printed, with numbers, keys and folders replaced."""
+    lines = [
+        line
+        for line in said.splitlines()
+        if re.match(r"\w*(Error|Failed|Artifact|Campaign|Reached|Use)\b:|Interrupted|warning", line)
+    ]
+    return {re.sub(r"/tmp/\S*?/(?=home|k\b|store)|\b[0-9a-f]{12,}\b|\d+(\.\d+)?", "~", line.strip()) for line in lines}
 
 
 # -- kills ---------------------------------------------------------------------------------------------------------------
@@ -98,6 +119,15 @@ def killed(*numbers: int) -> Callable[[Trial], None]:
 
 
 # -- disks ---------------------------------------------------------------------------------------------------------------
+def fill_up(file: int, left: int) -> None:
+    """Let a file take the rest of its disk, but so many bytes. The campaign writes meanwhile, so it may take some tries."""
+    for _ in range(100):
+        free = os.fstatvfs(file).f_bavail * os.fstatvfs(file).f_frsize
+        with contextlib.suppress(OSError):
+            os.posix_fallocate(file, 0, max(1, free - left))
+            return
+
+
 def full_disk(trial: Trial) -> None:
     """The disk has a few kilobytes left from a random moment on."""
     moment, after = trial.moment()
@@ -107,11 +137,13 @@ def full_disk(trial: Trial) -> None:
         def fill(attempt: Attempt) -> None:
             left = trial.draw.choice((0, 0, 4096, 65536))
             with (disk / "filler").open("wb") as file:
-                free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
-                os.posix_fallocate(file.fileno(), 0, max(1, free - left))
+                fill_up(file.fileno(), left)
 
         ended = home.disturb(moment, after, fill)
-        trial.what, trial.landed = f"{moment.name} of round {moment.round}: code {ended.code}", ended.code != 0
+        trial.what, trial.landed = (
+            f"{moment.name} of round {moment.round}: code {ended.code}",
+            FULL.search(ended.said) is not None,
+        )
         trial.explained(ended, 0, 1, 2)
         (disk / "filler").unlink()
         trial.finish(home)
@@ -194,10 +226,18 @@ def kinds(home: Path) -> dict[str, list[Path]]:
 
 def no_optimizer(trial: Trial) -> None:
     """The optimizer's state of the newest save is gone."""
-    moment, after = trial.moment("make-train")
+    moment, _ = trial.moment("make-train")
     home = trial.home(moment)
-    home.disturb(moment, max(after, moment.seconds / 2), lambda attempt: attempt.send(signal.SIGKILL))
-    states = sorted((home.path / "store" / "partial").rglob("optimizer.pt"))
+    partial = home.path / "store" / "partial"
+
+    def kill_after_a_save(attempt: Attempt) -> None:
+        deadline = time.monotonic() + 10  # a training without saves is killed at its end
+        while not any(partial.rglob("ratchet-manifest.json")) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        attempt.send(signal.SIGKILL)
+
+    home.disturb(moment, 0.0, kill_after_a_save)
+    states = sorted(partial.rglob("optimizer.pt"))
     trial.landed = bool(states)
     for state in states:
         state.unlink()
@@ -262,17 +302,16 @@ def few_files() -> None:
 
 
 def scorer_raises() -> None:
-    from tests import micro
-
     real, calls = micro.ends_even, iter(range(10**9))
     last = random.Random(os.getpid()).randrange(3)
 
-    def raises(prompts: list[micro.Row], completions: list[micro.Row]) -> list[object]:
+    @functools.wraps(real)
+    def raises(prompts: Sequence[micro.Row], completions: Sequence[micro.Row]) -> list[Score]:
         if next(calls) >= last:
             raise ValueError("planted")
-        return list(real(prompts, completions))
+        return real(prompts, completions)
 
-    micro.ends_even = raises  # type: ignore[assignment]
+    micro.ends_even = raises
 
 
 def loss_is_nan() -> None:
@@ -288,6 +327,29 @@ def loss_is_nan() -> None:
         return loss * float("nan")
 
     Trainer.training_step = step
+
+
+def small_files() -> None:
+    """`ulimit -f`: no file may grow beyond a few kilobytes."""
+    size = random.Random(os.getpid()).choice((1, 16, 64, 256)) * 1024
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def stage_killed(trial: Trial) -> None:
+    """A stage runs in a process of its own, and that process is killed."""
+    moment, _ = trial.moment("make")
+    home = trial.home(moment)
+    attempt = home.attempt(*trial.calm.arguments, "--set", "hardware.isolation='process'")
+    attempt.wait_for(moment.name)
+    time.sleep(trial.draw.uniform(0.1, 4))
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(attempt.pid).children(recursive=True):
+            child.kill()
+    ended = attempt.end()
+    home.note(ended)
+    trial.what, trial.landed = f"{moment.name}: code {ended.code}", ended.code != 0
+    trial.explained(ended, 0, 1)
+    trial.finish(home)
 
 
 def mlflow_is_gone() -> None:
@@ -342,8 +404,10 @@ OTHERS: dict[str, Callable[[Trial], None]] = {
     "gc beside": beside("gc", "--yes", codes=(0, 2)),
     "fork beside": beside("fork", "k", "--at", "0", "--name", "forked", codes=(0, 2)),
     "clock backwards": planted(clock_backwards, 0),
-    "little memory": planted(little_memory, 0, 1, 2, only="make"),
+    "little memory": planted(little_memory, 0, 1, 2, *DIED, only="make"),
     "few open files": planted(few_files, 0, 1, 2),
+    "small files": planted(small_files, 0, 1, 2),
+    "stage killed": stage_killed,
     "scorer raises": planted(scorer_raises, 0, 1, only="make-score"),
     "loss is NaN": planted(loss_is_nan, 0, 1, only="make-train"),
     "MLflow is gone": planted(mlflow_is_gone, 0),
@@ -391,11 +455,12 @@ COLUMNS = {  # what each column counts: trials with a trouble that has one of th
 
 def table(trials: dict[str, list[Trial]]) -> str:
     """A row per fault."""
-    lines = [f"{'fault':<20}{'tried':>7}{'in time':>9}{'survived':>10}" + "".join(f"{name:>11}" for name in COLUMNS)]
+    names = "".join(f"{name:>11}" for name in COLUMNS)
+    lines = [f"{'fault':<20}{'tried':>7}{'in time':>9}{'survived':>10}{names}{'longest s':>11}"]
     for name, some in trials.items():
         good, landed = sum(not trial.troubles for trial in some), sum(trial.landed for trial in some)
         cells = "".join(f"{sum(troubled(trial, words) for trial in some):>11}" for words in COLUMNS.values())
-        lines.append(f"{name:<20}{len(some):>7}{landed:>9}{good:>10}{cells}")
+        lines.append(f"{name:<20}{len(some):>7}{landed:>9}{good:>10}{cells}{max(trial.seconds for trial in some):>11.0f}")
     return "\n".join(lines)
 
 
@@ -434,6 +499,8 @@ def main() -> int:
         shutil.rmtree(place, ignore_errors=True)
     every = [trial for some in trials.values() for trial in some]
     print(table(trials))
+    for message in sorted({message for trial in every for message in trial.messages}):
+        print(f"told: {message}")
     print(f"{len(every)} faults, {sum(not trial.troubles for trial in every)} survived; {time.monotonic() - began:.0f} s")
     return 1 if any(trial.troubles for trial in every) else 0
 

@@ -34,6 +34,8 @@ from tests.micro import SETS
 
 PATIENCE = 300  # seconds that an attempt may take
 SMALL = ("rounds=1", "probe.samples=2", "hardware.prefect=false")
+ROUNDS_IN_MLFLOW = """select count(*) from tags r join tags c on r.run_uuid = c.run_uuid
+    where r.key = 'ratchet.round' and c.key = 'ratchet.campaign' and c.value = 'k'"""
 Patch = Callable[[], None]  # something that goes wrong inside the attempt's process
 
 
@@ -141,9 +143,11 @@ def _become(home: Path, arguments: Sequence[str], said: Path, marks: int, patch:
 
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:  # whatever happens: two laboratories would go on
+            os._exit(code)
 
 
 def watch(tell: Callable[[str, str], Any]) -> None:
@@ -292,7 +296,7 @@ class Home:
         """What MLflow lacks: rounds, or the final metrics."""
         campaign = Campaign.open(self.path, "k")
         with contextlib.closing(sqlite3.connect(self.path / "mlflow.db")) as database:
-            rounds = database.execute("select count(*) from tags where key = 'ratchet.round'").fetchone()[0]
+            rounds = database.execute(ROUNDS_IN_MLFLOW).fetchone()[0]
         if rounds != len(campaign.rounds()):
             return f"{len(campaign.rounds()) - rounds} rounds"
         return "" if campaign.final() and campaign.delivered else "the final metrics"
@@ -331,6 +335,7 @@ def imported() -> None:
     import mlflow  # noqa: F401
     import torch
     import transformers
+    import transformers.generation.utils
     import trl  # noqa: F401
 
     from flows import cli  # noqa: F401

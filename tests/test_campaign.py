@@ -99,13 +99,13 @@ def test_an_accepted_name_is_one_folder(name: str) -> None:
 
 
 def test_the_same_recipe_reopens_a_campaign(tmp_path: Path, campaign: Campaign) -> None:
-    # the same command resumes; other hardware is the same campaign and is used
+    # the same command resumes; other hardware is the same campaign and is used, also by what opens it by name, as flows do
     campaign.record(finished(0))
     other = load("tiny_raft", ["hardware.workers=7"])
     again = Campaign.start(tmp_path, "first", other)
     assert again.rounds() == [finished(0)]
     assert again.recipe.hardware.workers == 7
-    assert Campaign.open(tmp_path, "first").recipe == RECIPE
+    assert Campaign.open(tmp_path, "first").recipe == other
     assert names(tmp_path) == ["first"]
 
 

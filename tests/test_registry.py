@@ -615,6 +615,23 @@ def test_a_broken_database_is_one_clear_error(home: Path, campaign: Campaign) ->
         sync_campaign(campaign)
 
 
+def test_a_database_that_another_program_holds_is_told_soon(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Claim: a locked database is one message in seconds, not minutes of silence, and MLflow answers once it is free.
+    monkeypatch.setattr("registry.client.LONGEST_LOCK", 0.2)
+    with mlflow_client(home):
+        pass
+    other = sqlite3.connect(home / "mlflow.db", isolation_level=None)
+    other.execute("begin exclusive")
+    began = time.monotonic()
+    told = r"(?s)mlflow\.db.*database is locked.*run the same command again"
+    with pytest.raises(MLflowUnreachable, match=told), mlflow_client(home):
+        pass
+    assert time.monotonic() - began < 5
+    other.close()
+    with mlflow_client(home) as client:
+        assert client.search_experiments()
+
+
 def test_links_lead_to_the_rounds_in_order(home: Path, campaign: Campaign) -> None:
     # The compare view shows columns in the order of the URL, and cannot read one that does not begin with the runs.
     sync_campaign(campaign)

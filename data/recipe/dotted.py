@@ -20,7 +20,7 @@ def parse_set(item: str) -> tuple[str, Any]:
         raise RecipeError(f"--set {item}: expected a.b=value")
     try:
         return path, tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML; or a number of thousands of digits, or thousands of brackets
         return path, text
 
 

@@ -155,7 +155,7 @@ def load(source: str | Path, sets: Sequence[Setting] = (), overrides: Mapping[st
     path = find(source)
     try:
         values = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of a number of thousands of digits, or thousands of brackets
         raise RecipeError(f"{path}: expected TOML: {error}") from error
     for dotted, value in [*overrides.items(), *(parse_set(item) if isinstance(item, str) else item for item in sets)]:
         set_value(values, dotted, value)

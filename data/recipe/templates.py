@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from data.errors import RecipeError, did_you_mean
 
@@ -108,7 +108,7 @@ def load(name: str) -> Template:
     """
     try:
         return Template.model_validate(tomllib.loads(path(name).read_text()))
-    except (tomllib.TOMLDecodeError, ValidationError) as error:
+    except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path(name)}: expected a judge template, found a file that does not validate: {error}") from error
 
 

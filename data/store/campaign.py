@@ -28,6 +28,14 @@ Decision = Literal["start", "promote", "hold", "roll_back", "stop", "ask"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RECORD = re.compile(r"\d{3,}\.json")
 REMADE = "delete it and run the campaign again: it is made anew from finished artifacts"
+UNREADABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    RecipeError,
+)  # ValueError: no JSON, UTF-8 or Round
 T = TypeVar("T")
 
 
@@ -103,17 +111,22 @@ class Campaign:
                     f"campaign '{name}' exists with another recipe; pass another --name, or undo the change to resume it:\n  "
                     + "\n  ".join(changed)
                 )
-            existing.recipe = recipe  # hardware may differ
+            if existing.recipe.hardware != recipe.hardware:  # it may differ; flows and `resume` read it from the file
+                existing.recipe = recipe
+                existing._write_recipe()
             return existing
         campaign = cls(home, name, recipe)
+        campaign._write_recipe()
+        return campaign
+
+    def _write_recipe(self) -> None:
         try:
-            (folder / "rounds").mkdir(parents=True, exist_ok=True)
-            write_atomic(folder / "recipe.json", json.dumps(recipe.plain(), indent=1))
+            (self.folder / "rounds").mkdir(parents=True, exist_ok=True)
+            write_atomic(self.folder / "recipe.json", json.dumps(self.recipe.plain(), indent=1))
         except OSError as error:
             raise HomeError(
-                f"expected a writable home, cannot write {folder}: {error.strerror}; pass another --home"
+                f"expected a writable home, cannot write {self.folder}: {error.strerror}; pass another --home"
             ) from error
-        return campaign
 
     @classmethod
     def open(cls, home: Path, name: str) -> Campaign:
@@ -323,7 +336,7 @@ def _read(path: Path, parse: Callable[[str], T], remedy: str) -> T:
     """What a file of a campaign says. Any content may be there: a crash, a full disk or an editor may have left it."""
     try:
         return parse(path.read_text())
-    except (OSError, ValueError, TypeError, AttributeError, RecipeError) as error:  # ValueError: no JSON, UTF-8 or Round
+    except UNREADABLE as error:
         reason = " ".join(str(error).split())[:200]
         raise DamagedCampaign(f"expected {path} as Ratchet wrote it, found it damaged ({reason}); {remedy}") from error
 

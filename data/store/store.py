@@ -136,8 +136,10 @@ class Store:
                 raise ValueError("its digest does not match its list of files")
             if Job(**loaded["job"]).key != key:
                 raise ValueError("its job does not match its key")
+            if not all(inner is None or isinstance(inner, str) for inner in loaded["input_keys"].values()):
+                raise ValueError("an input's key is no text")
             return loaded
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
             raise DamagedArtifact(f"manifest of {key[:12]}: {error}") from error
 
     # -- reading ----------------------------------------------------------------------------------------------------
@@ -164,7 +166,7 @@ class Store:
 
     def _absent(self, key: str) -> str:
         marker = self.folder(key) / "absent"
-        return marker.read_text() if marker.exists() else ""
+        return (marker.read_text(errors="replace") or "damaged") if marker.exists() else ""
 
     def _check_files(self, key: str, manifest: Mapping[str, Any], full: bool) -> None:
         payload = self.folder(key) / "payload"
@@ -173,7 +175,7 @@ class Store:
             changed = sorted(set(present) ^ set(manifest["files"]))
             raise DamagedArtifact(f"{manifest['job']['stage']} {key[:12]}: files added or missing: {', '.join(changed[:3])}")
         stamp = self._stamp(payload, present)
-        if not full and self._stamp_file(key).exists() and self._stamp_file(key).read_text() == stamp:
+        if not full and self._stamp_file(key).exists() and self._stamp_file(key).read_bytes() == stamp.encode():
             return
         for name, path in present.items():
             if sha256_file(path) != manifest["files"][name]["sha256"]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.errors import CampaignError, RecipeError
+from data.errors import CampaignError, DamagedCampaign, RecipeError
 from data.recipe import recipe as recipes
 from data.recipe.dotted import parse_set
 from data.recipe.recipe import Recipe
@@ -83,7 +83,14 @@ class Sweep:
 
     @classmethod
     def open(cls, home: Path, name: str) -> Sweep:
-        return cls(**json.loads((home / "sweeps" / f"{name}.json").read_text()))
+        path = home / "sweeps" / f"{name}.json"
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise DamagedCampaign(
+                f"expected {path} as Ratchet wrote it, found it damaged ({error}); delete it and run the same sweep again: "
+                "finished campaigns are not run again"
+            ) from error
 
     def recipes(self, source: str | Path, sets: Sequence[str], overrides: dict[str, Any]) -> dict[str, Recipe]:
         """The recipe of each campaign. All are validated before any of them runs.

@@ -90,7 +90,7 @@ def _read(path: Path, ids: frozenset[str]) -> Read:
         record = json.loads(path.read_text())
         digests = frozenset(record["checkpoints"].values())
         return Read(str(record["campaign"]), str(record["when"]), digests, frozenset(record["prompts"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         split, *name, _, _ = path.name.split(".")
         when = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds").removesuffix("+00:00")
         return Read(".".join(name), when, DAMAGED, ids if split == digest(ids) else frozenset())

@@ -6,15 +6,16 @@ as soon as it arrives. So a second attempt sends, and pays for, only the missing
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from data.addresses import http_address
 from data.errors import EndpointError
@@ -61,6 +62,9 @@ class Reply:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     journalled: bool = False  # an earlier attempt received and counted it
+
+
+_REPLIES = TypeAdapter(Reply)
 
 
 @dataclass
@@ -122,16 +126,14 @@ def replies_to(
 
 # -- the journal --------------------------------------------------------------------------------------------------------
 def _read(journal: Path | None) -> dict[str, Reply]:
-    """The completions of earlier attempts. A line that is no JSON is skipped: a killed process leaves an incomplete line."""
+    """The completions of earlier attempts. A line that is no reply is skipped: a killed process leaves an incomplete line."""
     if journal is None or not journal.exists():
         return {}
     replies = {}
-    for line in journal.read_text().splitlines():
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue
-        replies[values["id"]] = Reply(**{**values, "failures": tuple(values["failures"]), "journalled": True})
+    for line in journal.read_bytes().split(b"\n"):
+        with contextlib.suppress(ValidationError):
+            reply = _REPLIES.validate_json(line, strict=True)
+            replies[reply.id] = replace(reply, journalled=True)
     return replies
 
 

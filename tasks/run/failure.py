@@ -14,6 +14,7 @@ import re
 import signal
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,16 @@ def clear(folder: Path) -> None:
 def earlier(folder: Path) -> list[dict[str, Any]]:
     """The errors of the attempts before this one."""
     path = folder / EARLIER
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return list(_records(path)) if path.exists() else []
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file in scratch, one a line. A line that a full disk or a kill left incomplete is skipped."""
+    for line in path.read_bytes().split(b"\n"):
+        with contextlib.suppress(ValueError, RecursionError):
+            record = json.loads(line)
+            if isinstance(record, dict) and record.keys() >= {"time", "module", "type", "message"}:
+                yield record
 
 
 def error_of(stage: str, code: int, folder: Path, output: str) -> RatchetError:
@@ -89,7 +99,7 @@ def _last_lines(output: str) -> str:
 
 def _first(folder: Path) -> dict[str, Any] | None:
     """The error that was raised first, or None. It is moved from its file to those of earlier attempts."""
-    errors_of_ranks = [json.loads(path.read_text()) for path in folder.glob("error-*.json")]
+    errors_of_ranks = [record for path in folder.glob("error-*.json") for record in _records(path)]
     clear(folder)
     if not errors_of_ranks:
         return None

@@ -56,7 +56,7 @@ class Work:
     def events(self) -> list[str]:
         """The events that this attempt and earlier ones recorded."""
         path = self.scratch / EVENTS
-        return path.read_text().splitlines() if path.exists() else []
+        return path.read_text(errors="replace").splitlines() if path.exists() else []
 
 
 def module_of(stage: Stage) -> ModuleType:
