@@ -111,7 +111,7 @@ class Campaign:
                     f"campaign '{name}' exists with another recipe; pass another --name, or undo the change to resume it:\n  "
                     + "\n  ".join(changed)
                 )
-            if existing.recipe.hardware != recipe.hardware:  # it may differ; flows and `resume` read it from the file
+            if existing.recipe.hardware != recipe.hardware and not cls.runs(home, name):  # flows and `resume` read the file
                 existing.recipe = recipe
                 existing._write_recipe()
             return existing
