@@ -216,9 +216,12 @@ def test_the_command_tells_in_sentences_and_in_json(
     # a missing column is named with what there is.
     rows = rows_of(planted(60, np.random.default_rng(2), own=2.0))
     others = [{**row, "judge": "human", "verdict": row["gold"]} for row in rows]
-    file = written(tmp_path / "v.jsonl", [*rows, *others])
+    file = written(tmp_path / "v.jsonl", [*rows, *others, {**rows[0], "judge": "\x1b]0;owned\x07"}])
     assert ratchet("audit-judge", file) == 0
-    lines = capsys.readouterr().out.splitlines()
+    text = capsys.readouterr().out
+    assert "\\x1b]0;owned\\x07: 1 verdict" in text
+    assert "\x1b" not in text
+    lines = text.splitlines()
     assert "judge: 120 verdicts on 60 pairs, 60 pairs in both orders, 0 verdicts unreadable." in lines
     assert any(line.startswith("  Self-preference, errors for its own text minus errors against it: +") for line in lines)
     unknown = "Self-preference cannot be known: no pair sets a text of human against another's"

@@ -12,6 +12,7 @@ import typer
 
 from data.errors import PromptsError
 from flows.commands.options import Json
+from flows.terminal import out
 
 if TYPE_CHECKING:
     from tasks.evaluate.judge_audit import Report
@@ -65,7 +66,7 @@ def audit_judge(
         print(json.dumps(_plain(reports, together, equal), indent=1))
         return
     for text in [*_about_the_file(by_prompt, equal), *_lines(reports), *_of_two(together)]:
-        print(text)
+        out.print(text, soft_wrap=True)
 
 
 # -- telling --------------------------------------------------------------------------------------------------------------

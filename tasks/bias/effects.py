@@ -15,9 +15,10 @@ from typing import Literal
 
 import numpy as np
 
+from data.statistics import LEVEL
+
 Kind = Literal["real", "rate", "length"]  # rate: 0 or 1 per completion; length: a count, compared on the log scale
 Array = np.ndarray
-LEVEL = 0.95
 SMALLEST = 30  # prompts below which nothing is tested; also the smallest group of the ledger
 
 

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from data.alarm import Alarm
+from data.statistics import LEVEL
 from tasks.bias.alarm_rule import remedies
-from tasks.bias.effects import LEVEL, SMALLEST, Array, prompt_means
+from tasks.bias.effects import SMALLEST, Array, prompt_means
 from tasks.bias.pressure import DIFFERENCE, UNKNOWN, Estimate, Z, estimate
 
 FLOOR = 0.02  # smallest gap that raises an alarm, as a share of right answers: two points, as for rates in the alarm rule
